@@ -1,0 +1,1 @@
+"""What any detector's results show of the agreement between scores and boxes."""

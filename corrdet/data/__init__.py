@@ -1,0 +1,53 @@
+"""Data sets, and the way from files to batches.
+
+Importing this registers ``digits_train``, ``digits_val``, ``neon_trees_train``, ``neon_trees_val``.
+
+- :mod:`~corrdet.data.digits`, :mod:`~corrdet.data.neon_trees`: data sets that make themselves on
+  first use.
+- :mod:`~corrdet.data.voc`: Pascal VOC XML to COCO; also ``python -m corrdet.data.voc``.
+- :mod:`~corrdet.data.register`: users' COCO files, named in the config.
+- :mod:`~corrdet.data.checks`: what is wrong with annotations and images, before training finds out.
+- :mod:`~corrdet.data.files`: files that are complete or not there.
+- :mod:`~corrdet.data.mapper`, :mod:`~corrdet.data.loader`: samples, and batches that survive a
+  restart.
+"""
+
+from importlib.util import find_spec
+
+from corrdet.data.files import atomic_write, datasets_root
+
+__all__ = ["atomic_write", "datasets_root"]
+
+# Files and the VOC converter do without Detectron2, as the report on any detector's results must.
+if find_spec("detectron2") is not None:
+    from corrdet.data.checks import (
+        AnnotationError,
+        ImageReadError,
+        check_dataset,
+        filter_unreadable,
+    )
+    from corrdet.data.digits import prepare_digits, register_digits
+    from corrdet.data.loader import ResumableLoader, build_train_loader, training_dicts
+    from corrdet.data.mapper import CorrdetDatasetMapper
+    from corrdet.data.neon_trees import prepare_neon_trees, register_neon_trees
+    from corrdet.data.register import RegistrationError, register_from_config
+
+    __all__ += [
+        "AnnotationError",
+        "CorrdetDatasetMapper",
+        "ImageReadError",
+        "RegistrationError",
+        "ResumableLoader",
+        "build_train_loader",
+        "check_dataset",
+        "filter_unreadable",
+        "prepare_digits",
+        "prepare_neon_trees",
+        "register_digits",
+        "register_from_config",
+        "register_neon_trees",
+        "training_dicts",
+    ]
+
+    register_digits()
+    register_neon_trees()

@@ -1,0 +1,258 @@
+"""Checks of data sets before training starts.
+
+A box without width, or a class that the model does not have, otherwise shows up hours later as a
+NaN or a CUDA assertion that names neither image nor annotation.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.structures import BoxMode
+from tqdm import tqdm
+
+__all__ = [
+    "AnnotationError",
+    "ImageReadError",
+    "check_dataset",
+    "filter_unreadable",
+    "unreadable_reason",
+]
+
+logger = logging.getLogger(__name__)
+
+MAX_LISTED = 10
+# Pixels by which a box may overhang its image. COCO's own annotations overhang by fractions of a
+# pixel, and converters that are off by one, or by one on each side, are common; such boxes are
+# clipped.
+OVERHANG_TOLERANCE = 2.0
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be trained on; the message names the first of them."""
+
+
+class ImageReadError(OSError):
+    """An image cannot be read."""
+
+
+def check_dataset(
+    name: str,
+    dataset_dicts: list[dict],
+    *,
+    skip_unreadable: bool = False,
+    skip_bad_annotations: bool = False,
+    check_images: bool = False,
+    num_classes: int | None = None,
+) -> list[dict]:
+    """Check the annotations, and the images if asked, of a data set in Detectron2's format.
+
+    Args:
+        name: the data set's name, for messages and for its ``thing_classes``.
+        dataset_dicts: as :meth:`DatasetCatalog.get` returns them; not changed.
+        skip_unreadable: drop images that cannot be decoded, and log which; reads every image.
+        skip_bad_annotations: drop bad annotations instead of raising, keep their images, log how
+            many of what kind.
+        check_images: decode every image although ``skip_unreadable`` is off, and raise.
+        num_classes: category ids must be in 0..num_classes-1; the length of ``thing_classes`` if
+            not given, unchecked if that is unknown.
+
+    Returns:
+        The checked list. Boxes that overhang their image by up to 2 pixels are clipped to it.
+
+    Raises:
+        AnnotationError: without ``skip_bad_annotations``, for boxes that are not finite, without
+            width or height, outside of the image or overhanging it by more than 2 pixels, and for
+            category ids out of range; names the first ten and counts all.
+        ImageReadError: with ``check_images`` and without ``skip_unreadable``.
+    """
+    if num_classes is None:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        num_classes = None if classes is None else len(classes)
+    checked: list[dict] = []
+    problems: list[str] = []
+    kinds: dict[str, int] = {}
+    clipped = 0
+    for record in dataset_dicts:
+        annotations = record.get("annotations")
+        if not annotations:
+            checked.append(record)
+            continue
+        kept = []
+        for index, annotation in enumerate(annotations):
+            kind, reason, replacement = _check_annotation(annotation, record, num_classes)
+            if kind is not None:
+                kinds[kind] = kinds.get(kind, 0) + 1
+                if len(problems) < MAX_LISTED:
+                    problems.append(_describe(record, index, annotation, reason))
+                continue
+            clipped += replacement is not annotation
+            kept.append(replacement)
+        if len(kept) != len(annotations) or any(
+            new is not old for new, old in zip(kept, annotations, strict=True)
+        ):
+            record = {**record, "annotations": kept}
+        checked.append(record)
+
+    total = sum(kinds.values())
+    if total:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        if total > len(problems):
+            listing += f"\n  and {total - len(problems)} more"
+        if not skip_bad_annotations:
+            raise AnnotationError(
+                f"data set {name!r} has {total} bad annotation(s) ({counts}):\n{listing}\n"
+                "Correct the annotation file, or leave them out with "
+                "DATASETS.SKIP_BAD_ANNOTATIONS True."
+            )
+        logger.warning(f"{name}: left out {total} bad annotation(s) ({counts}):\n{listing}")
+    if clipped:
+        logger.info(
+            f"{name}: clipped {clipped} box(es) that overhang their image by at most "
+            f"{OVERHANG_TOLERANCE:g} pixels"
+        )
+
+    if skip_unreadable:
+        return filter_unreadable(name, checked)
+    if check_images:
+        unreadable = _find_unreadable(name, checked)
+        if unreadable:
+            raise ImageReadError(
+                f"data set {name!r} has {len(unreadable)} image(s) that cannot be read:\n"
+                f"{_list_unreadable(unreadable)}\n{SKIP_ADVICE}"
+            )
+    return checked
+
+
+SKIP_ADVICE = (
+    "Replace the file, or leave out images that cannot be read with DATASETS.SKIP_UNREADABLE True."
+)
+
+
+def filter_unreadable(name: str, dataset_dicts: Sequence[dict], threads: int = 8) -> list[dict]:
+    """Decode every image, drop those that cannot be, and log their names.
+
+    Args:
+        name: the data set's name, for the log.
+        dataset_dicts: with ``file_name``; not changed.
+        threads: how many images to decode at once.
+
+    Returns:
+        The readable ones, in order.
+
+    Raises:
+        ImageReadError: if none is left.
+    """
+    unreadable = _find_unreadable(name, dataset_dicts, threads)
+    if not unreadable:
+        return list(dataset_dicts)
+    listing = _list_unreadable(unreadable, limit=None)
+    if len(unreadable) == len(dataset_dicts):
+        raise ImageReadError(
+            f"none of the {len(dataset_dicts)} images of data set {name!r} can be read:\n"
+            f"{_list_unreadable(unreadable)}"
+        )
+    logger.warning(
+        f"{name}: left out {len(unreadable)} of {len(dataset_dicts)} images that cannot be read:\n"
+        f"{listing}"
+    )
+    return [record for index, record in enumerate(dataset_dicts) if index not in unreadable]
+
+
+def unreadable_reason(file_name: str, image_format: str | None = "BGR") -> str | None:
+    """Why Detectron2 cannot read this image, or None if it can."""
+    try:
+        detection_utils.read_image(file_name, format=image_format)
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _find_unreadable(
+    name: str, dataset_dicts: Sequence[dict], threads: int = 8
+) -> dict[int, tuple[str, str]]:
+    """Index -> (file name, reason)."""
+    file_names = [record["file_name"] for record in dataset_dicts]
+    unreadable = {}
+    # Threads: PIL decodes without the interpreter's lock.
+    with ThreadPoolExecutor(threads) as pool:
+        reasons = pool.map(unreadable_reason, file_names)
+        bar = tqdm(reasons, total=len(file_names), desc=f"reading {name}", unit="image")
+        for index, reason in enumerate(bar):
+            if reason is not None:
+                unreadable[index] = (file_names[index], reason)
+    return unreadable
+
+
+def _list_unreadable(unreadable: dict[int, tuple[str, str]], limit: int | None = MAX_LISTED) -> str:
+    lines = [f"  {file_name}: {reason}" for file_name, reason in list(unreadable.values())[:limit]]
+    if len(lines) < len(unreadable):
+        lines.append(f"  and {len(unreadable) - len(lines)} more")
+    return "\n".join(lines)
+
+
+def _describe(record: dict, index: int, annotation: dict, reason: str) -> str:
+    identity = f", id {annotation['id']}" if "id" in annotation else ""
+    image = record.get("file_name", record.get("image_id", "an image"))
+    return (
+        f"{image}: annotation {index}{identity}, "
+        f"box {_format_box(annotation.get('bbox'))}: {reason}"
+    )
+
+
+def _format_box(box) -> str:
+    try:
+        return "(" + ", ".join(f"{float(number):g}" for number in box) + ")"
+    except (TypeError, ValueError):
+        return repr(box)
+
+
+def _check_annotation(
+    annotation: dict, record: dict, num_classes: int | None
+) -> tuple[str | None, str, dict]:
+    """One annotation.
+
+    Returns:
+        (kind, reason, annotation): kind is None if it is good, and the annotation then possibly a
+        copy with a clipped box; otherwise a word for counting and a sentence for people.
+    """
+    category = annotation.get("category_id")
+    if isinstance(category, bool) or not isinstance(category, int | np.integer):
+        return "bad category", f"category id {category!r} is not an integer", annotation
+    if category < 0 or (num_classes is not None and category >= num_classes):
+        limit = "" if num_classes is None else f"..{num_classes - 1}"
+        return "bad category", f"category id {category} is not in 0{limit}", annotation
+    mode = annotation.get("bbox_mode", BoxMode.XYXY_ABS)
+    if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        return "unsupported box", f"box mode {mode} is not supported", annotation
+    try:
+        x1, y1, third, fourth = (float(number) for number in annotation["bbox"])
+    except (KeyError, TypeError, ValueError):
+        return "unsupported box", "the box is not four numbers", annotation
+    if not all(math.isfinite(number) for number in (x1, y1, third, fourth)):
+        return "not finite", "the box is not finite", annotation
+    is_xywh = mode == BoxMode.XYWH_ABS
+    x2, y2 = (x1 + third, y1 + fourth) if is_xywh else (third, fourth)
+    if x2 <= x1 or y2 <= y1:
+        return "degenerate", "the box has no width or no height", annotation
+    width, height = record.get("width"), record.get("height")
+    if width is None or height is None:
+        return None, "", annotation
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        reason = f"the box lies outside of the {width} x {height} image (w x h)"
+        return "outside", reason, annotation
+    overhang = max(-x1, -y1, x2 - width, y2 - height)
+    if overhang > OVERHANG_TOLERANCE:
+        reason = f"the box overhangs the {width} x {height} image (w x h) by {overhang:g} pixels"
+        return "overhanging", reason, annotation
+    if overhang > 0:
+        x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
+        box = [x1, y1, x2 - x1, y2 - y1] if is_xywh else [x1, y1, x2, y2]
+        return None, "", {**annotation, "bbox": box}
+    return None, "", annotation

@@ -1,0 +1,115 @@
+"""Detectron2's dataset mapper, with errors that name the image, and empty images made trainable."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+
+from corrdet.data.checks import SKIP_ADVICE, ImageReadError, unreadable_reason
+
+__all__ = ["CorrdetDatasetMapper"]
+
+
+class CorrdetDatasetMapper(DatasetMapper):
+    """Map a dataset dict to what models take: read, augment, make tensors and instances.
+
+    It differs from :class:`detectron2.data.DatasetMapper` in four ways:
+
+    - An image that cannot be read raises :class:`ImageReadError` with the file's name and what to
+      do.
+    - An image without objects gets empty ``instances`` with every field that others have, so that
+      it can be trained on (``DATALOADER.FILTER_EMPTY_ANNOTATIONS False``).
+    - ``keep_instances``: at test time, too, the ground truth is returned as ``instances``, in the
+      coordinates of the resized image, as in training. The measure of how well scores rank the
+      boxes of one image needs it.
+
+    - Boxes and polygons that are integers in the annotation file are resized like any other. There
+      the result of resizing them is written into an integer array, which moves every edge by up to
+      one pixel.
+
+    Augmentations and mask settings come from the config as they do there; masks in COCO's RLE need
+    ``INPUT.MASK_FORMAT "bitmask"``.
+    """
+
+    @configurable
+    def __init__(self, is_train: bool, *, keep_instances: bool = False, **arguments) -> None:
+        """
+        Args:
+            is_train: whether the result is for training.
+            keep_instances: whether to keep the ground truth if it is not.
+            arguments: those of :class:`detectron2.data.DatasetMapper`.
+        """
+        super().__init__(is_train, **arguments)
+        # The base class uses this attribute for one thing: to drop the annotations when it is
+        # False. Augmentations were chosen before.
+        self.is_train = is_train or keep_instances
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
+        return super().from_config(cfg, is_train)
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """
+        Args:
+            dataset_dict: one image in Detectron2's data set format; not changed.
+
+        Returns:
+            The dict with ``image``, (C, H, W) uint8, and ``instances`` (see the class).
+
+        Raises:
+            ImageReadError: if the image cannot be read.
+            detectron2.data.detection_utils.SizeMismatchError: if it does not have the stated size.
+        """
+        try:
+            return super().__call__(dataset_dict)
+        except Exception as error:
+            # Which part failed is found out afterwards: that costs nothing as long as nothing
+            # fails.
+            reason = unreadable_reason(dataset_dict["file_name"], self.image_format)
+            if reason is None:
+                raise
+            raise ImageReadError(
+                f"cannot read image {dataset_dict['file_name']} ({reason}). {SKIP_ADVICE}"
+            ) from error
+
+    def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
+        for annotation in dataset_dict["annotations"]:
+            _make_floating(annotation)
+        if any(not annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
+            try:
+                super()._transform_annotations(dataset_dict, transforms, image_shape)
+            except ValueError as error:
+                if "mask_format=='polygon'" in str(error):
+                    raise ValueError(
+                        f"{dataset_dict['file_name']} has masks that are not polygons: "
+                        'set INPUT.MASK_FORMAT "bitmask".'
+                    ) from error
+                raise
+        else:
+            dataset_dict.pop("annotations")
+            dataset_dict["instances"] = self._empty_instances(image_shape)
+
+    def _empty_instances(self, image_shape: tuple[int, int]) -> Instances:
+        instances = Instances(image_shape)
+        instances.gt_boxes = Boxes(torch.zeros((0, 4)))
+        instances.gt_classes = torch.zeros((0,), dtype=torch.int64)
+        if self.use_instance_mask:
+            if self.instance_mask_format == "polygon":
+                instances.gt_masks = PolygonMasks([])
+            else:
+                instances.gt_masks = BitMasks(torch.zeros((0, *image_shape), dtype=torch.bool))
+        if self.use_keypoint and self.keypoint_hflip_indices is not None:
+            instances.gt_keypoints = Keypoints(
+                torch.zeros((0, len(self.keypoint_hflip_indices), 3))
+            )
+        return instances
+
+
+def _make_floating(annotation: dict) -> None:
+    annotation["bbox"] = [float(number) for number in annotation["bbox"]]
+    if isinstance(annotation.get("segmentation"), list):
+        polygons = annotation["segmentation"]
+        annotation["segmentation"] = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]

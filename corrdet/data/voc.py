@@ -1,0 +1,340 @@
+"""Pascal VOC annotations, one XML file per image, to one COCO file.
+
+From the command line::
+
+    python -m corrdet.data.voc --annotations Annotations/ --images JPEGImages/ --output voc.json
+
+The format is that of the PASCAL Visual Object Classes Challenge's development kit (Everingham et
+al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 88(2), 2010).
+VOC counts pixels from 1 and its boxes contain the pixels of both corners. The box of the whole
+image is (1, 1, width, height) there and (0, 0, width, height) in continuous coordinates, so 1 is
+subtracted from xmin and ymin only, as Detectron2's own VOC loader does. Many tools write continuous
+coordinates into the same XML instead: ``zero_based`` takes the numbers as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from corrdet.data.files import atomic_write
+
+__all__ = ["VocError", "convert_voc", "convert_voc_file", "main"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MAX_LISTED = 20
+EXIF_ORIENTATION = 0x0112  # tag; values 5 to 8 mean that width and height are swapped
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocError(ValueError):
+    """The annotations cannot be converted; the message lists what is wrong, by file and object.
+
+    ``problems``: all of them, one string each.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        shown = self.problems[:MAX_LISTED]
+        lines = [f"{len(self.problems)} problem(s) in the VOC annotations:"]
+        lines += [f"  {problem}" for problem in shown]
+        if len(shown) < len(self.problems):
+            lines.append(f"  and {len(self.problems) - len(shown)} more")
+        lines.append('Correct them, or leave out what is bad with on_error="skip" (--skip-bad).')
+        super().__init__("\n".join(lines))
+
+
+class _BadFile(Exception):
+    """A whole XML file cannot be used."""
+
+
+@dataclass
+class _VocImage:
+    file_name: str
+    width: int
+    height: int
+    objects: list[tuple[str, tuple[float, float, float, float], int]] = field(default_factory=list)
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses document type declarations.
+
+    Annotations have none; with one come entities, which can expand a small file to gigabytes.
+    """
+
+    def doctype(self, name: str, public_id: str | None, system: str | None) -> None:
+        raise _BadFile("has a document type declaration (<!DOCTYPE ...>), which is not accepted")
+
+
+def convert_voc(
+    annotations: str | os.PathLike,
+    images: str | os.PathLike,
+    *,
+    classes: Sequence[str] | None = None,
+    zero_based: bool = False,
+    difficult: str = "crowd",
+    on_error: str = "raise",
+    warn: Callable[[str], None] | None = None,
+) -> dict:
+    """Convert a folder of Pascal VOC XML files.
+
+    Args:
+        annotations: folder with the ``*.xml`` files; taken in the order of their names.
+        images: folder with the images. An image is looked for under the XML's ``<filename>``, then
+            under the XML's own name with a usual image suffix.
+        classes: the class names in the order of their ids, or None for those that occur, sorted.
+        zero_based: boxes are (xmin, ymin, xmax, ymax) in continuous coordinates from 0, not VOC's.
+        difficult: what becomes of objects marked ``<difficult>1</difficult>``. ``"crowd"``:
+            ``iscrowd = 1``, so that COCO's evaluation counts them neither as missed nor as found,
+            which is what VOC's evaluation does, and Detectron2's training leaves them out;
+            ``"keep"``: ordinary objects; ``"drop"``: left out.
+        on_error: ``"raise"``, or ``"skip"``: leave out bad files and objects and warn of each.
+        warn: takes the warnings; printed to the standard error if not given.
+
+    Returns:
+        The COCO data set. Image ids and category ids count from 1, ``file_name`` is relative to
+        ``images``, ``area`` is that of the box, and there are no masks.
+
+    Raises:
+        VocError: with ``on_error="raise"``, naming everything that is wrong: malformed XML, missing
+            images, two files for one image, sizes that differ from the image's, unknown classes,
+            boxes that are degenerate or not inside the image.
+        FileNotFoundError: if a folder is missing or holds no XML.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+    if difficult not in ("crowd", "keep", "drop"):
+        raise ValueError(f"difficult must be 'crowd', 'keep' or 'drop', not {difficult!r}")
+    annotations, images = Path(annotations), Path(images)
+    for folder in (annotations, images):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder")
+    files = sorted(annotations.glob("*.xml"))
+    if not files:
+        raise FileNotFoundError(f"no .xml files in {annotations}")
+
+    problems: list[str] = []
+    parsed: list[_VocImage] = []
+    used: dict[str, str] = {}  # image -> the XML that it belongs to
+    for file in tqdm(files, desc="reading VOC annotations", unit="file", disable=None):
+        try:
+            image = _read(file, images, classes, zero_based, problems)
+            if image.file_name in used:
+                raise _BadFile(f"is of {image.file_name}, as {used[image.file_name]} is already")
+            used[image.file_name] = file.name
+            parsed.append(image)
+        except _BadFile as error:
+            problems.append(f"{file.name}: {error}")
+    if problems and on_error == "raise":
+        raise VocError(problems)
+    warn = warn or (lambda message: print(f"warning: {message}", file=sys.stderr))
+    for problem in problems:
+        warn(f"left out: {problem}")
+
+    if classes is None:
+        classes = sorted({name for image in parsed for name, _, _ in image.objects})
+    return _to_coco(parsed, list(classes), difficult)
+
+
+def convert_voc_file(
+    annotations: str | os.PathLike, images: str | os.PathLike, output: str | os.PathLike, **options
+) -> dict:
+    """:func:`convert_voc`, and write the result to ``output``, completely or not at all."""
+    dataset = convert_voc(annotations, images, **options)
+    with atomic_write(output) as file:
+        json.dump(dataset, file)
+    return dataset
+
+
+def _read(
+    file: Path,
+    images: Path,
+    classes: Sequence[str] | None,
+    zero_based: bool,
+    problems: list[str],
+) -> _VocImage:
+    """Read one XML file; what is wrong with single objects goes to ``problems``."""
+    root = _parse(file)
+    path = _find_image(images, _text(root, "filename"), file.stem)
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            # The size as it is shown, which is what people draw boxes on and Detectron2 reads.
+            if opened.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8):
+                width, height = height, width
+    except Exception as error:  # PIL raises many types for broken files
+        raise _BadFile(f"image {path} cannot be read: {error}") from error
+    stated = [_text(root, f"size/{key}") for key in ("width", "height")]
+    # Some tools write 0 for "unknown"; a missing size is no contradiction either.
+    if all(value not in (None, "", "0") for value in stated):
+        if [_number(value) for value in stated] != [width, height]:
+            raise _BadFile(
+                f"says size {stated[0]} x {stated[1]}, "
+                f"but {path.name} is {width} x {height} (w x h)"
+            )
+    image = _VocImage(path.relative_to(images).as_posix(), width, height)
+    for index, element in enumerate(root.findall("object")):
+        name = (_text(element, "name") or "").strip()
+        try:
+            if not name:
+                raise ValueError("has no <name>")
+            if classes is not None and name not in classes:
+                raise ValueError(f"is of a class that is not among {', '.join(classes)}")
+            box = _box(element, width, height, zero_based)
+        except ValueError as error:
+            problems.append(f"{file.name}: object {index} ({name or 'unnamed'}) {error}")
+            continue
+        is_difficult = int((_text(element, "difficult") or "0").strip() == "1")
+        image.objects.append((name, box, is_difficult))
+    return image
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    try:
+        parser = ElementTree.XMLParser(target=_NoDoctype())
+        root = ElementTree.parse(file, parser=parser).getroot()
+    except (ElementTree.ParseError, UnicodeDecodeError, LookupError, ValueError) as error:
+        raise _BadFile(f"is not well-formed XML: {error}") from error
+    except OSError as error:
+        raise _BadFile(f"cannot be read: {error}") from error
+    if root.tag != "annotation":
+        raise _BadFile(f"is not a VOC annotation: its root is <{root.tag}>, not <annotation>")
+    return root
+
+
+def _text(element: ElementTree.Element, path: str) -> str | None:
+    found = element.find(path)
+    return None if found is None or found.text is None else found.text.strip()
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _find_image(images: Path, file_name: str | None, stem: str) -> Path:
+    # Only the last part of <filename> is used: paths in it are those of somebody else's machine,
+    # and must not lead out of the folder.
+    names = [Path(file_name.replace("\\", "/")).name] if file_name else []
+    for suffix in IMAGE_SUFFIXES:
+        names += [stem + suffix, stem + suffix.upper()]
+    for name in names:
+        if name and (images / name).is_file():
+            return images / name
+    wanted = names[0] if file_name else f"{stem}.*"
+    raise _BadFile(f"image {wanted} is not in {images}")
+
+
+def _box(
+    element: ElementTree.Element, width: int, height: int, zero_based: bool
+) -> tuple[float, float, float, float]:
+    """XYXY in continuous coordinates, or ValueError with what is wrong."""
+    numbers = [_number(_text(element, f"bndbox/{corner}")) for corner in CORNERS]
+    if not all(math.isfinite(number) for number in numbers):
+        written = [_text(element, f"bndbox/{corner}") for corner in CORNERS]
+        raise ValueError(f"has no proper box: {dict(zip(CORNERS, written, strict=True))}")
+    x1, y1, x2, y2 = numbers
+    described = f"({', '.join(f'{number:g}' for number in numbers)})"
+    if not zero_based:
+        x1, y1 = x1 - 1, y1 - 1
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f"has the degenerate box {described}")
+    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        hint = ""
+        if not zero_based and min(x1, y1) == -1:
+            hint = (
+                "; a coordinate 0 suggests boxes that count from 0: try zero_based (--zero-based)"
+            )
+        raise ValueError(f"has the box {described} outside of the {width} x {height} image{hint}")
+    return x1, y1, x2, y2
+
+
+def _to_coco(parsed: Sequence[_VocImage], classes: list[str], difficult: str) -> dict:
+    ids = {name: index + 1 for index, name in enumerate(classes)}
+    images, annotations = [], []
+    for image_id, image in enumerate(parsed, start=1):
+        images.append(
+            {
+                "id": image_id,
+                "file_name": image.file_name,
+                "width": image.width,
+                "height": image.height,
+            }
+        )
+        for name, (x1, y1, x2, y2), is_difficult in image.objects:
+            if is_difficult and difficult == "drop":
+                continue
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": ids[name],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": int(is_difficult and difficult == "crowd"),
+                    "difficult": is_difficult,
+                }
+            )
+    return {
+        "info": {"description": "converted from Pascal VOC"},
+        "licenses": [],
+        "categories": [{"id": index, "name": name} for name, index in ids.items()],
+        "images": images,
+        "annotations": annotations,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m corrdet.data.voc", description="Pascal VOC XML files to one COCO JSON file."
+    )
+    parser.add_argument("--annotations", required=True, help="folder with the XML files")
+    parser.add_argument("--images", required=True, help="folder with the images")
+    parser.add_argument("--output", required=True, help="COCO file to write")
+    parser.add_argument("--classes", nargs="+", help="class names in order; default: all, sorted")
+    parser.add_argument(
+        "--zero-based", action="store_true", help="boxes are continuous coordinates from 0"
+    )
+    parser.add_argument(
+        "--difficult",
+        choices=("crowd", "keep", "drop"),
+        default="crowd",
+        help="objects marked difficult: ignored in evaluation (default), kept, or left out",
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out what is bad, and warn")
+    options = parser.parse_args(arguments)
+    try:
+        dataset = convert_voc_file(
+            options.annotations,
+            options.images,
+            options.output,
+            classes=options.classes,
+            zero_based=options.zero_based,
+            difficult=options.difficult,
+            on_error="skip" if options.skip_bad else "raise",
+        )
+    except (VocError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{options.output}: {len(dataset['images'])} images, "
+        f"{len(dataset['annotations'])} annotations, {len(dataset['categories'])} classes"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Checkpoints that are never half-written, and never run code when they are loaded."""
+
+import os
+import pickle
+from collections import OrderedDict
+from typing import Any, Dict
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from corrdet.data.files import atomic_write
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic saving and weights-only loading.
+
+    Reads what Detectron2's does: its own ``.pth``, the model zoo's ``.pkl``, Caffe2's ``.pkl``, and
+    pycls' ``.pyth``.
+    """
+
+    _match_by_name = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As the base class; a reader sees the file in full or not at all."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **kwargs}
+        for key, checkpointable in self.checkpointables.items():
+            data[key] = checkpointable.state_dict()
+        basename = f"{name}.pth"
+        path = os.path.join(self.save_dir, basename)
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path, "wb") as file:
+            torch.save(data, file)
+        self.tag_last_checkpoint(basename)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
+            file.write(last_filename_basename)
+
+    def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
+        """As the base class.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a checkpoint, or one that would run code when loaded.
+        """
+        # Detectron2 0.6 does not know the option that later versions take behind a "?".
+        path, _, query = (path or "").partition("?")
+        self._match_by_name = query == "matching_heuristics=True"
+        if query and not self._match_by_name:
+            raise ValueError(f"unknown option {query!r} of weights, expected matching_heuristics=True")
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"no weights at {path!r} (MODEL.WEIGHTS, or what last_checkpoint names); "
+                "expected a .pth or .pkl file or an address such as detectron2://..."
+            )
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> Dict[str, Any]:
+        if filename.endswith(".pkl"):
+            data = load_array_pickle(filename)
+            if "model" in data and "__author__" in data:
+                return data
+            blobs = data.get("blobs", data)
+            weights = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        data = self._torch_load(filename)
+        if filename.endswith(".pyth"):
+            weights = {
+                key: value
+                for key, value in data["model_state"].items()
+                if not key.endswith("num_batches_tracked")
+            }
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        if "model" not in data:
+            data = {"model": data}
+        if self._match_by_name:
+            data["matching_heuristics"] = True
+        return data
+
+    def _torch_load(self, filename: str) -> Dict[str, Any]:
+        try:
+            data = torch.load(filename, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # damaged files make torch raise nearly anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{filename} was not loaded: it is damaged, or it holds objects other than weights, "
+                f"which could run code on this machine. ({reason})"
+            ) from error
+        if not isinstance(data, dict):
+            raise ValueError(
+                f"{filename} holds a {type(data).__name__}, expected a dictionary of weights"
+            )
+        return data
+
+
+def load_array_pickle(path: str) -> Dict[str, Any]:
+    """Read a pickle of nothing but plain containers, strings, numbers and numpy arrays.
+
+    Args:
+        path: a ``.pkl`` file such as those of Detectron2's and Caffe2's model zoos.
+
+    Returns:
+        the dictionary in the file.
+
+    Raises:
+        ValueError: anything else is in the file, or it is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = _ArrayUnpickler(file, encoding="latin1").load()
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make pickle raise nearly anything
+        raise ValueError(f"{path} was not loaded: {error or type(error).__name__}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, expected a dictionary of weights")
+    return data
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """What protocol 2 stores bytes as; the codec is fixed, as others could decompress bombs."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}, expected latin1")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    # numpy moved its core between versions 1 and 2: files name either.
+    _reconstruct = np.empty(0).__reduce__()[0]
+    _scalar = np.float32(0).__reduce__()[0]
+    _from_buffer = np.empty(0).__reduce_ex__(5)[0]
+    _admitted = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("collections", "OrderedDict"): OrderedDict,
+        ("_codecs", "encode"): _encode_latin1,
+    }
+    for _core in ("numpy.core", "numpy._core"):
+        _admitted[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
+        _admitted[f"{_core}.multiarray", "scalar"] = _scalar
+        _admitted[f"{_core}.numeric", "_frombuffer"] = _from_buffer
+
+    def find_class(self, module: str, name: str):
+        try:
+            return self._admitted[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it holds {module}.{name}, which could run code on this machine; only arrays are "
+                "read from .pkl files"
+            ) from None

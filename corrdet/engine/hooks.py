@@ -1,0 +1,83 @@
+"""Training hooks."""
+
+from typing import Dict, List, Tuple
+
+from detectron2.engine import HookBase
+
+from corrdet.losses.correlation import (
+    average_ranks,
+    concordance_correlation,
+    pearson_correlation,
+)
+
+# How often Detectron2's trainer writes, and over how many iterations it smooths.
+WRITER_PERIOD = 20
+
+
+class BatchCorrelation(HookBase):
+    """Logs how scores and IoUs of the batch's positives correlate, whenever metrics are written.
+
+    Writes ``correlation/pearson``, ``correlation/spearman`` and ``correlation/concordance``, each in
+    [-1, 1], of models that keep ``latest_positives``.
+    """
+
+    def __init__(self, model, period: int = WRITER_PERIOD):
+        """
+        Args:
+            model: the detector, without a DistributedDataParallel around it.
+            period: in iterations.
+        """
+        self._model = model
+        self._period = period
+
+    def after_step(self):
+        if (self.trainer.iter + 1) % self._period:
+            return
+        positives = getattr(self._model, "latest_positives", None)
+        if positives is None or len(positives["scores"]) < 2:
+            return
+        scores, ious = positives["scores"], positives["ious"]
+        coefficients = {
+            "pearson": pearson_correlation(scores, ious),
+            "spearman": pearson_correlation(average_ranks(scores), average_ranks(ious)),
+            "concordance": concordance_correlation(scores, ious),
+        }
+        for name, value in coefficients.items():
+            self.trainer.storage.put_scalar(f"correlation/{name}", value.item(), smoothing_hint=False)
+
+
+class RecentScalars(HookBase):
+    """Carries the latest values of what is logged over to a resumed training.
+
+    Logged losses are medians of the last iterations; without their memory, the first lines after
+    resuming would be medians of fewer.
+    """
+
+    _of_this_process = ("time", "data_time", "rank_data_time")
+
+    def __init__(self, window: int = WRITER_PERIOD):
+        self._window = window
+        self._restored: Dict[str, List[Tuple[float, int]]] = {}
+
+    def state_dict(self) -> Dict[str, List[Tuple[float, int]]]:
+        storage = self.trainer.storage
+        return {
+            name: [(float(value), int(iteration)) for value, iteration in history.values()][
+                -self._window :
+            ]
+            for name, history in storage.histories().items()
+            if storage.smoothing_hints()[name] and name not in self._of_this_process
+        }
+
+    def load_state_dict(self, state: Dict[str, List[Tuple[float, int]]]) -> None:
+        self._restored = state
+
+    def before_train(self):
+        storage = self.trainer.storage
+        now = storage.iter
+        for name, values in self._restored.items():
+            for value, iteration in values:
+                storage.iter = iteration
+                storage.put_scalar(name, value)
+        storage.iter = now
+        self._restored = {}

@@ -1,0 +1,239 @@
+"""The trainer: Detectron2's, with exact resuming, correlation measures and errors that name images."""
+
+import json
+import logging
+import math
+import os
+import weakref
+from typing import List, Optional
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.solver import build_optimizer
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from corrdet.data import CorrdetDatasetMapper, ResumableLoader, build_train_loader
+from corrdet.data.checks import check_dataset
+from corrdet.evaluation import CorrelationEvaluator
+from corrdet.names import unknown_name
+
+from .checkpoint import SafeCheckpointer
+from .hooks import BatchCorrelation, RecentScalars
+from .random_state import get_random_states, set_random_states
+
+
+class CorrdetTrainer(DefaultTrainer):
+    """Trains and evaluates any Detectron2 model, corrdet's or not.
+
+    What differs from DefaultTrainer: a training that was killed and resumed has the loss curve of one
+    that was not (on one process); checkpoints are atomic and loaded weights-only; a loss that is
+    not finite is reported with the images that it came from; the evaluation measures beta_cls and,
+    for models that give positives, beta_img.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: with corrdet's keys.
+        """
+        # Not DefaultTrainer's constructor: it builds a loader that cannot resume, a checkpointer that
+        # is not atomic, and a DistributedDataParallel that needs GPUs.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+
+        self._detector = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, self._detector)
+        self._loader = self.build_train_loader(cfg)
+        model = self._detector
+        if comm.get_world_size() > 1:
+            device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
+            model = nn.parallel.DistributedDataParallel(
+                model, device_ids=device_ids, broadcast_buffers=False
+            )
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, self._loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeCheckpointer(
+            self._detector, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self._random_states: Optional[dict] = None
+        self.register_hooks(self.build_hooks())
+
+    # ---- What is built.
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, seed: Optional[int] = None) -> ResumableLoader:
+        """``seed``: of the order and the augmentations; None for ``SEED``, or a random one."""
+        return build_train_loader(cfg, seed=seed)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        # Prepared as for training, images without annotations included: beta_img needs the boxes.
+        dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        dicts = check_dataset(
+            dataset_name,
+            dicts,
+            skip_unreadable=cfg.DATASETS.SKIP_UNREADABLE,
+            skip_bad_annotations=cfg.DATASETS.SKIP_BAD_ANNOTATIONS,
+        )
+        mapper = CorrdetDatasetMapper(cfg, is_train=False, keep_instances=cfg.TEST.BETA_IMG)
+        return build_detection_test_loader(
+            dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        return CorrelationEvaluator(
+            dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference")
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """``SOLVER.OPTIMIZER``: "SGD" is Detectron2's own, "ADAMW" has the same parameter groups."""
+        name = cfg.SOLVER.OPTIMIZER.upper()
+        if name == "SGD":
+            return build_optimizer(cfg, model)
+        if name != "ADAMW":
+            raise ValueError("SOLVER.OPTIMIZER: " + unknown_name("optimizer", name, ["SGD", "ADAMW"]))
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return optimizer(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    def build_hooks(self) -> List:
+        hooks = super().build_hooks()
+        # Behind timing and schedule, before what saves and writes: a checkpoint and a line of
+        # metrics then hold the same iterations.
+        hooks[2:2] = [BatchCorrelation(self._detector), RecentScalars()]
+        return hooks
+
+    # ---- Training.
+
+    def train(self):
+        try:
+            return super().train()
+        finally:
+            self._loader.close()
+
+    def before_train(self):
+        super().before_train()
+        # Last, so that nothing that is set up on the way has drawn from them.
+        if self._random_states is not None:
+            set_random_states(self._random_states)
+            self._random_states = None
+
+    def run_step(self):
+        """
+        Raises:
+            FloatingPointError: a loss is NaN or infinite; names the losses, the iteration and the
+                images. The weights have not been changed by that iteration.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            raise FloatingPointError(self._describe_failure(str(error))) from error
+        # Detectron2 checks on the main process only, where the images of the others are not known.
+        if not comm.is_main_process() and self._broken_losses():
+            raise FloatingPointError(self._describe_failure("a loss is not finite"))
+
+    def _broken_losses(self) -> List[str]:
+        losses = getattr(self._detector, "latest_losses", None) or {}
+        values = {name: loss.item() for name, loss in losses.items()}
+        return [f"{name} is {v}" for name, v in values.items() if not math.isfinite(v)]
+
+    def _describe_failure(self, message: str) -> str:
+        broken = ", ".join(self._broken_losses())
+        images = ", ".join(str(image.get("file_name", "?")) for image in self._loader.last_batch)
+        advice = (
+            "Usual causes: a learning rate that is too high or a warm-up that is too short, images or "
+            "boxes that are damaged. The last checkpoint is intact."
+        )
+        return (
+            f"training stopped at iteration {self.iter}: {broken or message}\n"
+            f"images of that batch: {images}\n{advice}"
+        )
+
+    # ---- Resuming.
+
+    def state_dict(self) -> dict:
+        state = TrainerBase.state_dict(self)
+        # Detectron2 0.6 leaves this out, and with it the optimizer; later versions have it here.
+        state["_trainer"] = self._trainer.state_dict()
+        state["random_states"] = get_random_states()
+        state["data_seed"] = self._loader.seed
+        # RetinaNet's running mean of positives is not among its weights.
+        state["loss_normalizer"] = getattr(self._detector, "loss_normalizer", None)
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        TrainerBase.load_state_dict(self, state)
+        if state["data_seed"] != self._loader.seed:
+            # A run without SEED draws one; this run has drawn another.
+            self._loader.close()
+            self._loader = self.build_train_loader(self.cfg, state["data_seed"])
+            self._trainer = type(self._trainer)(
+                self._trainer.model, self._loader, self._trainer.optimizer
+            )
+        self._trainer.load_state_dict(state["_trainer"])
+        self._random_states = state["random_states"]
+        if state["loss_normalizer"] is not None:
+            self._detector.loss_normalizer = state["loss_normalizer"]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume=resume)
+        if self.start_iter > 0:
+            self._loader.seek(self.start_iter)
+            if comm.is_main_process():
+                truncate_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+
+    # ---- Evaluation.
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+        """As DefaultTrainer.test; training goes on as if it had not happened."""
+        states = get_random_states()
+        try:
+            return super().test(cfg, model, evaluators)
+        finally:
+            set_random_states(states)
+
+
+def truncate_metrics(path: str, start_iter: int) -> None:
+    """Cut off the lines of ``metrics.json`` that the resumed training will write again.
+
+    Args:
+        path: a file of JSON lines with an ``iteration`` each, or none.
+        start_iter: the first iteration that is trained again.
+    """
+    if not os.path.isfile(path):
+        return
+    kept = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                iteration = json.loads(line)["iteration"]
+            except (ValueError, KeyError):
+                break  # the line that a killed process was writing
+            if not line.endswith(b"\n") or iteration >= start_iter:
+                break
+            kept += len(line)
+    # In place: the writer has the file open for appending already.
+    os.truncate(path, kept)

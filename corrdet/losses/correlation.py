@@ -1,0 +1,188 @@
+"""Correlation Loss: 1 - rho(IoU, score) over the positives (thesis "Correlation Loss", chapter 4).
+
+The coefficients are Pearson (Eq. 2.1), Spearman (Eq. 2.2) with soft ranks (Blondel et al. 2020), and
+concordance (Eq. 2.3).
+"""
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from corrdet.ops import soft_rank
+
+COEFFICIENTS = ("pearson", "spearman", "concordance")
+
+
+def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's linear correlation coefficient, Eq. 2.1.
+
+    Args:
+        x: (n,) floating point.
+        y: (n,) floating point, same dtype and device.
+
+    Returns:
+        scalar in [-1, 1], at least float32, differentiable in both; 0 with zero gradient where it is
+        not defined (fewer than two values, or one of the two constant); NaN if any value is.
+
+    Raises:
+        TypeError, ValueError: not floating point, or shapes that are not the same (n,).
+    """
+    x, y = _checked(x, y)
+    if len(x) < 2:
+        return (x * 0 + y * 0).sum()
+    undefined = _is_constant(x) | _is_constant(y)
+    x, y = _centered_unit_scale(x, undefined), _centered_unit_scale(y, undefined)
+    return torch.where(undefined, 0.0, (x * y).mean() / (x.square().mean() * y.square().mean()).sqrt())
+
+
+def spearman_correlation(x: Tensor, y: Tensor, strength: Optional[float] = None) -> Tensor:
+    """Spearman's rank correlation coefficient, Eq. 2.2, differentiable in ``x`` through soft ranks.
+
+    ``x`` is ranked softly, by projection onto the permutahedron, and ``y`` exactly (ties share their
+    average rank), without gradient.
+
+    The strength decides what is computed. Soft ranks feel differences of the order of
+    ``strength``: sorted neighbours further apart than that have their exact ranks, at distance one,
+    and get no gradient; neighbours that are closer are pooled, and are pulled apart. Once the
+    strength is as large as the range of ``x``, everything is one pool, the ranks are an affine
+    function of ``x``, and the coefficient silently becomes Pearson's of ``x`` and rank(``y``): for
+    probabilities, a strength of 1 is always there. The default hence comes from the data: the mean
+    distance between neighbours of n values spread evenly with the standard deviation of ``x``,
+    ``sqrt(12) * std(x) / n``. Like the ranks, it then does not change with the scale of ``x``.
+    docs/losses.md shows the regimes.
+
+    Args:
+        x: (n,) floating point, gets gradient.
+        y: (n,) floating point, same dtype and device, gets none.
+        strength: of the soft ranks, in units of ``x``, positive; None for the default above.
+
+    Returns:
+        scalar; undefined and NaN values as in :func:`pearson_correlation`.
+
+    Raises:
+        TypeError, ValueError: as :func:`pearson_correlation`, or a strength that is not positive.
+    """
+    if strength is not None and not strength > 0:
+        raise ValueError(f"strength must be positive, got {strength}")
+    x, y = _checked(x, y)
+    if len(x) < 2:
+        return (x * 0).sum()
+    if strength is None:
+        # The rank of the scaled values at strength 1 is the rank of the values at strength `scale`.
+        # The scale is a constant, and a tensor: no synchronization with the device.
+        with torch.no_grad():
+            constant = _is_constant(x)
+            spread = _centered_unit_scale(x, constant).square().mean().sqrt()
+            scale = math.sqrt(12) * spread * _largest_deviation(x, constant) / len(x)
+        ranks = soft_rank(x / scale)
+    else:
+        ranks = soft_rank(x, strength=strength)
+    return pearson_correlation(ranks, average_ranks(y))
+
+
+def concordance_correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Lin's concordance correlation coefficient, Eq. 2.3: 1 only where ``x`` equals ``y``.
+
+    Args, Returns, Raises: as :func:`pearson_correlation`.
+    """
+    x, y = _checked(x, y)
+    if len(x) < 2:
+        return (x * 0 + y * 0).sum()
+    undefined = _is_constant(x) | _is_constant(y)
+    mean_x, mean_y = x.mean(), y.mean()
+    covariance = ((x - mean_x) * (y - mean_y)).mean()
+    spread = (x - mean_x).square().mean() + (y - mean_y).square().mean() + (mean_x - mean_y).square()
+    # Underflow of the squares: values that differ by less than their square can tell.
+    undefined = undefined | (spread == 0)
+    return torch.where(undefined, 0.0, 2 * covariance / torch.where(undefined, 1.0, spread))
+
+
+def correlation_loss(
+    scores: Tensor,
+    ious: Tensor,
+    coefficient: str = "concordance",
+    strength: Optional[float] = None,
+) -> Tensor:
+    """Correlation Loss, ``1 - rho(IoU, score)``; the gradient reaches the scores only.
+
+    Args:
+        scores: (P,) score of each positive's ground-truth class, in [0, 1].
+        ious: (P,) IoU of each positive's predicted box with its ground truth, in [0, 1].
+        coefficient: "pearson", "spearman" or "concordance".
+        strength: of the soft ranks, only for "spearman", see :func:`spearman_correlation`.
+
+    Returns:
+        scalar in [0, 2]; 0 with zero gradient, still attached to the graph, for fewer than two
+        positives or where scores or IoUs are all the same; NaN if any value is.
+
+    Raises:
+        TypeError, ValueError: as the coefficients, or an unknown coefficient.
+    """
+    if coefficient not in COEFFICIENTS:
+        raise ValueError(f"coefficient must be one of {COEFFICIENTS}, got {coefficient!r}")
+    scores, ious = _checked(scores, ious.detach())
+    if len(scores) < 2:
+        return (scores * 0).sum()
+    if coefficient == "pearson":
+        rho = pearson_correlation(scores, ious)
+    elif coefficient == "spearman":
+        rho = spearman_correlation(scores, ious, strength=strength)
+    else:
+        rho = concordance_correlation(scores, ious)
+    undefined = _is_constant(scores) | _is_constant(ious)
+    return torch.where(undefined, scores.mean() * 0, 1 - rho)
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Exact ascending ranks 1..n, ties sharing their average, without gradient.
+
+    Args:
+        values: (n,) floating point.
+
+    Returns:
+        (n,) ranks in the dtype of ``values``; all NaN if any value is NaN.
+    """
+    values = values.detach()
+    ordered = values.sort().values
+    below = torch.searchsorted(ordered, values, right=False)
+    not_above = torch.searchsorted(ordered, values, right=True)
+    ranks = (below + not_above + 1).to(values.dtype) / 2
+    return torch.where(values.isnan().any(), torch.nan, ranks)
+
+
+def _checked(x: Tensor, y: Tensor):
+    """Both as vectors of one floating dtype of at least 32 bits."""
+    for value in (x, y):
+        if not torch.is_tensor(value) or not value.is_floating_point():
+            got = value.dtype if torch.is_tensor(value) else type(value).__name__
+            raise TypeError(f"expected floating-point tensors, got {got}")
+    if x.dim() != 1 or x.shape != y.shape:
+        raise ValueError(
+            f"expected two tensors of the same shape (n,), got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if x.device != y.device:
+        raise ValueError(f"expected one device, got {x.device} and {y.device}")
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return x.to(dtype), y.to(dtype)
+
+
+def _is_constant(x: Tensor) -> Tensor:
+    """Whether all values are the same; False if any is NaN, so that NaN is never hidden."""
+    lowest, highest = torch.aminmax(x.detach())
+    return lowest == highest
+
+
+def _largest_deviation(x: Tensor, constant: Tensor) -> Tensor:
+    x = x.detach()
+    return torch.where(constant, 1.0, (x - x.mean()).abs().amax())
+
+
+def _centered_unit_scale(x: Tensor, constant: Tensor) -> Tensor:
+    """x minus its mean, divided by its largest deviation so that no square can under- or overflow."""
+    centered = (x - x.mean()) / _largest_deviation(x, constant)
+    # Any values that are not constant will do where the result is not used, so long as no gradient
+    # divides by zero there.
+    filler = torch.linspace(-1, 1, len(x), dtype=x.dtype, device=x.device)
+    return torch.where(constant, filler, centered)

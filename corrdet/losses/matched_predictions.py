@@ -1,0 +1,97 @@
+"""The one type that every loss reads, whatever the detector."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Optional, Union
+
+import torch
+from torch import Tensor
+
+from corrdet.ops import elementwise_iou
+
+ACTIVATIONS = ("sigmoid", "softmax")
+
+
+@dataclass
+class MatchedPredictions:
+    """The predictions of a batch together with what matching assigned to them.
+
+    Letters: S samples (anchors, locations or proposals of all images), C classes, P positives.
+    Floating-point tensors narrower than float32 are widened, so losses never run in half precision.
+
+    Attributes:
+        logits: (S, C) for sigmoid heads; (S, C + 1) with the background last for softmax heads.
+        labels: (S,) int64; 0..C-1 the class of a positive, C background, -1 ignored.
+        positives: (P,) int64, the indices into the samples of those with a class.
+        boxes: (P, 4) decoded predicted boxes of the positives, XYXY in pixels, carrying gradient.
+        gt_boxes: (P, 4) the ground-truth boxes that they are matched with.
+        image_ids: (P,) int64, position in the batch of the image that each positive belongs to.
+        normalizer: what sums over samples are divided by.
+        deltas: (P, 4) the box regression as predicted, or None where the detector has none.
+        gt_deltas: (P, 4) its target, or None.
+        activation: "sigmoid" or "softmax".
+
+    Raises:
+        ValueError: shapes that do not fit together, or an unknown activation.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    positives: Tensor
+    boxes: Tensor
+    gt_boxes: Tensor
+    image_ids: Tensor
+    normalizer: Union[float, Tensor]
+    deltas: Optional[Tensor] = None
+    gt_deltas: Optional[Tensor] = None
+    activation: str = "sigmoid"
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+        if self.logits.dim() != 2:
+            raise ValueError(f"logits must be (S, C), got shape {tuple(self.logits.shape)}")
+        num_samples, num_positives = len(self.logits), len(self.positives)
+        expected = {
+            "labels": (num_samples,),
+            "positives": (num_positives,),
+            "boxes": (num_positives, 4),
+            "gt_boxes": (num_positives, 4),
+            "image_ids": (num_positives,),
+            "deltas": (num_positives, 4),
+            "gt_deltas": (num_positives, 4),
+        }
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+        for name in ("logits", "boxes", "gt_boxes", "deltas", "gt_deltas"):
+            value = getattr(self, name)
+            if value is not None and value.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, value.float())
+
+    @property
+    def num_classes(self) -> int:
+        """C, without the background."""
+        return self.logits.shape[1] - (self.activation == "softmax")
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """(P,) int64, the ground-truth class of each positive."""
+        return self.labels[self.positives]
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(P,) the score of each positive's ground-truth class, with gradient to the logits."""
+        logits = self.logits[self.positives]
+        if self.activation == "sigmoid":
+            return logits.gather(1, self.classes[:, None])[:, 0].sigmoid()
+        return logits.softmax(dim=1).gather(1, self.classes[:, None])[:, 0]
+
+    @cached_property
+    def ious(self) -> Tensor:
+        """(P,) IoU of each positive's predicted box with its ground truth, with gradient to the boxes.
+
+        A loss that must not train the box branch detaches it.
+        """
+        return elementwise_iou(self.boxes, self.gt_boxes)

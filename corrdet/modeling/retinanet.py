@@ -1,0 +1,166 @@
+"""RetinaNet (Lin et al., 2017) with the losses of a Criterion."""
+
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from corrdet.losses import Criterion, MatchedPredictions, build_criterion
+from corrdet.matching import max_iou_matching
+
+# Detectron2's own keys for the losses: (its key, its default, ours for the same).
+_REPLACED_KEYS = (
+    ("FOCAL_LOSS_ALPHA", 0.25, "SIGMOID_FOCAL.ALPHA"),
+    ("FOCAL_LOSS_GAMMA", 2.0, "SIGMOID_FOCAL.GAMMA"),
+    ("SMOOTH_L1_LOSS_BETA", 0.1, "SMOOTH_L1.BETA"),
+    ("BBOX_REG_LOSS_TYPE", "smooth_l1", "LOCALIZATION"),
+)
+
+
+@META_ARCH_REGISTRY.register()
+class CorrdetRetinaNet(RetinaNet):
+    """Detectron2's RetinaNet, anchors, head, weights and inference, with the losses of a Criterion.
+
+    At evaluation, images that come with ``instances`` (the ground truth) also get ``positives`` in
+    their output: the matched anchors' scores and IoUs before post-processing, for beta_img.
+    """
+
+    @configurable
+    def __init__(self, *, criterion: Criterion, **kwargs):
+        """
+        Args:
+            criterion: the losses.
+            kwargs: as detectron2's RetinaNet, without its loss parameters.
+        """
+        super().__init__(**kwargs)
+        self.criterion = criterion
+        # Of the latest training batch, without gradient, for logging and error messages: the losses
+        # by name, and the positives' scores and IoUs, (P,) each.
+        self.latest_losses: Optional[Dict[str, Tensor]] = None
+        self.latest_positives: Optional[Dict[str, Tensor]] = None
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.RETINANET
+        for key, default, replacement in _REPLACED_KEYS:
+            ours = cfg.MODEL.CRITERION
+            for part in replacement.split("."):
+                ours = ours[part]
+            if node[key] not in (default, ours):
+                raise ValueError(
+                    f"MODEL.RETINANET.{key} is {node[key]!r}, but {cls.__name__} takes its losses "
+                    f"from MODEL.CRITERION: set MODEL.CRITERION.{replacement}, which is {ours!r}"
+                )
+        parameters = super().from_config(cfg)
+        for loss_parameter in (
+            "focal_loss_alpha",
+            "focal_loss_gamma",
+            "smooth_l1_beta",
+            "box_reg_loss_type",
+        ):
+            del parameters[loss_parameter]
+        parameters["criterion"] = build_criterion(cfg, activation="sigmoid", has_deltas=True)
+        return parameters
+
+    def forward(self, batched_inputs: List[dict]):
+        """As detectron2's DenseDetector.forward; see the class for ``positives``."""
+        if self.training:
+            return super().forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[name] for name in self.head_in_features]
+        predictions = self.head(features)
+
+        outputs = [{} for _ in batched_inputs]
+        if all("instances" in image for image in batched_inputs):
+            gt_instances = [image["instances"].to(self.device) for image in batched_inputs]
+            matched = self.match_predictions(features, predictions, gt_instances)
+            for image_id, output in enumerate(outputs):
+                of_image = matched.image_ids == image_id
+                output["positives"] = {
+                    "scores": matched.scores[of_image],
+                    "ious": matched.ious[of_image],
+                }
+        results = self.forward_inference(images, features, predictions)
+        for output, result, image, size in zip(
+            outputs, results, batched_inputs, images.image_sizes
+        ):
+            output["instances"] = detector_postprocess(
+                result, image.get("height", size[0]), image.get("width", size[1])
+            )
+        return outputs
+
+    def forward_training(self, images, features, predictions, gt_instances):
+        matched = self.match_predictions(features, predictions, gt_instances)
+        num_positives = len(matched.positives)
+        get_event_storage().put_scalar("num_pos_anchors", num_positives / len(gt_instances))
+        matched.normalizer = self._ema_update("loss_normalizer", max(num_positives, 1), 100)
+        losses = self.criterion(matched)
+        self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
+        self.latest_positives = {
+            "scores": matched.scores.detach(),
+            "ious": matched.ious.detach(),
+        }
+        return losses
+
+    def match_predictions(
+        self,
+        features: List[Tensor],
+        predictions: Tuple[List[Tensor], List[Tensor]],
+        gt_instances: List[Instances],
+    ) -> MatchedPredictions:
+        """Label all anchors of a batch and gather what the losses read.
+
+        Args:
+            features: per level, (N, channels, H, W).
+            predictions: the head's logits and deltas, per level (N, A x K, H, W), (N, A x 4, H, W).
+            gt_instances: the ground truth of the N images.
+
+        Returns:
+            samples are the R anchors of each of the N images, image by image; the normalizer is 1.
+        """
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
+        logits = torch.cat(logits, dim=1).flatten(0, 1)  # (N x R, K)
+        deltas = torch.cat(deltas, dim=1).flatten(0, 1)  # (N x R, 4)
+        anchors = self.anchor_generator(features)
+        labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        labels, gt_boxes = torch.cat(labels), torch.cat(gt_boxes)
+        anchors = Boxes.cat(anchors).tensor  # (R, 4)
+
+        positives = torch.nonzero((labels >= 0) & (labels != self.num_classes))[:, 0]
+        gt_boxes, deltas = gt_boxes[positives], deltas[positives].float()
+        positive_anchors = anchors[positives % len(anchors)]
+        return MatchedPredictions(
+            logits=logits,
+            labels=labels,
+            positives=positives,
+            boxes=self.box2box_transform.apply_deltas(deltas, positive_anchors),
+            gt_boxes=gt_boxes,
+            image_ids=positives // len(anchors),
+            normalizer=1.0,
+            deltas=deltas,
+            gt_deltas=self.box2box_transform.get_deltas(positive_anchors, gt_boxes),
+        )
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: List[Boxes], gt_instances: List[Instances]
+    ) -> Tuple[List[Tensor], List[Tensor]]:
+        """As detectron2's RetinaNet.label_anchors, on corrdet's IoU kernel."""
+        anchors = Boxes.cat(anchors).tensor
+        matches = [
+            max_iou_matching(
+                anchors,
+                instances.gt_boxes.tensor,
+                instances.gt_classes,
+                self.anchor_matcher,
+                self.num_classes,
+            )
+            for instances in gt_instances
+        ]
+        return [labels for labels, _ in matches], [boxes for _, boxes in matches]

@@ -1,0 +1,72 @@
+"""What several folders of tests need: a small data set on disk, and configs to train on it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from corrdet import add_corrdet_config
+from corrdet.data.digits import prepare_digits
+from corrdet.data.register import register_from_config
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNTS = {"train": 24, "val": 8}
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(tmp_path_factory) -> dict:
+    """24 training and 8 validation images of digits, registered as one's own COCO data would be.
+
+    Returns:
+        split -> entry of DATASETS.REGISTER; the data sets are tiny_train and tiny_val.
+    """
+    root = prepare_digits(tmp_path_factory.mktemp("tiny") / "digits", counts=COUNTS)
+    entries = {
+        split: f"tiny_{split}={root}/annotations/{split}.json:{root}/{split}" for split in COUNTS
+    }
+    register_from_config(entries.values())
+    return entries
+
+
+@pytest.fixture
+def tiny_cfg(tiny_digits, tmp_path):
+    """The quick RetinaNet config, on the tiny data and smaller still: a step takes a moment."""
+    cfg = get_cfg()
+    add_corrdet_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs/quick/retinanet_concordance.yaml"), False)
+    cfg.merge_from_list(tiny_overrides(tiny_digits, tmp_path / "output"))
+    return cfg
+
+
+def tiny_overrides(entries: dict, output: Path) -> list:
+    """``KEY VALUE ...`` that turn a quick config into one that trains in seconds."""
+    return [
+        "DATASETS.REGISTER", tuple(entries.values()),
+        "DATASETS.TRAIN", ("tiny_train",),
+        "DATASETS.TEST", ("tiny_val",),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+        "MODEL.FPN.OUT_CHANNELS", 32,
+        "MODEL.RETINANET.NUM_CONVS", 1,
+        "INPUT.MIN_SIZE_TRAIN", (96,),
+        "INPUT.MIN_SIZE_TEST", 96,
+        "SOLVER.IMS_PER_BATCH", 2,
+        "SOLVER.MAX_ITER", 4,
+        "SOLVER.WARMUP_ITERS", 0,
+        "DATALOADER.NUM_WORKERS", 0,
+        "OUTPUT_DIR", str(output),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def tiny_command(tiny_digits):
+    """Function of an output folder and overrides: train_net.py on the tiny data, as arguments."""
+
+    def command(output: Path, *overrides, flags=(), script="train_net.py") -> list:
+        arguments = [*flags, *tiny_overrides(tiny_digits, output), *overrides]
+        config = ROOT / "configs/quick/retinanet_concordance.yaml"
+        return [
+            sys.executable, str(ROOT / script), "--config-file", str(config), *map(str, arguments)
+        ]  # fmt: skip
+
+    return command

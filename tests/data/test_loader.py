@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+
+from corrdet.data.checks import AnnotationError, ImageReadError
+from corrdet.data.loader import (
+    PositionBatchSampler,
+    ResumableLoader,
+    build_sampler,
+    build_train_loader,
+    sample_random_state,
+    training_dicts,
+)
+from corrdet.data.mapper import CorrdetDatasetMapper
+
+
+def config(**options):
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN = (96, 128, 160)
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    for key, value in options.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+def take(loader: ResumableLoader, count: int) -> list[list[dict]]:
+    with loader:
+        return list(itertools.islice(loader, count))
+
+
+def same(first: list[list[dict]], second: list[list[dict]]) -> bool:
+    """Whether the batches are equal in images, pixels and boxes."""
+    return len(first) == len(second) and all(
+        len(batch1) == len(batch2)
+        and all(
+            sample1["image_id"] == sample2["image_id"]
+            and torch.equal(sample1["image"], sample2["image"])
+            and torch.equal(
+                sample1["instances"].gt_boxes.tensor, sample2["instances"].gt_boxes.tensor
+            )
+            for sample1, sample2 in zip(batch1, batch2, strict=True)
+        )
+        for batch1, batch2 in zip(first, second, strict=True)
+    )
+
+
+def ids(batches: list[list[dict]]) -> list[list[int]]:
+    return [[sample["image_id"] for sample in batch] for batch in batches]
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """Pretend to be one process of several."""
+
+    def pretend(rank: int, size: int) -> None:
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        monkeypatch.setattr(comm, "get_world_size", lambda: size)
+
+    return pretend
+
+
+@pytest.mark.parametrize("grouping", [False, True])
+def test_workers_and_resuming_change_nothing(digits_dicts, grouping):
+    dicts = [{**record, "group": n % 2} for n, record in enumerate(digits_dicts)]
+    cfg = config(DATALOADER__ASPECT_RATIO_GROUPING=grouping)
+
+    def build(workers: int) -> ResumableLoader:
+        cfg.DATALOADER.NUM_WORKERS = workers
+        return build_train_loader(cfg, seed=11, dataset=dicts)
+
+    whole = take(build(0), 20)  # 60 samples of 40 images: more than one epoch
+    assert same(whole, take(build(2), 20))
+    for workers, done in ((0, 7), (2, 15)):
+        resumed = build(workers)
+        resumed.seek(done)
+        assert resumed.batches_done == done
+        assert same(whole[done:], take(resumed, 20 - done))
+    # Augmentation took place: an image comes in several sizes, and flipped or not.
+    sizes = {sample["image"].shape for batch in whole for sample in batch}
+    assert len(sizes) > 1
+    other = take(build_train_loader(cfg, seed=12, dataset=dicts), 20)
+    assert ids(other) != ids(whole)
+
+
+def test_augmentation_differs_between_epochs(digits_dicts):
+    cfg = config(SOLVER__IMS_PER_BATCH=1, INPUT__MIN_SIZE_TRAIN=(160,))
+    loader = build_train_loader(cfg, seed=0, dataset=digits_dicts[:1])
+    images = {batch[0]["image"].numpy().tobytes() for batch in take(loader, 20)}
+    assert len(images) == 2  # as it is, and flipped
+
+
+def test_every_image_once_per_epoch(digits_dicts):
+    cfg = config(SOLVER__IMS_PER_BATCH=8)
+    epoch = take(build_train_loader(cfg, seed=0, dataset=digits_dicts), 5)
+    assert sorted(sum(ids(epoch), [])) == [record["image_id"] for record in digits_dicts]
+
+
+def test_processes_share_the_stream(digits_dicts, world):
+    cfg = config(SOLVER__IMS_PER_BATCH=4)
+    alone = take(build_train_loader(cfg, seed=5, dataset=digits_dicts), 10)
+    shares = []
+    for rank in range(2):
+        world(rank, 2)
+        shares.append(take(build_train_loader(cfg, seed=5, dataset=digits_dicts), 10))
+    assert not {i for batch in ids(shares[0]) for i in batch} & {
+        i for batch in ids(shares[1]) for i in batch
+    }
+    # Iteration by iteration the same samples, augmentation included, as in one process.
+    for batch, first, second in zip(alone, *shares, strict=True):
+        together = [sample for pair in zip(first, second, strict=True) for sample in pair]
+        assert same([batch], [together])
+
+
+def test_batch_must_be_divisible(digits_dicts, world):
+    world(0, 2)
+    with pytest.raises(ValueError, match="IMS_PER_BATCH is 3"):
+        build_train_loader(config(), seed=0, dataset=digits_dicts)
+
+
+def test_aspect_ratio_grouping():
+    shapes = [(200, 100), (100, 200), (100, 100), (300, 100)] * 5
+    dicts = [{"width": w, "height": h, "image_id": n} for n, (w, h) in enumerate(shapes)]
+    cfg = config(DATALOADER__ASPECT_RATIO_GROUPING=True)
+    loader = build_train_loader(cfg, lambda record: record, seed=1, dataset=dicts)
+    for batch in take(loader, 30):
+        assert len(batch) == 3
+        assert len({record["width"] > record["height"] for record in batch}) == 1
+
+
+def test_stream_is_detectron2s_sampler(digits_dicts):
+    cfg = config(SOLVER__IMS_PER_BATCH=5)
+    loader = build_train_loader(cfg, lambda record: record, seed=9, dataset=digits_dicts)
+    expected = itertools.islice(TrainingSampler(len(digits_dicts), seed=9), 50)
+    assert sum(ids(take(loader, 10)), []) == [digits_dicts[i]["image_id"] for i in expected]
+
+
+def test_samplers(digits_dicts):
+    cfg = config()
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.9
+    # Classes are rarer than the threshold: images of them come several times in an epoch.
+    stream = list(itertools.islice(build_sampler(cfg, digits_dicts, 3), len(digits_dicts)))
+    assert len(set(stream)) < len(digits_dicts)
+    assert stream == list(itertools.islice(build_sampler(cfg, digits_dicts, 3), len(stream)))
+    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    with pytest.raises(ValueError, match="RANDOM_SUBSET_RATIO"):
+        build_sampler(cfg, digits_dicts, 3)
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.25
+    stream = list(itertools.islice(build_sampler(cfg, digits_dicts, 3), 30))
+    assert len(set(stream)) == len(digits_dicts) // 4
+    assert stream == list(itertools.islice(build_sampler(cfg, digits_dicts, 3), 30))
+    cfg.DATALOADER.SAMPLER_TRAIN = "Other"
+    with pytest.raises(ValueError, match="'Other'"):
+        build_sampler(cfg, digits_dicts, 3)
+
+
+def test_random_states_outside_are_untouched(digits_dicts):
+    def draw() -> tuple:
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+
+    seed()
+    expected = draw()
+    for workers in (0, 1):
+        cfg = config(DATALOADER__NUM_WORKERS=workers)
+        seed()
+        with build_train_loader(cfg, seed=0, dataset=digits_dicts) as loader:
+            next(loader)
+            assert draw() == expected
+
+
+def test_random_state_depends_on_seed_and_position():
+    def draw(seed: int, position: int) -> tuple:
+        with sample_random_state(seed, position):
+            return random.random(), np.random.rand(), torch.rand(1).item()
+
+    drawn = [draw(*pair) for pair in ((0, 0), (0, 1), (1, 0), (2**40, 2**40))]
+    assert len(set(drawn)) == 4
+    assert all(len({values[n] for values in drawn}) == 4 for n in range(3))
+    assert draw(0, 1) == drawn[1]
+
+
+def test_is_its_own_lazy_iterator(digits_dicts):
+    reads = []
+
+    def mapper(record: dict) -> dict:
+        reads.append(record["image_id"])
+        return record
+
+    loader = build_train_loader(config(), mapper, seed=4, dataset=digits_dicts)
+    assert loader.seed == 4 and loader.last_batch is None
+    assert iter(loader) is loader
+    loader.seek(1000)
+    assert not reads
+    batch = next(loader)
+    assert loader.last_batch is batch and loader.batches_done == 1001
+    assert len(reads) == 3, "seeking must read no image"
+    with pytest.raises(RuntimeError, match="before the first batch"):
+        loader.seek(0)
+    with pytest.raises(TypeError):
+        len(loader)
+
+
+def test_seek_refuses_negative_numbers(digits_dicts):
+    loader = build_train_loader(config(), seed=4, dataset=digits_dicts)
+    with pytest.raises(ValueError, match="-1"):
+        loader.seek(-1)
+
+
+def test_closing_ends_the_workers(digits_dicts):
+    loader = build_train_loader(config(DATALOADER__NUM_WORKERS=2), seed=0, dataset=digits_dicts)
+    before = set(multiprocessing.active_children())
+    next(loader)
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    loader.close()
+    loader.close()
+    assert not any(worker.is_alive() for worker in workers)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_is_named(digits_dicts, workers, tmp_path):
+    dicts = [{**record, "file_name": str(tmp_path / "absent.jpg")} for record in digits_dicts]
+    cfg = config(DATALOADER__NUM_WORKERS=workers)
+    with build_train_loader(cfg, seed=0, dataset=dicts) as loader:
+        with pytest.raises(ImageReadError, match="absent.jpg"):
+            next(loader)
+
+
+def test_mapper_may_skip_images(digits_dicts):
+    def mapper(record: dict) -> dict | None:
+        return record if record["image_id"] % 2 else None
+
+    def build() -> ResumableLoader:
+        return build_train_loader(config(), mapper, seed=0, dataset=digits_dicts)
+
+    batches = take(build(), 10)
+    assert all(image_id % 2 for batch in ids(batches) for image_id in batch)
+    assert ids(batches) == ids(take(build(), 10))
+    loader = build_train_loader(config(), lambda record: None, seed=0, dataset=digits_dicts)
+    with pytest.raises(RuntimeError, match="None for every image"):
+        next(loader)
+
+
+def test_batch_size_must_be_positive():
+    with pytest.raises(ValueError, match="positive"):
+        PositionBatchSampler(TrainingSampler(3, seed=0), 0)
+
+
+@pytest.fixture
+def registered(digits_dicts):
+    """Registers lists of dicts for the time of a test."""
+    names = []
+
+    def register(dicts, classes=("a",) * 10) -> str:
+        name = f"test_loader_{len(names)}"
+        DatasetCatalog.register(name, lambda: dicts)
+        MetadataCatalog.get(name).thing_classes = list(classes)
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_training_dicts(registered, digits_dicts):
+    empty = [{**digits_dicts[0], "annotations": []}]
+    names = (registered(digits_dicts), registered(empty))
+    cfg = config()
+    cfg.DATASETS.TRAIN = names
+    filled = [record for record in digits_dicts if record["annotations"]]
+    assert training_dicts(cfg) == filled
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    assert training_dicts(cfg) == digits_dicts + empty
+
+
+def test_training_dicts_reports_bad_annotations(registered, digits_dicts):
+    bad = [{**record, "annotations": list(record["annotations"])} for record in digits_dicts]
+    annotation = bad[1]["annotations"][0]
+    bad[1]["annotations"][0] = {**annotation, "bbox": [1, 1, 0, 1]}
+    cfg = config()
+    cfg.DATASETS.TRAIN = (registered(bad),)
+    with pytest.raises(AnnotationError, match="annotation 0"):
+        build_train_loader(cfg, seed=0)
+    cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
+    before, after = (sum(len(r["annotations"]) for r in d) for d in (bad, training_dicts(cfg)))
+    assert after == before - 1
+
+
+def test_training_dicts_errors(registered):
+    cfg = config()
+    with pytest.raises(ValueError, match="no data set"):
+        training_dicts(cfg)
+    cfg.DATASETS.TRAIN = (registered([]),)
+    with pytest.raises(ValueError, match="no images"):
+        training_dicts(cfg)
+    cfg.DATASETS.TRAIN = (registered(iter([])),)
+    with pytest.raises(TypeError, match="not a list"):
+        training_dicts(cfg)
+
+
+def test_random_seed_when_none_is_given(digits_dicts):
+    assert build_train_loader(config(SEED=6), dataset=digits_dicts).seed == 6
+    assert build_train_loader(config(SEED=-1), dataset=digits_dicts).seed >= 0
+
+
+def test_config_mapper_is_the_default(registered, digits_dicts):
+    cfg = config()
+    cfg.DATASETS.TRAIN = (registered(digits_dicts),)
+    default = take(build_train_loader(cfg, seed=0), 2)
+    explicit = take(build_train_loader(cfg, CorrdetDatasetMapper(cfg, is_train=True), 0), 2)
+    assert same(default, explicit)

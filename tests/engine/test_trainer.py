@@ -1,0 +1,256 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from corrdet.data import AnnotationError, ImageReadError
+from corrdet.engine import CorrdetTrainer
+from corrdet.engine.trainer import truncate_metrics
+
+
+def train(cfg, resume=False):
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    trainer = CorrdetTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def curve(output) -> dict:
+    """Iteration -> everything that was written but times."""
+    lines = [json.loads(line) for line in (Path(output) / "metrics.json").read_text().splitlines()]
+    assert len({line["iteration"] for line in lines}) == len(lines)
+    return {
+        line["iteration"]: {key: value for key, value in line.items() if "time" not in key}
+        for line in lines
+    }
+
+
+def final_weights(output) -> dict:
+    return torch.load(Path(output) / "model_final.pth", weights_only=True)["model"]
+
+
+def assert_same_run(output, reference):
+    assert curve(output) == curve(reference)
+    weights, expected = final_weights(output), final_weights(reference)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+class TestResume:
+    # Iterations 19, 39 and 59 are written, each the median of the 20 before it. A checkpoint every 15
+    # is never at a place where these medians start anew.
+    SCHEDULE = ("SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 15, "TEST.EVAL_PERIOD", 25)
+
+    def test_a_killed_training_has_the_curve_of_one_that_was_not(self, tiny_command, tmp_path):
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        subprocess.run(tiny_command(whole, *self.SCHEDULE), check=True, capture_output=True)
+
+        process = subprocess.Popen(
+            tiny_command(killed, *self.SCHEDULE),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        while not (killed / "model_0000029.pth").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.2)  # somewhere among the iterations that follow
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "model_final.pth").exists()
+
+        resumed = tiny_command(killed, *self.SCHEDULE, flags=["--resume"])
+        subprocess.run(resumed, check=True, capture_output=True)
+        assert_same_run(killed, whole)
+
+    def test_with_workers_flips_and_no_seed(self, tiny_cfg, tmp_path):
+        tiny_cfg.SEED = -1
+        tiny_cfg.INPUT.RANDOM_FLIP = "horizontal"
+        tiny_cfg.DATALOADER.NUM_WORKERS = 1
+        tiny_cfg.SOLVER.MAX_ITER = 20
+        tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 8
+        tiny_cfg.DATASETS.TEST = ()
+        train(tiny_cfg)
+        reference = final_weights(tiny_cfg.OUTPUT_DIR)
+        written = curve(tiny_cfg.OUTPUT_DIR)
+        (Path(tiny_cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000007.pth")
+        # A new process would draw another seed.
+        trainer = train(tiny_cfg, resume=True)
+        assert trainer.start_iter == 8
+        weights = final_weights(tiny_cfg.OUTPUT_DIR)
+        assert all(torch.equal(weights[name], reference[name]) for name in reference)
+        assert curve(tiny_cfg.OUTPUT_DIR) == written
+
+    def test_without_a_checkpoint_starts_from_the_beginning(self, tiny_cfg):
+        tiny_cfg.DATASETS.TEST = ()
+        assert train(tiny_cfg, resume=True).start_iter == 0
+
+    def test_metrics_are_cut_at_the_iteration_and_at_half_a_line(self, tmp_path):
+        path = tmp_path / "metrics.json"
+        truncate_metrics(str(path), 20)
+        assert not path.exists()
+        lines = [json.dumps({"iteration": i, "x": 1}) + "\n" for i in (19, 39, 59)]
+        path.write_text("".join(lines))
+        truncate_metrics(str(path), 60)
+        assert path.read_text() == "".join(lines)
+        truncate_metrics(str(path), 39)
+        assert path.read_text() == lines[0]
+        path.write_text(lines[0] + lines[1][:-4])
+        truncate_metrics(str(path), 60)
+        assert path.read_text() == lines[0]
+
+
+class TestTraining:
+    def test_losses_correlations_and_results_are_written(self, tiny_cfg):
+        tiny_cfg.SOLVER.MAX_ITER = 20
+        trainer = train(tiny_cfg)
+        written = curve(tiny_cfg.OUTPUT_DIR)
+        losses = {"loss_cls", "loss_box_reg", "loss_correlation", "total_loss"}
+        correlations = {f"correlation/{name}" for name in ("pearson", "spearman", "concordance")}
+        assert losses | correlations <= written[19].keys()
+        assert all(-1 <= written[19][name] <= 1 for name in correlations)
+        assert {"bbox/AP", "bbox/AP50", "bbox/beta_cls", "bbox/beta_img"} <= written[20].keys()
+        events = EventAccumulator(tiny_cfg.OUTPUT_DIR).Reload()
+        tags = set(events.Tags()["scalars"])
+        assert losses | correlations | {"bbox/AP", "bbox/beta_img"} <= tags
+        assert trainer._loader.batches_done == 20
+
+    def test_the_checkpoint_is_read_weights_only(self, tiny_cfg):
+        tiny_cfg.DATASETS.TEST = ()
+        train(tiny_cfg)
+        checkpoint = torch.load(Path(tiny_cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)
+        assert checkpoint["iteration"] == 3
+        assert checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
+
+    @pytest.mark.parametrize("name, kind", [("SGD", torch.optim.SGD), ("ADAMW", torch.optim.AdamW)])
+    def test_optimizers(self, tiny_cfg, name, kind):
+        tiny_cfg.SOLVER.OPTIMIZER = name
+        optimizer = CorrdetTrainer.build_optimizer(tiny_cfg, CorrdetTrainer.build_model(tiny_cfg))
+        assert isinstance(optimizer, kind)
+
+    def test_unknown_optimizer(self, tiny_cfg):
+        tiny_cfg.SOLVER.OPTIMIZER = "ADAM"
+        with pytest.raises(ValueError, match="unknown optimizer 'ADAM'; did you mean 'ADAMW'"):
+            CorrdetTrainer(tiny_cfg)
+
+    def test_evaluation_does_not_disturb_the_random_numbers(self, tiny_cfg):
+        trainer = CorrdetTrainer(tiny_cfg)
+        torch.manual_seed(0)
+        expected = torch.rand(3).tolist()
+        torch.manual_seed(0)
+        CorrdetTrainer.test(tiny_cfg, trainer.model.eval())
+        assert torch.rand(3).tolist() == expected
+
+    def test_detectron2s_own_detectors_train_too(self, tiny_cfg):
+        tiny_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+        tiny_cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+        tiny_cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        tiny_cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+        tiny_cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4", "p5"]
+        tiny_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4", "p5"]
+        tiny_cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+        tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 10
+        tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+        tiny_cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+        tiny_cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+        tiny_cfg.SOLVER.MAX_ITER = 2
+        train(tiny_cfg)
+        results = curve(tiny_cfg.OUTPUT_DIR)[2]
+        assert "bbox/AP" in results and "bbox/beta_img" not in results
+
+
+class TestNotFinite:
+    def test_stops_and_names_loss_iteration_and_images(self, tiny_cfg):
+        tiny_cfg.SOLVER.OPTIMIZER = "SGD"
+        tiny_cfg.SOLVER.BASE_LR = 1e30
+        tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 1
+        with pytest.raises(FloatingPointError) as raised:
+            train(tiny_cfg)
+        message = str(raised.value)
+        assert "training stopped at iteration 1: loss_cls is " in message
+        assert message.count(".jpg") == tiny_cfg.SOLVER.IMS_PER_BATCH
+        # What was trained before is still there, and whole.
+        assert "model_0000000.pth" in os.listdir(tiny_cfg.OUTPUT_DIR)
+        assert not os.path.exists(os.path.join(tiny_cfg.OUTPUT_DIR, "model_final.pth"))
+
+
+def rewrite(tiny_cfg, tmp_path, change) -> None:
+    """Train on a copy of the annotations that ``change(annotations)`` has altered."""
+    metadata = MetadataCatalog.get("tiny_train")
+    content = json.loads(Path(metadata.json_file).read_text())
+    change(content)
+    path = tmp_path / "changed.json"
+    path.write_text(json.dumps(content))
+    name = f"changed_{tmp_path.parent.name}_{tmp_path.name}"
+    from corrdet.data.register import register_from_config
+
+    register_from_config([f"{name}={path}:{metadata.image_root}"])
+    tiny_cfg.DATASETS.TRAIN = (name,)
+    tiny_cfg.DATASETS.TEST = ()
+
+
+class TestBadData:
+    def test_an_unreadable_image_is_named(self, tiny_cfg, tmp_path):
+        broken = tmp_path / "broken.jpg"
+        broken.write_bytes(b"not an image")
+
+        def change(content):
+            for image in content["images"]:
+                image["file_name"] = str(broken)
+
+        rewrite(tiny_cfg, tmp_path, change)
+        with pytest.raises(ImageReadError, match=r"broken.jpg.*DATASETS.SKIP_UNREADABLE"):
+            train(tiny_cfg)
+
+    def test_an_unreadable_image_is_skipped_when_asked(self, tiny_cfg, tmp_path, caplog):
+        broken = tmp_path / "broken.jpg"
+        broken.write_bytes(b"not an image")
+        rewrite(
+            tiny_cfg, tmp_path, lambda content: content["images"][5].update(file_name=str(broken))
+        )
+        tiny_cfg.DATASETS.SKIP_UNREADABLE = True
+        train(tiny_cfg)
+        assert "broken.jpg" in caplog.text
+
+    def test_a_degenerate_box_is_named(self, tiny_cfg, tmp_path):
+        def change(content):
+            content["annotations"][3]["bbox"] = [5, 5, 0, 10]
+
+        rewrite(tiny_cfg, tmp_path, change)
+        with pytest.raises(AnnotationError, match=r"changed_.*1 bad annotation.*\n.*\(5, 5, 0, 10\)"):
+            train(tiny_cfg)
+        tiny_cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
+        train(tiny_cfg)
+
+    def test_a_box_outside_of_its_image_is_named(self, tiny_cfg, tmp_path):
+        def change(content):
+            content["annotations"][3]["bbox"] = [500, 5, 10, 10]
+
+        rewrite(tiny_cfg, tmp_path, change)
+        with pytest.raises(AnnotationError, match=r"\(500, 5, 10, 10\)"):
+            train(tiny_cfg)
+
+    def test_batches_without_any_object_are_trained_on(self, tiny_cfg, tmp_path):
+        rewrite(tiny_cfg, tmp_path, lambda content: content["annotations"].clear())
+        tiny_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+        tiny_cfg.SOLVER.MAX_ITER = 20
+        train(tiny_cfg)
+        written = curve(tiny_cfg.OUTPUT_DIR)[19]
+        assert written["loss_box_reg"] == written["loss_correlation"] == 0
+        assert 0 < written["loss_cls"] < math.inf
+
+    def test_no_object_at_all_is_an_error(self, tiny_cfg, tmp_path):
+        rewrite(tiny_cfg, tmp_path, lambda content: content["annotations"].clear())
+        with pytest.raises(ValueError, match="no image of changed_.* has an object"):
+            train(tiny_cfg)
+
+
+def test_the_tiny_data_set_is_real(tiny_digits):
+    assert len(DatasetCatalog.get("tiny_train")) == 24

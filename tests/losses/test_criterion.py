@@ -1,0 +1,219 @@
+import math
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from corrdet import add_corrdet_config
+from corrdet.losses import (
+    CLASSIFICATION_LOSSES,
+    COUPLINGS,
+    LOCALIZATION_LOSSES,
+    Criterion,
+    MatchedPredictions,
+    build_criterion,
+    correlation_loss,
+    sigmoid_focal_loss,
+)
+from corrdet.losses.criterion import LossRegistry
+
+
+def matched_predictions(num_positives=5, dtype=torch.float32, **changes):
+    """20 samples of 3 classes: positives first, then two ignored, then background."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.full((20,), 3)
+    labels[:num_positives] = torch.arange(num_positives) % 3
+    labels[num_positives : num_positives + 2] = -1
+    gt_boxes = torch.tensor([10.0, 10, 30, 40]).repeat(num_positives, 1)
+    shifts = torch.rand(num_positives, 4, generator=generator) * 8
+    fields = {
+        "logits": torch.randn(20, 3, generator=generator).to(dtype).requires_grad_(),
+        "labels": labels,
+        "positives": torch.arange(num_positives),
+        "boxes": (gt_boxes + shifts).to(dtype).requires_grad_(),
+        "gt_boxes": gt_boxes,
+        "image_ids": torch.zeros(num_positives, dtype=torch.int64),
+        "normalizer": 4.0,
+        "deltas": shifts.to(dtype).requires_grad_(),
+        "gt_deltas": torch.zeros(num_positives, 4),
+    }
+    return MatchedPredictions(**{**fields, **changes})
+
+
+def config(**criterion):
+    cfg = get_cfg()
+    add_corrdet_config(cfg)
+    for key, value in criterion.items():
+        cfg.MODEL.CRITERION[key] = value
+    return cfg
+
+
+def build(activation="sigmoid", has_deltas=True, **criterion):
+    return build_criterion(config(**criterion), activation=activation, has_deltas=has_deltas)
+
+
+class TestMatchedPredictions:
+    def test_scores_are_those_of_the_ground_truth_class(self):
+        matched = matched_predictions()
+        expected = [matched.logits[i, i % 3].sigmoid().item() for i in range(5)]
+        assert matched.scores.tolist() == pytest.approx(expected)
+
+    def test_softmax_scores_count_the_background(self):
+        matched = matched_predictions(logits=torch.zeros(20, 4), activation="softmax")
+        assert matched.num_classes == 3
+        assert matched.scores.tolist() == [0.25] * 5
+
+    def test_ious(self):
+        matched = matched_predictions(boxes=torch.tensor([[10.0, 10, 30, 25]] * 5))
+        assert matched.ious.tolist() == pytest.approx([0.5] * 5)
+
+    def test_half_precision_is_widened(self):
+        matched = matched_predictions(dtype=torch.float16)
+        assert matched.logits.dtype == matched.boxes.dtype == matched.deltas.dtype == torch.float32
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"labels must have shape \(20,\), got \(7,\)"):
+            matched_predictions(labels=torch.zeros(7))
+        with pytest.raises(ValueError, match=r"gt_boxes must have shape \(5, 4\), got \(4, 4\)"):
+            matched_predictions(gt_boxes=torch.zeros(4, 4))
+        with pytest.raises(ValueError, match="got 'tanh'"):
+            matched_predictions(activation="tanh")
+        with pytest.raises(ValueError, match=r"logits must be \(S, C\)"):
+            matched_predictions(logits=torch.zeros(20))
+
+
+class TestCriterion:
+    def test_values(self):
+        matched = matched_predictions()
+        losses = build(
+            COUPLINGS=("correlation",), CLASSIFICATION_WEIGHT=2.0, LOCALIZATION_WEIGHT=0.5
+        )(matched)
+        targets = torch.zeros(20, 3)
+        for i in range(5):
+            targets[i, i % 3] = 1
+        focal = sigmoid_focal_loss(matched.logits, targets)
+        expected = {
+            "loss_cls": 2 * (focal[:5].sum() + focal[7:].sum()) / 4,
+            "loss_box_reg": 0.5 * matched.deltas.abs().sum() / 4,
+            "loss_correlation": 0.1 * correlation_loss(matched.scores, matched.ious),
+        }
+        assert losses.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(losses[name], value)
+
+    def test_options_come_from_the_losses_own_node(self):
+        matched = matched_predictions()
+        cfg = config(COUPLINGS=("correlation",))
+        cfg.MODEL.CRITERION.CORRELATION.COEFFICIENT = "pearson"
+        cfg.MODEL.CRITERION.CORRELATION.WEIGHT = 1.0
+        losses = build_criterion(cfg, activation="sigmoid", has_deltas=True)(matched)
+        torch.testing.assert_close(
+            losses["loss_correlation"], correlation_loss(matched.scores, matched.ious, "pearson")
+        )
+
+    def test_gradient_of_correlation_reaches_the_classifier_only(self):
+        matched = matched_predictions()
+        build(COUPLINGS=("correlation",))(matched)["loss_correlation"].backward()
+        assert matched.boxes.grad is None
+        assert matched.logits.grad[:5].abs().sum() > 0
+        assert matched.logits.grad[5:].abs().sum() == 0
+
+    def test_ignored_samples_get_no_gradient(self):
+        matched = matched_predictions()
+        build()(matched)["loss_cls"].backward()
+        assert matched.logits.grad[5:7].abs().sum() == 0
+        assert matched.logits.grad[7:].abs().sum() > 0
+
+    @pytest.mark.parametrize("localization", ["smooth_l1", "giou"])
+    def test_without_positives_all_is_finite_and_attached(self, localization):
+        matched = matched_predictions(num_positives=0)
+        losses = build(COUPLINGS=("correlation",), LOCALIZATION=localization)(matched)
+        assert losses["loss_box_reg"].item() == losses["loss_correlation"].item() == 0
+        sum(losses.values()).backward()
+        assert matched.logits.grad.isfinite().all()
+        attached = matched.deltas if localization == "smooth_l1" else matched.boxes
+        assert attached.grad is not None
+
+    def test_autocast_runs_in_float32(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            matched = matched_predictions(dtype=torch.bfloat16)
+            losses = build(COUPLINGS=("correlation",))(matched)
+        assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+    def test_nan_is_never_hidden(self):
+        for sample in (0, 5, 15):  # a positive, an ignored one, background
+            matched = matched_predictions()
+            with torch.no_grad():
+                matched.logits[sample, 0] = math.nan
+            assert build()(matched)["loss_cls"].isnan()
+
+    def test_weights_must_make_sense(self):
+        for weight in (-1.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match="weight of localization must be finite and >= 0"):
+                build(LOCALIZATION_WEIGHT=weight)
+
+
+class TestRefusals:
+    def test_unknown_names_come_with_the_nearest(self):
+        with pytest.raises(ValueError, match="unknown coupling 'corelation'; did you mean 'corr"):
+            build(COUPLINGS=("corelation",))
+        with pytest.raises(ValueError, match="unknown localization loss 'xyz'; there are: .*giou"):
+            build(LOCALIZATION="xyz")
+        with pytest.raises(ValueError, match="unknown classification loss 'focal'.*sigmoid_focal"):
+            build(CLASSIFICATION="focal")
+
+    def test_loss_and_head_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="'sigmoid_focal' works on sigmoid heads.*softmax"):
+            build(activation="softmax")
+        with pytest.raises(ValueError, match="'smooth_l1' compares box deltas"):
+            build(has_deltas=False)
+        build(has_deltas=False, LOCALIZATION="giou")
+
+    def test_a_coupling_twice(self):
+        with pytest.raises(ValueError, match="names one twice"):
+            build(COUPLINGS=("correlation", "correlation"))
+
+    def test_options_that_a_loss_does_not_have(self):
+        cfg = config()
+        cfg.MODEL.CRITERION.SIGMOID_FOCAL.ALPHAA = 1.0
+        with pytest.raises(ValueError, match="ALPHAA: unknown option.*did you mean 'alpha'"):
+            build_criterion(cfg, activation="sigmoid", has_deltas=True)
+
+    def test_a_registered_name_is_taken(self):
+        registry = LossRegistry("coupling")
+        registry.register("mine")(lambda matched: matched.scores.sum())
+        with pytest.raises(ValueError, match="there already is a coupling named 'mine'"):
+            registry.register("mine")(lambda matched: matched.ious.sum())
+
+
+def test_ones_own_loss_is_a_function_and_a_name():
+    @COUPLINGS.register("test_only_gap")
+    def _gap(matched, *, power=2):
+        return (matched.scores - matched.ious.detach()).abs().pow(power).sum()
+
+    matched = matched_predictions()
+    losses = build(COUPLINGS=("test_only_gap",))(matched)
+    expected = (matched.scores - matched.ious).square().sum()
+    torch.testing.assert_close(losses["loss_test_only_gap"], expected)
+
+
+def test_every_registered_default_is_in_the_config():
+    import inspect
+
+    cfg = config()
+    for registry in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
+        for name, loss in registry.items():
+            if name.startswith("test_only"):
+                continue
+            parameters = list(inspect.signature(loss.function).parameters.values())[1:]
+            node = cfg.MODEL.CRITERION.get(name.upper(), {})
+            assert {p.name: p.default for p in parameters} == {
+                key.lower(): value for key, value in node.items() if key != "WEIGHT"
+            }
+
+
+def test_criterion_without_a_config():
+    criterion = Criterion(
+        lambda matched: matched.logits.square().sum(dim=1), lambda matched: 1 - matched.ious
+    )
+    assert criterion(matched_predictions()).keys() == {"loss_cls", "loss_box_reg"}

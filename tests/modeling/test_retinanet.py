@@ -1,0 +1,165 @@
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from corrdet import add_corrdet_config
+from corrdet.evaluation import rank_correlation
+
+
+def quick_cfg(**criterion):
+    cfg = get_cfg()
+    add_corrdet_config(cfg)
+    cfg.merge_from_file("configs/quick/Base-digits.yaml", False)
+    for key, value in criterion.items():
+        cfg.MODEL.CRITERION[key] = value
+    return cfg
+
+
+def batch(num_objects=(3, 1), seed=0, size=96):
+    """Random images with boxes; the second image of a batch is not square."""
+    generator = torch.Generator().manual_seed(seed)
+    images = []
+    for index, count in enumerate(num_objects):
+        height, width = (size, size) if index % 2 == 0 else (size - 20, size - 5)
+        corners = torch.rand(count, 2, generator=generator) * 40
+        sides = torch.rand(count, 2, generator=generator) * 40 + 8
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.cat([corners, corners + sides], dim=1))
+        instances.gt_classes = torch.randint(0, 10, (count,), generator=generator)
+        image = torch.randint(0, 256, (3, height, width), generator=generator).float()
+        images.append({"image": image, "instances": instances, "height": height, "width": width})
+    return images
+
+
+def pair_of_models(cfg, localization="smooth_l1"):
+    """corrdet's and Detectron2's RetinaNet with the same weights."""
+    cfg.MODEL.CRITERION.LOCALIZATION = localization
+    ours = build_model(cfg)
+    cfg = cfg.clone()
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE = localization
+    theirs = build_model(cfg)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("num_objects", [(3, 1), (0, 4), (0, 0)])
+@pytest.mark.parametrize("localization", ["smooth_l1", "giou"])
+def test_losses_and_gradients_are_detectron2s(localization, num_objects):
+    ours, theirs = pair_of_models(quick_cfg(), localization)
+    for seed in range(3):  # the normalizer is a running mean: it has to agree step after step
+        images = batch(num_objects, seed)
+        with EventStorage():
+            losses = ours(images), theirs(images)
+        assert losses[0].keys() == losses[1].keys() == {"loss_cls", "loss_box_reg"}
+        for name in losses[0]:
+            torch.testing.assert_close(losses[0][name], losses[1][name], rtol=1e-5, atol=1e-7)
+        for model, values in zip((ours, theirs), losses):
+            model.zero_grad()
+            sum(values.values()).backward()
+        for (name, parameter), reference in zip(ours.named_parameters(), theirs.parameters()):
+            if reference.grad is not None:
+                torch.testing.assert_close(
+                    parameter.grad, reference.grad, rtol=1e-3, atol=1e-6, msg=name
+                )
+
+
+def test_detections_are_detectron2s():
+    ours, theirs = pair_of_models(quick_cfg())
+    for model in (ours, theirs):
+        model.eval()
+        model.test_score_thresh = 0.005
+    images = batch()
+    with torch.no_grad():
+        for result, expected in zip(ours(images), theirs(images)):
+            assert len(expected["instances"]) > 0
+            for field in ("scores", "pred_classes"):
+                torch.testing.assert_close(
+                    result["instances"].get(field), expected["instances"].get(field)
+                )
+            torch.testing.assert_close(
+                result["instances"].pred_boxes.tensor, expected["instances"].pred_boxes.tensor
+            )
+
+
+def test_names_of_weights_are_those_of_the_model_zoo():
+    cfg = get_cfg()
+    add_corrdet_config(cfg)
+    cfg.merge_from_file("configs/retinanet/retinanet_R50_1x_spearman.yaml", False)
+    cfg.MODEL.DEVICE = "cpu"
+    pair_of_models(cfg)  # loads strictly
+
+
+class TestPositives:
+    def evaluate(self, images):
+        model = build_model(quick_cfg()).eval()
+        with torch.no_grad():
+            return model, model(images)
+
+    def test_are_those_that_training_would_have(self):
+        images = batch((3, 2))
+        model, outputs = self.evaluate(images)
+        features = model.backbone(model.preprocess_image(images).tensor)
+        features = [features[name] for name in model.head_in_features]
+        matched = model.match_predictions(
+            features, model.head(features), [image["instances"] for image in images]
+        )
+        assert len(matched.positives) > 4
+        scores = torch.cat([output["positives"]["scores"] for output in outputs])
+        ious = torch.cat([output["positives"]["ious"] for output in outputs])
+        torch.testing.assert_close(scores, matched.scores)
+        torch.testing.assert_close(ious, matched.ious)
+        counts = [len(output["positives"]["ious"]) for output in outputs]
+        assert counts == matched.image_ids.bincount(minlength=2).tolist()
+        assert rank_correlation(scores.numpy(), ious.numpy()) is not None
+
+    def test_images_without_ground_truth_have_none(self):
+        images = [{"image": image["image"]} for image in batch()]
+        _, outputs = self.evaluate(images)
+        assert all(output.keys() == {"instances"} for output in outputs)
+
+    def test_images_without_objects(self):
+        _, outputs = self.evaluate(batch((0, 0)))
+        assert [len(output["positives"]["scores"]) for output in outputs] == [0, 0]
+
+
+def test_a_training_step_with_each_coefficient_changes_the_weights():
+    for coefficient in ("pearson", "spearman", "concordance"):
+        cfg = quick_cfg(COUPLINGS=("correlation",))
+        cfg.MODEL.CRITERION.CORRELATION.COEFFICIENT = coefficient
+        model = build_model(cfg)
+        before = model.head.cls_score.weight.clone()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with EventStorage():
+            losses = model(batch())
+        assert losses["loss_correlation"].item() > 0
+        assert model.latest_losses.keys() == losses.keys()
+        losses["loss_correlation"].backward()
+        # From the correlation alone nothing reaches the box branch.
+        assert all(p.grad is None for p in model.head.bbox_pred.parameters())
+        optimizer.step()
+        assert not torch.equal(model.head.cls_score.weight, before)
+
+
+def test_detectron2s_loss_keys_are_refused_where_they_would_do_nothing():
+    cfg = quick_cfg()
+    cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA = 0.5
+    with pytest.raises(ValueError, match="set MODEL.CRITERION.SIGMOID_FOCAL.ALPHA, which is 0.25"):
+        build_model(cfg)
+    cfg.MODEL.CRITERION.SIGMOID_FOCAL.ALPHA = 0.5
+    build_model(cfg)
+    cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE = "diou"
+    with pytest.raises(ValueError, match="set MODEL.CRITERION.LOCALIZATION, which is 'smooth_l1'"):
+        build_model(cfg)
+
+
+def test_autocast_step_is_finite():
+    model = build_model(quick_cfg(COUPLINGS=("correlation",)))
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch())
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

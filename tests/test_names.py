@@ -1,0 +1,13 @@
+from corrdet.names import unknown_name
+
+
+def test_messages():
+    valid = ["correlation", "harmonic", "association"]
+    assert unknown_name("coupling", "corelation", valid) == (
+        "unknown coupling 'corelation'; did you mean 'correlation'?"
+    )
+    assert unknown_name("coupling", "xyz", valid) == (
+        "unknown coupling 'xyz'; there are: association, correlation, harmonic"
+    )
+    assert unknown_name("coupling", "xyz", []) == "unknown coupling 'xyz'; there are: none"
+    assert unknown_name("key", "xyz", map(str, range(100))) == "unknown key 'xyz'"

@@ -1,0 +1,49 @@
+"""Running train_net.py and reading what it wrote, for the demo and the comparison."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = ("AP", "AP50", "AP75", "beta_img", "beta_cls")
+
+
+def train(config: str, output: Path, overrides: Sequence[str] = ()) -> Dict[str, float]:
+    """Train and evaluate in a process of its own, whose output is shown.
+
+    Args:
+        config: file, relative to the repository.
+        output: OUTPUT_DIR.
+        overrides: ``KEY VALUE ...``.
+
+    Returns:
+        the box results of the last evaluation, in percent.
+    """
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(ROOT / config)]
+    finished = subprocess.run([*command, "OUTPUT_DIR", str(output), *overrides])
+    if finished.returncode:
+        sys.exit(f"training failed: {' '.join(command)}\nits log is {output / 'log.txt'}")
+    return read_results(output)
+
+
+def read_results(output: Path) -> Dict[str, float]:
+    """The box results of the last evaluation in ``metrics.json``, without their ``bbox/``."""
+    results: Dict[str, float] = {}
+    for line in (output / "metrics.json").read_text().splitlines():
+        metrics = json.loads(line)
+        if "bbox/AP" in metrics:
+            results = {
+                key.removeprefix("bbox/"): value
+                for key, value in metrics.items()
+                if key.startswith("bbox/")
+            }
+    if not results:
+        sys.exit(f"{output / 'metrics.json'} holds no evaluation")
+    return results
+
+
+def table_row(name: str, results: Dict[str, float]) -> list:
+    """A row of a table with the columns COLUMNS."""
+    return [name, *(results.get(column, float("nan")) for column in COLUMNS)]
