@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a detector: ``python train_net.py --config-file FILE [options] [KEY VALUE ...]``.
+"""Train or evaluate: ``python train_net.py --config-file FILE [options] [KEY VALUE ...]``.
 
 The arguments are Detectron2's own, with their own meaning.
 """

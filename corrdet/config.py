@@ -25,7 +25,7 @@ def add_corrdet_config(cfg) -> None:
     cfg.MODEL.CRITERION.SIGMOID_FOCAL.ALPHA = 0.25
     cfg.MODEL.CRITERION.SIGMOID_FOCAL.GAMMA = 2.0
 
-    # Smooth L1 on box deltas (Girshick 2015, Eq. 3); 0 is the L1 loss, as in Detectron2's RetinaNet.
+    # Smooth L1 on box deltas (Girshick 2015, Eq. 3); 0 is the L1 loss, Detectron2's for RetinaNet.
     cfg.MODEL.CRITERION.SMOOTH_L1 = CN()
     cfg.MODEL.CRITERION.SMOOTH_L1.BETA = 0.0
 

@@ -1,7 +1,7 @@
 """Error messages for names that do not exist, with the nearest that do."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:

@@ -1,7 +1,12 @@
 """What several folders of tests need: a small data set on disk, and configs to train on it."""
 
+import os
 import sys
 from pathlib import Path
+
+# Before torch starts its threads, and for the processes that tests start: the models are so small
+# that threads cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from detectron2.config import get_cfg

@@ -36,7 +36,11 @@ def test_eval_only_gives_what_training_ended_with(weights, trained, tiny_command
     assert finished.returncode == 0, finished.stderr
     header, values = [line for line in finished.stdout.splitlines() if "copypaste:" in line][-2:]
     printed = dict(
-        zip(header.split("copypaste: ")[1].split(","), values.split("copypaste: ")[1].split(","))
+        zip(
+            header.split("copypaste: ")[1].split(","),
+            values.split("copypaste: ")[1].split(","),
+            strict=False,
+        )
     )
     expected = results(trained)
     assert {"AP", "AP50", "AP75", "beta_cls", "beta_img"} <= printed.keys()

@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("AP", "AP50", "AP75", "beta_img", "beta_cls")
 
 
-def train(config: str, output: Path, overrides: Sequence[str] = ()) -> Dict[str, float]:
+def train(config: str, output: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Train and evaluate in a process of its own, whose output is shown.
 
     Args:
@@ -28,9 +28,9 @@ def train(config: str, output: Path, overrides: Sequence[str] = ()) -> Dict[str,
     return read_results(output)
 
 
-def read_results(output: Path) -> Dict[str, float]:
+def read_results(output: Path) -> dict[str, float]:
     """The box results of the last evaluation in ``metrics.json``, without their ``bbox/``."""
-    results: Dict[str, float] = {}
+    results: dict[str, float] = {}
     for line in (output / "metrics.json").read_text().splitlines():
         metrics = json.loads(line)
         if "bbox/AP" in metrics:
@@ -44,6 +44,6 @@ def read_results(output: Path) -> Dict[str, float]:
     return results
 
 
-def table_row(name: str, results: Dict[str, float]) -> list:
+def table_row(name: str, results: dict[str, float]) -> list:
     """A row of a table with the columns COLUMNS."""
     return [name, *(results.get(column, float("nan")) for column in COLUMNS)]

@@ -18,7 +18,7 @@ from corrdet.ops import soft_rank  # noqa: E402
 
 
 def example_positives(n: int, seed: int = 0):
-    """Scores and IoUs such as a trained detector's positives have: skewed, and weakly correlated."""
+    """Scores and IoUs as a trained detector's positives have them: skewed, weakly correlated."""
     rng = np.random.default_rng(seed)
     ious = rng.beta(6, 2, n)
     scores = 1 / (1 + np.exp(-(4 * (ious - 0.8) + rng.normal(0, 1.2, n))))
@@ -52,7 +52,9 @@ def soft_rank_regimes(path: str) -> None:
         right.plot(factors, shares, style, color="C0", label=f"share with gradient, n = {n}")
         right.plot(factors, errors, style, color="C1", label=f"error of the coefficient, n = {n}")
     right.axvline(1, color="black", lw=0.8)
-    right.set(xscale="log", xlabel="strength / default", ylim=(-0.02, 1.05), title="why this default")
+    right.set(
+        xscale="log", xlabel="strength / default", ylim=(-0.02, 1.05), title="why this default"
+    )
     right.legend(fontsize=8)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, dpi=110, format="png")

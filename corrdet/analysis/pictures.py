@@ -10,7 +10,6 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import matplotlib
 
@@ -86,7 +85,7 @@ def draw_scatter(coco_eval: COCOeval, path: str) -> None:
 
 def draw_detections(
     coco_eval: COCOeval, image_root: str, output: str, *, count: int = 12, threshold: float = 0.3
-) -> List[str]:
+) -> list[str]:
     """Detections on their images, with the ground truth, as one PNG an image.
 
     Args:
@@ -103,7 +102,8 @@ def draw_detections(
     names = {category["id"]: category["name"] for category in gt.loadCats(gt.getCatIds())}
     image_ids = sorted(gt.getImgIds())
     chosen = [
-        image_ids[i] for i in np.unique(np.linspace(0, len(image_ids) - 1, count).round().astype(int))
+        image_ids[i]
+        for i in np.unique(np.linspace(0, len(image_ids) - 1, count).round().astype(int))
     ]
     paths = []
     for image_id in tqdm(chosen, desc="drawing detections", unit="image"):
@@ -137,9 +137,9 @@ def draw_detections(
     return paths
 
 
-def _best_ious(coco_eval: COCOeval, image_id: int) -> Dict[int, float]:
+def _best_ious(coco_eval: COCOeval, image_id: int) -> dict[int, float]:
     """Detection id -> its largest IoU with a ground truth of its class, 0 without any."""
-    best: Dict[int, float] = {}
+    best: dict[int, float] = {}
     for category in coco_eval.params.catIds:
         # Only the 100 best detections of an image and class have been compared, best first.
         of_class = sorted(coco_eval._dts[image_id, category], key=lambda d: -d["score"])
@@ -150,7 +150,7 @@ def _best_ious(coco_eval: COCOeval, image_id: int) -> Dict[int, float]:
     return best
 
 
-def _draw_box(axes, xywh: Tuple[float, float, float, float], color, **style) -> None:
+def _draw_box(axes, xywh: tuple[float, float, float, float], color, **style) -> None:
     x, y, width, height = xywh
     axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, lw=1.5, **style))
 

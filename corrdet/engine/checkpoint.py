@@ -3,7 +3,7 @@
 import os
 import pickle
 from collections import OrderedDict
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
             file.write(last_filename_basename)
 
-    def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
+    def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """As the base class.
 
         Raises:
@@ -50,7 +50,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         path, _, query = (path or "").partition("?")
         self._match_by_name = query == "matching_heuristics=True"
         if query and not self._match_by_name:
-            raise ValueError(f"unknown option {query!r} of weights, expected matching_heuristics=True")
+            raise ValueError(
+                f"unknown option {query!r} of weights, expected matching_heuristics=True"
+            )
         if path and "://" not in path and not os.path.isfile(path):
             raise FileNotFoundError(
                 f"no weights at {path!r} (MODEL.WEIGHTS, or what last_checkpoint names); "
@@ -58,7 +60,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
         return super().load(path, *args, **kwargs)
 
-    def _load_file(self, filename: str) -> Dict[str, Any]:
+    def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             data = load_array_pickle(filename)
             if "model" in data and "__author__" in data:
@@ -80,7 +82,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             data["matching_heuristics"] = True
         return data
 
-    def _torch_load(self, filename: str) -> Dict[str, Any]:
+    def _torch_load(self, filename: str) -> dict[str, Any]:
         try:
             data = torch.load(filename, map_location="cpu", weights_only=True)
         except OSError:
@@ -88,8 +90,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         except Exception as error:  # damaged files make torch raise nearly anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{filename} was not loaded: it is damaged, or it holds objects other than weights, "
-                f"which could run code on this machine. ({reason})"
+                f"{filename} was not loaded: it is damaged, or it holds objects other than "
+                f"weights, which could run code on this machine. ({reason})"
             ) from error
         if not isinstance(data, dict):
             raise ValueError(
@@ -98,7 +100,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return data
 
 
-def load_array_pickle(path: str) -> Dict[str, Any]:
+def load_array_pickle(path: str) -> dict[str, Any]:
     """Read a pickle of nothing but plain containers, strings, numbers and numpy arrays.
 
     Args:

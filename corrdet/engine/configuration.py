@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from typing import Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import yaml
 from detectron2.config import CfgNode, get_cfg

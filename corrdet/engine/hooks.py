@@ -1,8 +1,7 @@
 """Training hooks."""
 
-from typing import Dict, List, Tuple
-
 from detectron2.engine import HookBase
+from detectron2.utils.events import EventWriter
 
 from corrdet.losses.correlation import (
     average_ranks,
@@ -17,8 +16,8 @@ WRITER_PERIOD = 20
 class BatchCorrelation(HookBase):
     """Logs how scores and IoUs of the batch's positives correlate, whenever metrics are written.
 
-    Writes ``correlation/pearson``, ``correlation/spearman`` and ``correlation/concordance``, each in
-    [-1, 1], of models that keep ``latest_positives``.
+    Writes ``correlation/pearson``, ``correlation/spearman`` and ``correlation/concordance``, each
+    in [-1, 1], of models that keep ``latest_positives``.
     """
 
     def __init__(self, model, period: int = WRITER_PERIOD):
@@ -43,7 +42,30 @@ class BatchCorrelation(HookBase):
             "concordance": concordance_correlation(scores, ious),
         }
         for name, value in coefficients.items():
-            self.trainer.storage.put_scalar(f"correlation/{name}", value.item(), smoothing_hint=False)
+            self.trainer.storage.put_scalar(
+                f"correlation/{name}", value.item(), smoothing_hint=False
+            )
+
+
+class WriteEvaluations(HookBase):
+    """Writes an evaluation's results when they are there, not at the next period of the writers.
+
+    A training that is killed in between would lose them, and would not evaluate again when resumed.
+    """
+
+    def __init__(self, writers: list[EventWriter], period: int):
+        """
+        Args:
+            writers: what the trainer writes metrics with.
+            period: of the evaluation, in iterations; 0 for none.
+        """
+        self._writers = writers
+        self._period = period
+
+    def after_step(self):
+        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
+            for writer in self._writers:
+                writer.write()
 
 
 class RecentScalars(HookBase):
@@ -57,9 +79,9 @@ class RecentScalars(HookBase):
 
     def __init__(self, window: int = WRITER_PERIOD):
         self._window = window
-        self._restored: Dict[str, List[Tuple[float, int]]] = {}
+        self._restored: dict[str, list[tuple[float, int]]] = {}
 
-    def state_dict(self) -> Dict[str, List[Tuple[float, int]]]:
+    def state_dict(self) -> dict[str, list[tuple[float, int]]]:
         storage = self.trainer.storage
         return {
             name: [(float(value), int(iteration)) for value, iteration in history.values()][
@@ -69,7 +91,7 @@ class RecentScalars(HookBase):
             if storage.smoothing_hints()[name] and name not in self._of_this_process
         }
 
-    def load_state_dict(self, state: Dict[str, List[Tuple[float, int]]]) -> None:
+    def load_state_dict(self, state: dict[str, list[tuple[float, int]]]) -> None:
         self._restored = state
 
     def before_train(self):

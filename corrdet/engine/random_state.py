@@ -1,13 +1,13 @@
 """The random states of a process, as what a weights-only checkpoint can hold."""
 
 import random
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 import torch
 
 
-def get_random_states() -> Dict[str, Any]:
+def get_random_states() -> dict[str, Any]:
     """The states of Python's, numpy's and torch's generators, those of all GPUs included."""
     version, python_state, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
@@ -19,7 +19,7 @@ def get_random_states() -> Dict[str, Any]:
     }
 
 
-def set_random_states(states: Dict[str, Any]) -> None:
+def set_random_states(states: dict[str, Any]) -> None:
     """Undo what happened since :func:`get_random_states`."""
     version, python_state, gauss = states["python"]
     random.setstate((version, tuple(python_state.tolist()), gauss))

@@ -1,15 +1,18 @@
-"""The trainer: Detectron2's, with exact resuming, correlation measures and errors that name images."""
+"""Detectron2's trainer, with exact resuming, correlation measures, and errors that name images."""
 
 import json
 import logging
 import math
 import os
 import weakref
-from typing import List, Optional
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.solver import build_optimizer
@@ -24,17 +27,17 @@ from corrdet.evaluation import CorrelationEvaluator
 from corrdet.names import unknown_name
 
 from .checkpoint import SafeCheckpointer
-from .hooks import BatchCorrelation, RecentScalars
+from .hooks import BatchCorrelation, RecentScalars, WriteEvaluations
 from .random_state import get_random_states, set_random_states
 
 
 class CorrdetTrainer(DefaultTrainer):
     """Trains and evaluates any Detectron2 model, corrdet's or not.
 
-    What differs from DefaultTrainer: a training that was killed and resumed has the loss curve of one
-    that was not (on one process); checkpoints are atomic and loaded weights-only; a loss that is
-    not finite is reported with the images that it came from; the evaluation measures beta_cls and,
-    for models that give positives, beta_img.
+    What differs from DefaultTrainer: a training that was killed and resumed has the loss curve of
+    one that was not (on one process); checkpoints are atomic and loaded weights-only; a loss that
+    is not finite is reported with the images that it came from; the evaluation measures beta_cls
+    and, for models that give positives, beta_img.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -42,8 +45,8 @@ class CorrdetTrainer(DefaultTrainer):
         Args:
             cfg: with corrdet's keys.
         """
-        # Not DefaultTrainer's constructor: it builds a loader that cannot resume, a checkpointer that
-        # is not atomic, and a DistributedDataParallel that needs GPUs.
+        # Not DefaultTrainer's constructor: it builds a loader that cannot resume, a checkpointer
+        # that is not atomic, and a DistributedDataParallel that needs GPUs.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
@@ -67,13 +70,14 @@ class CorrdetTrainer(DefaultTrainer):
         self.checkpointer = SafeCheckpointer(
             self._detector, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        self._random_states: Optional[dict] = None
+        self._random_states: dict | None = None
+        self._writers: list = []  # on the main process only
         self.register_hooks(self.build_hooks())
 
     # ---- What is built.
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, seed: Optional[int] = None) -> ResumableLoader:
+    def build_train_loader(cls, cfg: CfgNode, seed: int | None = None) -> ResumableLoader:
         """``seed``: of the order and the augmentations; None for ``SEED``, or a random one."""
         return build_train_loader(cfg, seed=seed)
 
@@ -102,12 +106,14 @@ class CorrdetTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """``SOLVER.OPTIMIZER``: "SGD" is Detectron2's own, "ADAMW" has the same parameter groups."""
+        """``SOLVER.OPTIMIZER``: "SGD" is Detectron2's, "ADAMW" has the same parameter groups."""
         name = cfg.SOLVER.OPTIMIZER.upper()
         if name == "SGD":
             return build_optimizer(cfg, model)
         if name != "ADAMW":
-            raise ValueError("SOLVER.OPTIMIZER: " + unknown_name("optimizer", name, ["SGD", "ADAMW"]))
+            raise ValueError(
+                "SOLVER.OPTIMIZER: " + unknown_name("optimizer", name, ["SGD", "ADAMW"])
+            )
         parameters = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -118,12 +124,16 @@ class CorrdetTrainer(DefaultTrainer):
         optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         return optimizer(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
-    def build_hooks(self) -> List:
+    def build_hooks(self) -> list:
         hooks = super().build_hooks()
         # Behind timing and schedule, before what saves and writes: a checkpoint and a line of
         # metrics then hold the same iterations.
         hooks[2:2] = [BatchCorrelation(self._detector), RecentScalars()]
-        return hooks
+        return [*hooks, WriteEvaluations(self._writers, self.cfg.TEST.EVAL_PERIOD)]
+
+    def build_writers(self) -> list:
+        self._writers = super().build_writers()
+        return self._writers
 
     # ---- Training.
 
@@ -154,7 +164,7 @@ class CorrdetTrainer(DefaultTrainer):
         if not comm.is_main_process() and self._broken_losses():
             raise FloatingPointError(self._describe_failure("a loss is not finite"))
 
-    def _broken_losses(self) -> List[str]:
+    def _broken_losses(self) -> list[str]:
         losses = getattr(self._detector, "latest_losses", None) or {}
         values = {name: loss.item() for name, loss in losses.items()}
         return [f"{name} is {v}" for name, v in values.items() if not math.isfinite(v)]
@@ -163,8 +173,8 @@ class CorrdetTrainer(DefaultTrainer):
         broken = ", ".join(self._broken_losses())
         images = ", ".join(str(image.get("file_name", "?")) for image in self._loader.last_batch)
         advice = (
-            "Usual causes: a learning rate that is too high or a warm-up that is too short, images or "
-            "boxes that are damaged. The last checkpoint is intact."
+            "Usual causes: a learning rate that is too high or a warm-up that is too short, images "
+            "or boxes that are damaged. The last checkpoint is intact."
         )
         return (
             f"training stopped at iteration {self.iter}: {broken or message}\n"

@@ -1,13 +1,11 @@
 """How well scores rank the IoUs: what beta_img and beta_cls are averages of."""
 
-from typing import Dict, Optional, Tuple
-
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import rankdata
 
 
-def rank_correlation(scores: np.ndarray, ious: np.ndarray) -> Optional[float]:
+def rank_correlation(scores: np.ndarray, ious: np.ndarray) -> float | None:
     """Spearman's coefficient (thesis "Correlation Loss", Eq. 2.2), exact, ties by average rank.
 
     Args:
@@ -24,7 +22,7 @@ def rank_correlation(scores: np.ndarray, ious: np.ndarray) -> Optional[float]:
     return float(np.corrcoef(rankdata(scores), rankdata(ious))[0, 1])
 
 
-def true_positives(coco_eval: COCOeval) -> Dict[int, Tuple[np.ndarray, np.ndarray]]:
+def true_positives(coco_eval: COCOeval) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Scores and IoUs of a class's true positives, as COCO matches them at IoU 0.5.
 
     Args:

@@ -1,7 +1,6 @@
 """COCO evaluation with the correlation measures of the thesis "Correlation Loss"."""
 
 import itertools
-from typing import List, Optional
 
 import numpy as np
 from detectron2.evaluation import COCOEvaluator
@@ -20,7 +19,7 @@ class CorrelationEvaluator(COCOEvaluator):
     ``beta_img-images`` say how many were averaged.
     """
 
-    def __init__(self, dataset_name: str, output_dir: Optional[str] = None, **kwargs):
+    def __init__(self, dataset_name: str, output_dir: str | None = None, **kwargs):
         """
         Args:
             dataset_name: in COCO format, or convertible by Detectron2.
@@ -29,7 +28,7 @@ class CorrelationEvaluator(COCOEvaluator):
         """
         # The official implementation; Detectron2's fast one is approximate, and compiled.
         super().__init__(dataset_name, output_dir=output_dir, use_fast_impl=False, **kwargs)
-        self._image_correlations: List[float] = []
+        self._image_correlations: list[float] = []
 
     def reset(self):
         super().reset()
@@ -39,7 +38,9 @@ class CorrelationEvaluator(COCOEvaluator):
         super().process(inputs, outputs)
         for output in outputs:
             if "positives" in output:
-                positives = {name: value.cpu().numpy() for name, value in output["positives"].items()}
+                positives = {
+                    name: value.cpu().numpy() for name, value in output["positives"].items()
+                }
                 rho = rank_correlation(positives["scores"], positives["ious"])
                 if rho is not None:
                     self._image_correlations.append(rho)

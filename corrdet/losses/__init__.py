@@ -1,4 +1,4 @@
-"""Loss functions, each usable on its own in any PyTorch project, and the Criterion that composes them."""
+"""Loss functions, each usable on its own in any PyTorch project, and their Criterion."""
 
 from .correlation import (
     concordance_correlation,

@@ -1,11 +1,10 @@
 """Correlation Loss: 1 - rho(IoU, score) over the positives (thesis "Correlation Loss", chapter 4).
 
-The coefficients are Pearson (Eq. 2.1), Spearman (Eq. 2.2) with soft ranks (Blondel et al. 2020), and
-concordance (Eq. 2.3).
+The coefficients are Pearson (Eq. 2.1), Spearman (Eq. 2.2) with soft ranks (Blondel et al. 2020),
+and concordance (Eq. 2.3).
 """
 
 import math
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -23,8 +22,8 @@ def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
         y: (n,) floating point, same dtype and device.
 
     Returns:
-        scalar in [-1, 1], at least float32, differentiable in both; 0 with zero gradient where it is
-        not defined (fewer than two values, or one of the two constant); NaN if any value is.
+        scalar in [-1, 1], at least float32, differentiable in both; 0 with zero gradient where it
+        is not defined (fewer than two values, or one of the two constant); NaN if any value is.
 
     Raises:
         TypeError, ValueError: not floating point, or shapes that are not the same (n,).
@@ -34,14 +33,16 @@ def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
         return (x * 0 + y * 0).sum()
     undefined = _is_constant(x) | _is_constant(y)
     x, y = _centered_unit_scale(x, undefined), _centered_unit_scale(y, undefined)
-    return torch.where(undefined, 0.0, (x * y).mean() / (x.square().mean() * y.square().mean()).sqrt())
+    return torch.where(
+        undefined, 0.0, (x * y).mean() / (x.square().mean() * y.square().mean()).sqrt()
+    )
 
 
-def spearman_correlation(x: Tensor, y: Tensor, strength: Optional[float] = None) -> Tensor:
+def spearman_correlation(x: Tensor, y: Tensor, strength: float | None = None) -> Tensor:
     """Spearman's rank correlation coefficient, Eq. 2.2, differentiable in ``x`` through soft ranks.
 
-    ``x`` is ranked softly, by projection onto the permutahedron, and ``y`` exactly (ties share their
-    average rank), without gradient.
+    ``x`` is ranked softly, by projection onto the permutahedron, and ``y`` exactly (ties share
+    their average rank), without gradient.
 
     The strength decides what is computed. Soft ranks feel differences of the order of
     ``strength``: sorted neighbours further apart than that have their exact ranks, at distance one,
@@ -93,7 +94,9 @@ def concordance_correlation(x: Tensor, y: Tensor) -> Tensor:
     undefined = _is_constant(x) | _is_constant(y)
     mean_x, mean_y = x.mean(), y.mean()
     covariance = ((x - mean_x) * (y - mean_y)).mean()
-    spread = (x - mean_x).square().mean() + (y - mean_y).square().mean() + (mean_x - mean_y).square()
+    spread = (
+        (x - mean_x).square().mean() + (y - mean_y).square().mean() + (mean_x - mean_y).square()
+    )
     # Underflow of the squares: values that differ by less than their square can tell.
     undefined = undefined | (spread == 0)
     return torch.where(undefined, 0.0, 2 * covariance / torch.where(undefined, 1.0, spread))
@@ -103,7 +106,7 @@ def correlation_loss(
     scores: Tensor,
     ious: Tensor,
     coefficient: str = "concordance",
-    strength: Optional[float] = None,
+    strength: float | None = None,
 ) -> Tensor:
     """Correlation Loss, ``1 - rho(IoU, score)``; the gradient reaches the scores only.
 
@@ -160,7 +163,8 @@ def _checked(x: Tensor, y: Tensor):
             raise TypeError(f"expected floating-point tensors, got {got}")
     if x.dim() != 1 or x.shape != y.shape:
         raise ValueError(
-            f"expected two tensors of the same shape (n,), got {tuple(x.shape)} and {tuple(y.shape)}"
+            "expected two tensors of the same shape (n,), "
+            f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
     if x.device != y.device:
         raise ValueError(f"expected one device, got {x.device} and {y.device}")
@@ -180,7 +184,7 @@ def _largest_deviation(x: Tensor, constant: Tensor) -> Tensor:
 
 
 def _centered_unit_scale(x: Tensor, constant: Tensor) -> Tensor:
-    """x minus its mean, divided by its largest deviation so that no square can under- or overflow."""
+    """x minus its mean, over its largest deviation so that no square can under- or overflow."""
     centered = (x - x.mean()) / _largest_deviation(x, constant)
     # Any values that are not constant will do where the result is not used, so long as no gradient
     # divides by zero there.

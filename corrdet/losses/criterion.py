@@ -1,7 +1,7 @@
 """The Criterion: one classification loss, one localization loss and couplings, found by name.
 
-A loss that the Criterion can use is a function of a :class:`MatchedPredictions` and keyword options,
-registered under a name:
+A loss that the Criterion can use is a function of a :class:`MatchedPredictions` and keyword
+options, registered under a name:
 
 * a classification loss returns one value per sample, (S,), 0 for ignored ones; the Criterion sums
   them and divides by the normalizer;
@@ -13,16 +13,16 @@ In a config, the options of the loss ``some_loss`` are the keys of ``MODEL.CRITE
 
 import inspect
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, Mapping, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from corrdet.names import unknown_name
 
-from .correlation import COEFFICIENTS, correlation_loss
+from .correlation import correlation_loss
 from .focal import sigmoid_focal_loss
 from .localization import giou_loss, smooth_l1_loss
 from .matched_predictions import MatchedPredictions
@@ -41,7 +41,7 @@ class RegisteredLoss:
     """
 
     function: Loss
-    activations: Tuple[str, ...]
+    activations: tuple[str, ...]
     needs_deltas: bool
 
 
@@ -50,7 +50,7 @@ class LossRegistry(Mapping[str, RegisteredLoss]):
 
     def __init__(self, what: str):
         self.what = what
-        self._losses: Dict[str, RegisteredLoss] = {}
+        self._losses: dict[str, RegisteredLoss] = {}
 
     def register(
         self,
@@ -109,7 +109,7 @@ class Criterion:
         self,
         classification: Loss,
         localization: Loss,
-        couplings: Mapping[str, Tuple[Loss, float]] = {},  # noqa: B006  (never written to)
+        couplings: Mapping[str, tuple[Loss, float]] = {},  # noqa: B006  (never written to)
         *,
         classification_weight: float = 1.0,
         localization_weight: float = 1.0,
@@ -125,7 +125,7 @@ class Criterion:
         self.classification_weight = classification_weight
         self.localization_weight = localization_weight
 
-    def __call__(self, matched: MatchedPredictions) -> Dict[str, Tensor]:
+    def __call__(self, matched: MatchedPredictions) -> dict[str, Tensor]:
         """
         Returns:
             ``loss_cls``, ``loss_box_reg`` and ``loss_<coupling>``: scalars, float32 even under
@@ -172,7 +172,9 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
                 f"{cfg.MODEL.META_ARCHITECTURE} does not regress; use an IoU loss"
             )
         options = {
-            key.lower(): value for key, value in node.get(name.upper(), {}).items() if key not in skip
+            key.lower(): value
+            for key, value in node.get(name.upper(), {}).items()
+            if key not in skip
         }
         known = list(inspect.signature(loss.function).parameters)[1:]
         for option in options:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -41,9 +40,9 @@ class MatchedPredictions:
     boxes: Tensor
     gt_boxes: Tensor
     image_ids: Tensor
-    normalizer: Union[float, Tensor]
-    deltas: Optional[Tensor] = None
-    gt_deltas: Optional[Tensor] = None
+    normalizer: float | Tensor
+    deltas: Tensor | None = None
+    gt_deltas: Tensor | None = None
     activation: str = "sigmoid"
 
     def __post_init__(self):
@@ -90,7 +89,7 @@ class MatchedPredictions:
 
     @cached_property
     def ious(self) -> Tensor:
-        """(P,) IoU of each positive's predicted box with its ground truth, with gradient to the boxes.
+        """(P,) IoU of each positive's predicted box and its ground truth, with gradient to the box.
 
         A loss that must not train the box branch detaches it.
         """

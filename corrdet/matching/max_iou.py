@@ -1,6 +1,6 @@
 """Matching by the largest IoU, as in Faster R-CNN and RetinaNet."""
 
-from typing import Callable, Tuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from corrdet.ops import pairwise_iou
 @torch.no_grad()
 def max_iou_matching(
     priors: Tensor, gt_boxes: Tensor, gt_classes: Tensor, matcher: Callable, num_classes: int
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Give every prior the ground truth that it overlaps most, if it does so enough.
 
     Letters: R priors, M ground truths, C classes.

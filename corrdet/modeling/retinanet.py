@@ -1,7 +1,5 @@
 """RetinaNet (Lin et al., 2017) with the losses of a Criterion."""
 
-from typing import Dict, List, Optional, Tuple
-
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
@@ -41,8 +39,8 @@ class CorrdetRetinaNet(RetinaNet):
         self.criterion = criterion
         # Of the latest training batch, without gradient, for logging and error messages: the losses
         # by name, and the positives' scores and IoUs, (P,) each.
-        self.latest_losses: Optional[Dict[str, Tensor]] = None
-        self.latest_positives: Optional[Dict[str, Tensor]] = None
+        self.latest_losses: dict[str, Tensor] | None = None
+        self.latest_positives: dict[str, Tensor] | None = None
 
     @classmethod
     def from_config(cls, cfg):
@@ -67,7 +65,7 @@ class CorrdetRetinaNet(RetinaNet):
         parameters["criterion"] = build_criterion(cfg, activation="sigmoid", has_deltas=True)
         return parameters
 
-    def forward(self, batched_inputs: List[dict]):
+    def forward(self, batched_inputs: list[dict]):
         """As detectron2's DenseDetector.forward; see the class for ``positives``."""
         if self.training:
             return super().forward(batched_inputs)
@@ -88,7 +86,7 @@ class CorrdetRetinaNet(RetinaNet):
                 }
         results = self.forward_inference(images, features, predictions)
         for output, result, image, size in zip(
-            outputs, results, batched_inputs, images.image_sizes
+            outputs, results, batched_inputs, images.image_sizes, strict=False
         ):
             output["instances"] = detector_postprocess(
                 result, image.get("height", size[0]), image.get("width", size[1])
@@ -110,9 +108,9 @@ class CorrdetRetinaNet(RetinaNet):
 
     def match_predictions(
         self,
-        features: List[Tensor],
-        predictions: Tuple[List[Tensor], List[Tensor]],
-        gt_instances: List[Instances],
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor]],
+        gt_instances: list[Instances],
     ) -> MatchedPredictions:
         """Label all anchors of a batch and gather what the losses read.
 
@@ -149,8 +147,8 @@ class CorrdetRetinaNet(RetinaNet):
 
     @torch.no_grad()
     def label_anchors(
-        self, anchors: List[Boxes], gt_instances: List[Instances]
-    ) -> Tuple[List[Tensor], List[Tensor]]:
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """As detectron2's RetinaNet.label_anchors, on corrdet's IoU kernel."""
         anchors = Boxes.cat(anchors).tensor
         matches = [

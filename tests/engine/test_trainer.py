@@ -29,7 +29,9 @@ def curve(output) -> dict:
     lines = [json.loads(line) for line in (Path(output) / "metrics.json").read_text().splitlines()]
     assert len({line["iteration"] for line in lines}) == len(lines)
     return {
-        line["iteration"]: {key: value for key, value in line.items() if "time" not in key}
+        line["iteration"]: {
+            key: value for key, value in line.items() if "time" not in key and key != "eta_seconds"
+        }
         for line in lines
     }
 
@@ -45,8 +47,8 @@ def assert_same_run(output, reference):
 
 
 class TestResume:
-    # Iterations 19, 39 and 59 are written, each the median of the 20 before it. A checkpoint every 15
-    # is never at a place where these medians start anew.
+    # Iterations 19, 39 and 59 are written, each the median of the 20 before it. A checkpoint every
+    # 15 is never at a place where these medians start anew.
     SCHEDULE = ("SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 15, "TEST.EVAL_PERIOD", 25)
 
     def test_a_killed_training_has_the_curve_of_one_that_was_not(self, tiny_command, tmp_path):
@@ -224,7 +226,9 @@ class TestBadData:
             content["annotations"][3]["bbox"] = [5, 5, 0, 10]
 
         rewrite(tiny_cfg, tmp_path, change)
-        with pytest.raises(AnnotationError, match=r"changed_.*1 bad annotation.*\n.*\(5, 5, 0, 10\)"):
+        with pytest.raises(
+            AnnotationError, match=r"changed_.*1 bad annotation.*\n.*\(5, 5, 0, 10\)"
+        ):
             train(tiny_cfg)
         tiny_cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
         train(tiny_cfg)

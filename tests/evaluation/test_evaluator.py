@@ -15,7 +15,7 @@ from corrdet.evaluation import CorrelationEvaluator, rank_correlation
 def run(evaluator, outputs):
     dicts = DatasetCatalog.get("tiny_val")
     evaluator.reset()
-    for image, output in zip(dicts, outputs):
+    for image, output in zip(dicts, outputs, strict=False):
         evaluator.process([image], [output])
     return evaluator.evaluate()
 
@@ -65,13 +65,17 @@ def test_beta_cls_of_noise_is_the_mean_over_classes(evaluator):
     outputs = detections(lambda iou, noise: noise)
     results = run(evaluator, outputs)["bbox"]
     pairs = {}
-    for image, output in zip(DatasetCatalog.get("tiny_val"), outputs):
+    for image, output in zip(DatasetCatalog.get("tiny_val"), outputs, strict=False):
         for index, annotation in enumerate(image["annotations"]):
             x, _, width, _ = annotation["bbox"]
             x1, _, x2, _ = output["instances"].pred_boxes.tensor[index].tolist()
             pair = output["instances"].scores[index].item(), (x2 - x1) / width
             pairs.setdefault(annotation["category_id"], []).append(pair)
-    defined = [rank_correlation(*zip(*values)) for values in pairs.values() if len(values) > 1]
+    defined = [
+        rank_correlation(*zip(*values, strict=False))
+        for values in pairs.values()
+        if len(values) > 1
+    ]
     assert results["beta_cls"] == pytest.approx(100 * np.mean(defined))
     assert results["beta_cls-classes"] == len(defined)
 
@@ -81,7 +85,7 @@ def test_beta_img_is_the_mean_over_images_where_it_is_defined(evaluator):
     positives = [([0.1, 0.5, 0.9], [0.2, 0.3, 0.4]), ([0.9, 0.5, 0.1], [0.2, 0.3, 0.4])]
     positives += [([0.5, 0.5], [0.1, 0.9]), ([0.3], [0.4]), ([], [])]
     positives += [([0.1, 0.2, 0.3], [0.3, 0.7, 0.5])]
-    for output, (scores, ious) in zip(outputs, positives):
+    for output, (scores, ious) in zip(outputs, positives, strict=False):
         output["positives"] = {"scores": torch.tensor(scores), "ious": torch.tensor(ious)}
     results = run(evaluator, outputs)["bbox"]
     assert results["beta_img"] == pytest.approx(100 * (1 - 1 + 0.5) / 3)

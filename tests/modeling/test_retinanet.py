@@ -57,10 +57,12 @@ def test_losses_and_gradients_are_detectron2s(localization, num_objects):
         assert losses[0].keys() == losses[1].keys() == {"loss_cls", "loss_box_reg"}
         for name in losses[0]:
             torch.testing.assert_close(losses[0][name], losses[1][name], rtol=1e-5, atol=1e-7)
-        for model, values in zip((ours, theirs), losses):
+        for model, values in zip((ours, theirs), losses, strict=False):
             model.zero_grad()
             sum(values.values()).backward()
-        for (name, parameter), reference in zip(ours.named_parameters(), theirs.parameters()):
+        for (name, parameter), reference in zip(
+            ours.named_parameters(), theirs.parameters(), strict=False
+        ):
             if reference.grad is not None:
                 torch.testing.assert_close(
                     parameter.grad, reference.grad, rtol=1e-3, atol=1e-6, msg=name
@@ -74,7 +76,7 @@ def test_detections_are_detectron2s():
         model.test_score_thresh = 0.005
     images = batch()
     with torch.no_grad():
-        for result, expected in zip(ours(images), theirs(images)):
+        for result, expected in zip(ours(images), theirs(images), strict=False):
             assert len(expected["instances"]) > 0
             for field in ("scores", "pred_classes"):
                 torch.testing.assert_close(

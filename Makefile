@@ -1,0 +1,98 @@
+# `make demo` and `make test` set up $(VENV) by themselves; nothing is installed twice.
+#
+#   PYTHON=python3.12          the interpreter that makes the environment
+#   VENV=.venv                 where the environment is
+#   DETECTRON2_SOURCE=URL      compile Detectron2 from this source (git+https://... or a path)
+#   CORRDET_CUDA=0             no CUDA kernels (setup.py tells the rest)
+
+PYTHON ?= python3
+VENV ?= .venv
+DETECTRON2_SOURCE ?=
+
+# The pair that is tested. The package itself takes any newer torch.
+TORCH := torch==2.11.0 torchvision==0.26.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CSRC := $(shell find csrc 2>/dev/null)
+NATIVE := $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' 2>/dev/null)
+CUDA_BUILT = $(BIN)/python -c 'import sys, torch, corrdet._C as c; sys.exit(not c.build_info()["cuda"])'
+
+# ninja, ruff and clang-format are called from the environment, activated or not.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help setup demo compare test lint format cuda-report clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo         train and report a small detector (sets up $(VENV) first)'
+	@echo 'make compare      train the losses against each other and print the table'
+	@echo 'make test         style checks, CUDA register report, tests (sets up $(VENV) first)'
+	@echo 'make setup        set up $(VENV): torch, Detectron2, corrdet'
+	@echo 'make lint         style checks alone'
+	@echo 'make format       rewrite the code in style'
+	@echo 'make cuda-report  registers and spills of the CUDA kernels; fails on spills'
+	@echo 'make clean        remove what was built, but not $(VENV)'
+
+setup: $(VENV)/.corrdet
+
+demo: setup
+	$(BIN)/python tools/demo.py
+
+compare: setup
+	$(BIN)/python tools/compare.py
+
+test: lint
+	@if $(CUDA_BUILT); then $(MAKE) --no-print-directory cuda-report; fi
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(NATIVE),$(BIN)/clang-format --dry-run --Werror $(NATIVE))
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(NATIVE),$(BIN)/clang-format -i $(NATIVE))
+
+cuda-report: setup
+	$(BIN)/python tools/cuda_report.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV)/.extension
+	rm -f corrdet/_C*.so
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# Each stamp is a step of the set-up, newer than what the step was made from.
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "corrdet needs Python 3.10 or newer; $(PYTHON) is" \
+	         "$$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.python
+	@echo '== torch (4.7 GiB with its CUDA libraries)'
+	$(PIP) install $(TORCH) setuptools wheel ninja
+	@touch $@
+
+$(VENV)/.detectron2: $(VENV)/.torch tools/install_detectron2.py
+	@echo '== Detectron2'
+	$(BIN)/python tools/install_detectron2.py $(if $(DETECTRON2_SOURCE),--source '$(DETECTRON2_SOURCE)')
+	@touch $@
+
+# Compiled in place first, where the compiler's progress is seen; pip then finds the objects made.
+$(VENV)/.extension: $(VENV)/.torch setup.py tools/nvcc.sh $(CSRC)
+	@echo '== the extension corrdet._C'
+	$(BIN)/python setup.py build_ext --inplace
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.detectron2 setup.py pyproject.toml | $(VENV)/.extension
+	@echo '== corrdet'
+	$(PIP) install --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/.corrdet: $(VENV)/.package $(VENV)/.extension
+	@touch $@

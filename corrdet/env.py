@@ -1,0 +1,73 @@
+"""`python -m corrdet.env`: what to paste into a bug report."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+
+from tabulate import tabulate
+
+
+def collect_env() -> str:
+    """Return a table of versions and build options, then Detectron2's own report.
+
+    It never raises: what cannot be imported is listed with the reason.
+    """
+    rows = [
+        ("corrdet", _version("corrdet")),
+        ("Python", platform.python_version()),
+        ("torch", _version("torch")),
+        ("torchvision", _version("torchvision")),
+        *_cuda(),
+        *_extension(),
+    ]
+    return f"{tabulate(rows)}\nDetectron2's report:\n{_detectron2()}"
+
+
+def _reason(error: BaseException) -> str:
+    first_line = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda() -> list[tuple[str, str]]:
+    try:
+        import torch
+
+        rows = [("CUDA of torch", str(torch.version.cuda))]
+        if not torch.cuda.is_available():
+            return [*rows, ("GPUs", "none visible")]
+        devices = range(torch.cuda.device_count())
+        return [*rows, ("GPUs", ", ".join(map(torch.cuda.get_device_name, devices)))]
+    except Exception as error:
+        return [("CUDA of torch", _reason(error))]
+
+
+def _extension() -> list[tuple[str, str]]:
+    try:
+        # The extension finds torch's libraries once torch has loaded them.
+        importlib.import_module("torch")
+        info = importlib.import_module("corrdet._C").build_info()
+    except Exception as error:
+        return [("corrdet._C", _reason(error))]
+    return [(f"corrdet._C: {key}", str(value)) for key, value in info.items()]
+
+
+def _detectron2() -> str:
+    try:
+        from detectron2.utils.collect_env import collect_env_info
+
+        return collect_env_info()
+    except Exception as error:
+        return f"not available: {_reason(error)}"
+
+
+if __name__ == "__main__":
+    print(collect_env())
