@@ -21,7 +21,7 @@ def example_positives(n: int, seed: int = 0):
     """Scores and IoUs as a trained detector's positives have them: skewed, weakly correlated."""
     rng = np.random.default_rng(seed)
     ious = rng.beta(6, 2, n)
-    scores = 1 / (1 + np.exp(-(4 * (ious - 0.8) + rng.normal(0, 1.2, n))))
+    scores = 1 / (1 + np.exp(-(6 * (ious - 0.8) + rng.normal(-2, 1.2, n))))
     return torch.tensor(scores), torch.tensor(ious)
 
 
@@ -29,9 +29,9 @@ def soft_rank_regimes(path: str) -> None:
     """What the strength of soft ranks does, and where the default is."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     scores, _ = example_positives(200)
-    unit = (12**0.5 * scores.std(correction=0) / len(scores)).item()
+    unit = (3**0.5 * scores.std(correction=0) / len(scores)).item()
     order = scores.argsort()
-    for factor, label in [(0.01, "0.01 x default"), (1, "default"), (30, "30 x default")]:
+    for factor, label in [(0.01, "0.01 x default (exact ranks)"), (1, "default"), (10, "10 x default")]:
         left.plot(scores[order], soft_rank(scores, strength=factor * unit)[order], label=label)
     left.plot(scores[order], soft_rank(scores, strength=1.0)[order], label="strength 1")
     left.set(xlabel="score", ylabel="soft rank", title="200 positives")
@@ -41,7 +41,7 @@ def soft_rank_regimes(path: str) -> None:
     for n, style in [(20, ":"), (200, "--"), (2000, "-")]:
         scores, ious = example_positives(n)
         scores.requires_grad_()
-        unit = (12**0.5 * scores.std(correction=0) / n).item()
+        unit = (3**0.5 * scores.std(correction=0) / n).item()
         exact = pearson_correlation(average_ranks(scores), average_ranks(ious)).item()
         errors, shares = [], []
         for factor in factors:

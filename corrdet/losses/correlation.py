@@ -44,15 +44,14 @@ def spearman_correlation(x: Tensor, y: Tensor, strength: float | None = None) ->
     ``x`` is ranked softly, by projection onto the permutahedron, and ``y`` exactly (ties share
     their average rank), without gradient.
 
-    The strength decides what is computed. Soft ranks feel differences of the order of
-    ``strength``: sorted neighbours further apart than that have their exact ranks, at distance one,
-    and get no gradient; neighbours that are closer are pooled, and are pulled apart. Once the
-    strength is as large as the range of ``x``, everything is one pool, the ranks are an affine
-    function of ``x``, and the coefficient silently becomes Pearson's of ``x`` and rank(``y``): for
-    probabilities, a strength of 1 is always there. The default hence comes from the data: the mean
-    distance between neighbours of n values spread evenly with the standard deviation of ``x``,
-    ``sqrt(12) * std(x) / n``. Like the ranks, it then does not change with the scale of ``x``.
-    docs/losses.md shows the regimes.
+    The strength decides what is computed. Sorted neighbours further apart than the strength have
+    their exact ranks, at distance one, and get no gradient; where values are denser they are
+    pooled, and pulled apart. From a strength of about range / n on, which for probabilities 1
+    always is, everything is one pool: the ranks are an affine function of ``x``, and the
+    coefficient silently becomes Pearson's of ``x`` and rank(``y``). The default hence comes from
+    the data: half the mean distance of n values spread evenly with the standard deviation of ``x``,
+    ``sqrt(3) * std(x) / n``. There, most values get gradient and the ranks still follow the exact
+    ones; and like ranks, it does not change with the scale of ``x``. docs/losses.md shows this.
 
     Args:
         x: (n,) floating point, gets gradient.
@@ -76,7 +75,7 @@ def spearman_correlation(x: Tensor, y: Tensor, strength: float | None = None) ->
         with torch.no_grad():
             constant = _is_constant(x)
             spread = _centered_unit_scale(x, constant).square().mean().sqrt()
-            scale = math.sqrt(12) * spread * _largest_deviation(x, constant) / len(x)
+            scale = math.sqrt(3) * spread * _largest_deviation(x, constant) / len(x)
         ranks = soft_rank(x / scale)
     else:
         ranks = soft_rank(x, strength=strength)

@@ -1,0 +1,59 @@
+"""IoU of boxes that are paired already."""
+
+import torch
+from torch import Tensor
+
+from ._checks import check_boxes, check_kind, check_pairs, no_double_backward
+
+
+def elementwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
+    """Compute the IoU, GIoU, DIoU or CIoU of each box with its partner in another set.
+
+    The values and gradients are those of the diagonal of :func:`corrdet.ops.pairwise_iou`, which
+    says what they are for degenerate boxes, ties and NaN.
+
+    Args:
+        boxes1: (N, 4) boxes as x1, y1, x2, y2, in any unit of length; float16, bfloat16, float32 or
+            float64, any strides. The halves are computed in float32.
+        boxes2: (N, 4), in the same unit, dtype and device.
+        kind: "iou", "giou", "diou" or "ciou".
+
+    Returns:
+        (N,) in the dtype of the boxes.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or the dtypes differ.
+        ValueError: wrong shape, different numbers of boxes, different devices, or unknown kind.
+        RuntimeError: CUDA tensors, and corrdet was built without CUDA.
+    """
+    check_boxes(boxes1, boxes2)
+    check_pairs(boxes1, boxes2)
+    check_kind(kind)
+    return torch.ops.corrdet.elementwise_iou(boxes1, boxes2, kind)
+
+
+@torch.library.register_fake("corrdet::elementwise_iou")
+def _(boxes1, boxes2, kind):
+    return boxes1.new_empty((boxes1.shape[0],))
+
+
+@torch.library.register_fake("corrdet::elementwise_iou_backward")
+def _(grad, boxes1, boxes2, kind):
+    return boxes1.new_empty(boxes1.shape), boxes2.new_empty(boxes2.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    boxes1, boxes2, ctx.kind = inputs
+    ctx.save_for_backward(boxes1, boxes2)
+
+
+def _backward(ctx, grad):
+    boxes1, boxes2 = ctx.saved_tensors
+    grad1, grad2 = torch.ops.corrdet.elementwise_iou_backward(grad, boxes1, boxes2, ctx.kind)
+    return grad1, grad2, None
+
+
+torch.library.register_autograd("corrdet::elementwise_iou", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "corrdet::elementwise_iou_backward", no_double_backward("elementwise_iou")
+)

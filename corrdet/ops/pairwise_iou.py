@@ -1,0 +1,75 @@
+"""IoU of every pair of two sets of boxes."""
+
+import torch
+from torch import Tensor
+
+from ._checks import check_boxes, check_kind, no_double_backward
+
+
+def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
+    """Compute the IoU, GIoU, DIoU or CIoU of each box of one set with each box of another.
+
+    The computation is a single pass that writes N x M values, forward, and a pass that reads as
+    many, backward. Nothing else of that size is stored.
+
+    A side whose end lies before its start counts as a side of length 0 at its start. Where both
+    boxes have area 0 the IoU is 0; a penalty whose denominator is 0 (enclosing box without area for
+    GIoU, without diagonal for DIoU and CIoU) is 0. A NaN coordinate makes every IoU of its box NaN.
+    Areas, and for DIoU and CIoU squared diagonals, must be finite in the type of the arithmetic:
+    coordinates below 1e19 in float32.
+
+    Gradients: differentiable once in both arguments. Where coordinates of two boxes are equal, each
+    gets half of the gradient of their minimum or maximum; the gradient of the IoU of identical
+    boxes is then 0. CIoU's alpha is a constant, as its paper trains it. Results do not depend on
+    the number of threads, and are the same on every run.
+
+    Args:
+        boxes1: (N, 4) boxes as x1, y1, x2, y2, in any unit of length; float16, bfloat16, float32 or
+            float64, any strides. The halves are computed in float32.
+        boxes2: (M, 4), in the same unit, dtype and device.
+        kind: "iou"; "giou" (Rezatofighi et al. 2019, Eq. 1-2); "diou" or "ciou" (Zheng et al. 2020,
+            Eq. 6-11).
+
+    Returns:
+        (N, M) in the dtype of the boxes: IoU in [0, 1], GIoU and DIoU in [-1, 1], CIoU in (-2, 1].
+
+    Raises:
+        TypeError: not a tensor, not floating point, or the dtypes differ.
+        ValueError: wrong shape, different devices, or unknown kind.
+        RuntimeError: CUDA tensors, and corrdet was built without CUDA.
+    """
+    check_boxes(boxes1, boxes2)
+    check_kind(kind)
+    return torch.ops.corrdet.pairwise_iou(boxes1, boxes2, kind)
+
+
+@torch.library.register_fake("corrdet::pairwise_iou")
+def _(boxes1, boxes2, kind):
+    return boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]))
+
+
+@torch.library.register_fake("corrdet::pairwise_iou_backward")
+def _(grad, boxes1, boxes2, kind):
+    return boxes1.new_empty(boxes1.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    boxes1, boxes2, ctx.kind = inputs
+    ctx.save_for_backward(boxes1, boxes2)
+
+
+def _backward(ctx, grad):
+    boxes1, boxes2 = ctx.saved_tensors
+    grad1 = grad2 = None
+    if ctx.needs_input_grad[0]:
+        grad1 = torch.ops.corrdet.pairwise_iou_backward(grad, boxes1, boxes2, ctx.kind)
+    if ctx.needs_input_grad[1]:
+        # Every kind is symmetric in its boxes.
+        grad2 = torch.ops.corrdet.pairwise_iou_backward(grad.t(), boxes2, boxes1, ctx.kind)
+    return grad1, grad2, None
+
+
+torch.library.register_autograd("corrdet::pairwise_iou", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "corrdet::pairwise_iou_backward", no_double_backward("pairwise_iou")
+)

@@ -1,0 +1,75 @@
+"""Differentiable ranks."""
+
+import torch
+from torch import Tensor
+
+from ._checks import check_soft_rank, no_double_backward
+
+
+def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
+    """Compute ascending soft ranks, the largest value getting about n.
+
+    They are the projection of values / strength onto the permutahedron of (1, ..., n):
+    Blondel et al. 2020, "Fast Differentiable Sorting and Ranking", Eq. 6 with the quadratic
+    regularizer, in O(n log n). With the values in ascending order t_1 <= ... <= t_n the ranks are
+    piecewise linear in them: neighbours are pooled where their distance is small beside `strength`,
+    and
+
+        rank_i = (mean position in the pool) + (t_i - mean of the pool) / strength.
+
+    Values at least `strength` apart from each other have their exact ranks and no gradient. From
+    strength = 2 * (max - min) / n on there is certainly one pool: the ranks are then an affine
+    function of the values with mean (n + 1) / 2, and tell no more than the values themselves do.
+    Useful strengths lie between. The sum is always n (n + 1) / 2, and equal values have equal
+    ranks.
+
+    Differentiable once. The gradient within a pool is (g_i - mean of g over the pool) / strength.
+    Results do not depend on the number of threads, and are the same on every run.
+
+    Args:
+        values: (..., n), rows to rank along the last dimension; float16, bfloat16, float32 or
+            float64, any strides. The halves are computed in float32, and sums in float64 always. n
+            may be 0 or 1.
+        strength: regularization strength, in the unit of the values; positive and finite.
+            The smaller, the closer to exact ranks.
+
+    Returns:
+        (..., n) soft ranks between 1 (smallest) and n (largest), in the dtype of the values. A row
+        with a NaN or an infinite value has NaN ranks and gradients.
+
+    Raises:
+        TypeError: `values` is not a floating point tensor, or `strength` not a number.
+        ValueError: `values` has no dimension, or `strength` is not positive and finite.
+        RuntimeError: CUDA tensor, and corrdet was built without CUDA.
+    """
+    check_soft_rank(values, strength)
+    return torch.ops.corrdet.soft_rank(values, float(strength))[0]
+
+
+@torch.library.register_fake("corrdet::soft_rank")
+def _(values, strength):
+    ranks = values.new_empty(values.shape)
+    permutation = values.new_empty(values.shape, dtype=torch.int64)
+    pools = values.new_empty(values.shape, dtype=torch.int64)
+    return ranks, permutation, pools
+
+
+@torch.library.register_fake("corrdet::soft_rank_backward")
+def _(grad, permutation, pools, strength):
+    return grad.new_empty(grad.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    _, ctx.strength = inputs
+    _, permutation, pools = output
+    ctx.save_for_backward(permutation, pools)
+
+
+def _backward(ctx, grad_ranks, grad_permutation, grad_pools):
+    permutation, pools = ctx.saved_tensors
+    grad = torch.ops.corrdet.soft_rank_backward(grad_ranks, permutation, pools, ctx.strength)
+    return grad, None
+
+
+torch.library.register_autograd("corrdet::soft_rank", _backward, setup_context=_setup_context)
+torch.library.register_autograd("corrdet::soft_rank_backward", no_double_backward("soft_rank"))
