@@ -5,13 +5,16 @@ The arguments are Detectron2's own, with their own meaning.
 """
 
 import sys
+import traceback
+from pathlib import Path
 
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from corrdet.data import AnnotationError, ImageReadError
-from corrdet.engine import ConfigError, CorrdetTrainer, SafeCheckpointer, load_config
+import corrdet
+from corrdet.data import ImageReadError
+from corrdet.engine import CorrdetTrainer, SafeCheckpointer, load_config
 
 
 def main(args):
@@ -22,7 +25,7 @@ def main(args):
         model = CorrdetTrainer.build_model(cfg)
         checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
-            raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
+            sys.exit("error: --eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = CorrdetTrainer.test(cfg, model)
         if comm.is_main_process():
@@ -32,6 +35,13 @@ def main(args):
     trainer = CorrdetTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def explains_itself(error: Exception) -> bool:
+    """Whether corrdet raised it on purpose: its message says it all, a traceback would bury it."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    # Errors of the loader's processes are raised once more by torch.
+    return isinstance(error, ImageReadError) or Path(corrdet.__file__).parent in raised_in.parents
 
 
 if __name__ == "__main__":
@@ -45,5 +55,7 @@ if __name__ == "__main__":
             dist_url=args.dist_url,
             args=(args,),
         )
-    except (ConfigError, AnnotationError, ImageReadError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not explains_itself(error):
+            raise
         sys.exit(f"error: {error}")

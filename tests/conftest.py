@@ -8,15 +8,25 @@ from pathlib import Path
 # that threads cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
-from detectron2.config import get_cfg
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from detectron2.config import get_cfg  # noqa: E402
 
-from corrdet import add_corrdet_config
-from corrdet.data.digits import prepare_digits
-from corrdet.data.register import register_from_config
+from corrdet import add_corrdet_config  # noqa: E402
+from corrdet.data.digits import prepare_digits  # noqa: E402
+from corrdet.data.register import register_from_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = {"train": 24, "val": 8}
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without a GPU, tests marked cuda are left out, and counted as that, not as skipped."""
+    if torch.cuda.is_available() or "cuda" in config.option.markexpr:
+        return
+    without_gpu = [item for item in items if not item.get_closest_marker("cuda")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(without_gpu)])
+    items[:] = without_gpu
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,11 @@ def soft_rank_regimes(path: str) -> None:
     scores, _ = example_positives(200)
     unit = (3**0.5 * scores.std(correction=0) / len(scores)).item()
     order = scores.argsort()
-    for factor, label in [(0.01, "0.01 x default (exact ranks)"), (1, "default"), (10, "10 x default")]:
+    for factor, label in [
+        (0.01, "0.01 x default (exact ranks)"),
+        (1, "default"),
+        (10, "10 x default"),
+    ]:
         left.plot(scores[order], soft_rank(scores, strength=factor * unit)[order], label=label)
     left.plot(scores[order], soft_rank(scores, strength=1.0)[order], label="strength 1")
     left.set(xlabel="score", ylabel="soft rank", title="200 positives")

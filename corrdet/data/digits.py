@@ -2,7 +2,7 @@
 
 Real strokes (``load_digits``: 1797 scans of 8x8 pixels, from the UCI data set "Optical Recognition
 of Handwritten Digits") on real backgrounds (the two photographs of ``load_sample_images``), in COCO
-format with boxes and masks. It needs no download, takes half a minute to make, and small detectors
+format with boxes and masks. It needs no download, takes a minute to make, and small detectors
 learn it on a CPU. Train and val share neither a stroke nor a piece of a photograph.
 """
 
@@ -27,18 +27,18 @@ __all__ = ["CLASSES", "COUNTS", "IMAGE_SIZE", "VERSION", "prepare_digits", "regi
 
 VERSION = 1  # raise it with every change that changes the files: they are then made again
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COUNTS: Mapping[str, int] = {"train": 1200, "val": 300}
+COUNTS: Mapping[str, int] = {"train": 3000, "val": 300}
 IMAGE_SIZE = 160  # pixels, both sides
 
 SEED = 20190814
 # How many objects an image is to have, and how often. Empty images are in both splits, as in COCO.
 NUM_OBJECTS = {0: 0.02, 1: 0.12, 2: 0.2, 3: 0.23, 4: 0.2, 5: 0.13, 6: 0.1}
-LONG_SIDE = (20.0, 80.0)  # pixels, of the whole object; log-uniform
-MIN_SHORT_SIDE = 8.0
+LONG_SIDE = (24.0, 80.0)  # pixels, of the whole object; log-uniform
+MIN_SHORT_SIDE = 10.0
 MIN_VISIBLE = 0.45  # share of an object's pixels inside the image and not covered by others
 MAX_OUTSIDE = 0.2  # share of an object's width, and of its height, beyond the image's border
 MAX_BOX_IOU = 0.4  # of any two visible boxes
-MIN_CONTRAST = 75.0  # distance of stroke and background colours, RGB 0..255 weighted as luma
+MIN_CONTRAST = 100.0  # distance of stroke and background colours, RGB 0..255 weighted as luma
 PLACEMENT_ATTEMPTS = 40
 JPEG_QUALITY = 93
 # Columns of the photographs (china.jpg, flower.jpg; 427 x 640 pixels) that belong to each split.

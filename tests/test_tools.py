@@ -1,0 +1,43 @@
+"""What the demo and the comparison read from a run."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def runs():
+    spec = importlib.util.spec_from_file_location("runs", ROOT / "tools" / "runs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_last_evaluation_is_read(runs, tmp_path):
+    lines = [
+        {"iteration": 9, "bbox/AP": 1.0, "bbox/beta_cls": 2.0},
+        {"iteration": 19, "bbox/AP": 30.5, "bbox/AP50": 60.0},
+        {"iteration": 29, "loss_cls": 0.1},
+    ]
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = runs.read_results(tmp_path)
+    assert results == {"AP": 30.5, "AP50": 60.0}
+    row = runs.table_row("baseline", results)
+    assert row[:3] == ["baseline", 30.5, 60.0] and len(row) == 1 + len(runs.COLUMNS)
+    assert math.isnan(row[-1])
+
+
+def test_a_run_without_evaluation_is_an_error(runs, tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 29, "loss_cls": 0.1}\n')
+    with pytest.raises(SystemExit, match="holds no evaluation"):
+        runs.read_results(tmp_path)
+
+
+def test_a_training_that_fails_is_an_error(runs, tmp_path):
+    with pytest.raises(SystemExit, match="training failed: .*train_net.py"):
+        runs.train("configs/quick/retinanet_baseline.yaml", tmp_path, ["SOLVER.MAX_ITERS", "3"])
