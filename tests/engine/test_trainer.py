@@ -155,8 +155,9 @@ class TestTraining:
         tiny_cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
         tiny_cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
         tiny_cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-        tiny_cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4", "p5"]
-        tiny_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4", "p5"]
+        tiny_cfg.MODEL.RESNETS.DEPTH = 18
+        tiny_cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+        tiny_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
         tiny_cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
         tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 10
         tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
