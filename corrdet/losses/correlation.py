@@ -50,8 +50,8 @@ def spearman_correlation(x: Tensor, y: Tensor, strength: float | None = None) ->
     always is, everything is one pool: the ranks are an affine function of ``x``, and the
     coefficient silently becomes Pearson's of ``x`` and rank(``y``). The default hence comes from
     the data: half the mean distance of n values spread evenly with the standard deviation of ``x``,
-    ``sqrt(3) * std(x) / n``. There, most values get gradient and the ranks still follow the exact
-    ones; and like ranks, it does not change with the scale of ``x``. docs/losses.md shows this.
+    ``sqrt(3) * std(x) / n``. There, half of the values or more get gradient, and the ranks still
+    follow the exact ones; and it does not change with the scale of ``x``. docs/losses.md shows it.
 
     Args:
         x: (n,) floating point, gets gradient.
