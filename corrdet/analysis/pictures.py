@@ -130,7 +130,7 @@ def draw_detections(
                 bbox={"facecolor": color, "edgecolor": "none", "pad": 1, "alpha": 0.8},
             )
         axes.axis("off")
-        axes.set_title("dashed: ground truth", fontsize=9)
+        axes.set_title("dashed: ground truth; IoU: with that of the same class", fontsize=9)
         path = os.path.join(output, Path(info["file_name"]).stem + ".png")
         _save(figure, path)
         paths.append(path)
