@@ -4,7 +4,7 @@ from corrdet.names import unknown_name
 def test_messages():
     valid = ["correlation", "harmonic", "association"]
     assert unknown_name("coupling", "corelation", valid) == (
-        "unknown coupling 'corelation'; did you mean 'correlation'?"
+        "unknown coupling 'corelation'; did you mean 'correlation' or 'association'?"
     )
     assert unknown_name("coupling", "xyz", valid) == (
         "unknown coupling 'xyz'; there are: association, correlation, harmonic"
