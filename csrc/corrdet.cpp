@@ -24,7 +24,39 @@ TORCH_LIBRARY(corrdet, m) {
   m.def(
       "soft_rank_backward(Tensor grad, Tensor permutation, Tensor pools, float strength)"
       " -> Tensor");
+  // Pairwise errors of the ranking losses. values: (2,), the loss and its second part, 0 where it
+  // has none. gradients: (rows, S) of each with respect to the logits, one row where there is one
+  // part. localization_gradient: (P,) of the second part.
+  m.def(
+      "step_error(Tensor logits, Tensor targets, str loss, float delta, Tensor? localization)"
+      " -> (Tensor values, Tensor gradients, Tensor localization_gradient)");
+  m.def(
+      "smooth_error(Tensor logits, Tensor targets, str distance, str balance, float lam,"
+      " float delta, Tensor? ious, bool weight_by_iou) -> (Tensor values, Tensor gradients)");
+  // The sum over rows of grads[row] * gradients[row], in `dtype`.
+  m.def("weighted_rows(Tensor grads, Tensor gradients, ScalarType dtype) -> Tensor");
 }
+
+namespace {
+
+at::Tensor weighted_rows(const at::Tensor& grads, const at::Tensor& gradients,
+                         at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(gradients.dim() == 2 && grads.dim() == 1 && grads.size(0) >= gradients.size(0),
+                    "grads must be a vector with a value for each row of gradients, got ",
+                    grads.sizes(), " and ", gradients.sizes());
+  at::Tensor sum = gradients[0] * grads[0];
+  for (int64_t row = 1; row < gradients.size(0); ++row) {
+    sum.add_(gradients[row] * grads[row]);
+  }
+  return sum.to(dtype);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(corrdet, CPU, m) { m.impl("weighted_rows", &weighted_rows); }
+#ifdef CORRDET_WITH_CUDA
+TORCH_LIBRARY_IMPL(corrdet, CUDA, m) { m.impl("weighted_rows", &weighted_rows); }
+#endif
 
 namespace {
 

@@ -71,10 +71,15 @@ def check_soft_rank(values: Tensor, strength: float) -> None:
     if values.dim() == 0:
         raise ValueError("values must have shape (..., n), got a 0-dimensional tensor")
     check_device("values", values)
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
-        raise TypeError(f"strength must be a float, got {type(strength).__name__}")
-    if not 0 < strength < float("inf"):
-        raise ValueError(f"strength must be positive and finite, got {strength}")
+    check_positive("strength", strength)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value` is a positive and finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def no_double_backward(name: str):

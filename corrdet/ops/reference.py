@@ -91,3 +91,172 @@ def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
     ranks = torch.stack([_soft_rank_row(row, strength) for row in rows])
     finite = rows.isfinite().all(-1, keepdim=True)
     return torch.where(finite, ranks, math.nan).reshape(values.shape).to(values.dtype)
+
+
+def _attach(value: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+    """`value` as a tensor whose gradient with respect to `logits` is `gradient`."""
+    counted = gradient != 0  # a logit that is ignored may be anything
+    surrogate = (torch.where(counted, logits.to(gradient.dtype), 0) * gradient.detach()).sum()
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+def _samples(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions of the positives and of the negatives, and their logits in float64."""
+    positives, negatives = (targets > 0).nonzero()[:, 0], (targets == 0).nonzero()[:, 0]
+    values = logits.detach().double()
+    return positives, negatives, values[positives], values[negatives]
+
+
+def _spread(logits: Tensor, positives: Tensor, on_positives: Tensor, negatives: Tensor,
+            on_negatives: Tensor) -> Tensor:  # fmt: skip
+    """Gradients of positives and negatives at their positions among the samples, in float64."""
+    gradient = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
+    return gradient.index_put((positives,), on_positives).index_put((negatives,), on_negatives)
+
+
+def _result_type(logits: Tensor) -> torch.dtype:
+    return _compute_type(logits)
+
+
+def _undefined(*logits: Tensor) -> bool:
+    return not all(bool(values.isfinite().all()) for values in logits)
+
+
+def step_error(
+    logits: Tensor,
+    targets: Tensor,
+    loss: str,
+    delta: float = 1.0,
+    localization: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`corrdet.ops.step_error`."""
+    positives, negatives, s, n = _samples(logits, targets)
+    count = len(positives)
+    if count == 0:
+        zero = torch.zeros_like(logits, dtype=torch.float64)
+        value = _attach(zero.sum(), logits, zero).to(_result_type(logits))
+        part = value.detach() if localization is None else value.detach() + localization.sum() * 0
+        return value, part
+    # Row u is a positive, column v another sample.
+    among_positives = ((s[None] - s[:, None]) / (2 * delta) + 0.5).clamp(0, 1)
+    over_negatives = ((n[None] - s[:, None]) / (2 * delta) + 0.5).clamp(0, 1)
+    false_positives = over_negatives.sum(1)
+    others = among_positives - torch.diag(among_positives.diag())
+    # A positive counts itself: by 1, in RS loss by H(0) = 1/2.
+    true_positives = others.sum(1) + (0.5 if loss == "rank_sort" else 1)
+    rank = true_positives + false_positives
+    precision = true_positives / rank
+
+    second = torch.zeros_like(precision.sum())
+    second_on_positives = torch.zeros_like(s)
+    share = 1 / rank  # of each false positive in the error of u
+    extra = torch.zeros_like(s)  # error of u beside its false positives
+    if loss == "average_precision":
+        order = s.argsort(stable=True)
+        interpolated = torch.empty_like(precision)
+        interpolated[order] = precision[order].cummax(0).values
+        raised = interpolated > precision
+        share = torch.where(raised, share * (1 - interpolated) / (1 - precision), share)
+        value = 1 - interpolated.mean()
+    elif loss == "step":
+        value = (false_positives / rank).mean()
+    elif loss == "step_negatives":
+        valid = (n[None] > (s - delta)[:, None]).sum(1).double()
+        share = torch.where(valid > 0, 1 / valid.clamp(min=1), 0)
+        value = (false_positives * share).mean()
+    elif loss == "rank_sort":
+        value = (false_positives / rank).mean()
+        iou = targets[positives].double()
+        at_least = (iou[None] >= iou[:, None]) * among_positives
+        missorted = (iou[None] < iou[:, None]) * among_positives
+        current = (among_positives * (1 - iou)).sum(1) / among_positives.sum(1)
+        target = (at_least * (1 - iou)).sum(1) / at_least.sum(1)
+        sorting = current - target
+        second = sorting.mean()
+        total = missorted.sum(1)
+        sorting = torch.where(total > 0, sorting, 0)
+        shares = missorted * (sorting / torch.where(total > 0, total, 1))[:, None]
+        second_on_positives = (shares.sum(0) - sorting) / count
+    elif loss == "alrp":
+        value = 1 - precision.mean()
+        error = localization.detach().double()
+        extra = (others * error).sum(1)
+        # The error of u is spread over its false positives, of which there have to be some.
+        some = false_positives > 0
+        extra = torch.where(some, extra, 0)
+        spread = torch.where(some, false_positives, 1)
+        share = torch.where(some, (false_positives + extra) / (rank * spread), 0)
+        above = (s[None] >= s[:, None]).double()
+        second = ((above * error).sum(1) / rank).mean()
+    else:
+        raise ValueError(loss)
+    on_positives = -share * false_positives / count
+    on_negatives = (share[:, None] * over_negatives).sum(0) / count
+    gradient = _spread(logits, positives, on_positives, negatives, on_negatives)
+    second_gradient = _spread(logits, positives, second_on_positives, negatives, on_negatives * 0)
+    if _undefined(s, n):
+        value, second, gradient, second_gradient = (
+            torch.full_like(tensor, math.nan)
+            for tensor in (value, second, gradient, second_gradient)
+        )
+    dtype = _result_type(logits)
+    value = _attach(value, logits, gradient).to(dtype)
+    if loss != "alrp":
+        return value, _attach(second, logits, second_gradient).to(dtype)
+    weight = (above / rank[:, None]).sum(0) / count
+    weight = torch.full_like(weight, math.nan) if _undefined(s, n) else weight
+    return value, _attach(second, localization, weight).to(dtype)
+
+
+def smooth_error(
+    logits: Tensor,
+    targets: Tensor,
+    distance: str = "cross_entropy",
+    balance: str = "rank",
+    lam: float = 8.0,
+    delta: float = 0.5,
+    ious: Tensor | None = None,
+    weight_by_iou: bool = True,
+) -> Tensor:
+    """See :func:`corrdet.ops.smooth_error`."""
+    positives, negatives, s, n = _samples(logits, targets)
+    count = len(positives)
+    if count == 0:
+        zero = torch.zeros_like(logits, dtype=torch.float64)
+        return _attach(zero.sum(), logits, zero).to(_result_type(logits))
+    # Row u is a positive, column v another sample.
+    counted_positives = s[None] > (s - delta)[:, None]
+    counted_negatives = n[None] > (s - delta)[:, None]
+    among_positives = counted_positives * (lam * (s[None] - s[:, None])).sigmoid()
+    over_negatives = counted_negatives * (lam * (n[None] - s[:, None])).sigmoid()
+    if ious is None:
+        # As in the AP loss, a positive counts itself by 1.
+        rank = among_positives.sum(1) - 0.5 + 1 + over_negatives.sum(1)
+        false_positives = torch.zeros_like(counted_positives)
+        weight = torch.ones_like(s)
+    else:
+        rank = among_positives.sum(1) + over_negatives.sum(1)
+        iou = ious.detach().double()
+        false_positives = counted_positives & (iou[None] < iou[:, None])
+        weight = iou if weight_by_iou else torch.ones_like(iou)
+    if balance == "negatives":
+        rank = counted_negatives.sum(1).clamp(min=1)
+    coefficient = weight / rank / count
+    error = over_negatives.sum(1) + (false_positives * among_positives).sum(1)
+    if distance == "cross_entropy":
+
+        def pair_loss(difference):
+            return torch.logaddexp(lam * difference, torch.zeros_like(difference)) / lam
+
+        total = (counted_negatives * pair_loss(n[None] - s[:, None])).sum(1)
+        total = total + (false_positives * pair_loss(s[None] - s[:, None])).sum(1)
+    else:
+        total = error
+    value = (coefficient * total).sum()
+    on_positives = (coefficient[:, None] * false_positives * among_positives).sum(0)
+    on_positives = on_positives - coefficient * error
+    on_negatives = (coefficient[:, None] * over_negatives).sum(0)
+    gradient = _spread(logits, positives, on_positives, negatives, on_negatives)
+    if _undefined(s, n):
+        value, gradient = value * math.nan, gradient * math.nan
+    return _attach(value, logits, gradient).to(_result_type(logits))
