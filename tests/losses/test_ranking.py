@@ -110,7 +110,7 @@ def test_pairwise_error_follows_the_loop(distance, balance):
 
 
 def test_cross_entropy_has_the_update_of_the_sigmoid():
-    """Adaptive Ranking Pair Selection, Table 1: the error-driven update and the cross entropy do the same."""
+    """Table 1 of the paper: error-driven update and cross entropy do the same."""
     logits, labels, _ = batch()
     logits.requires_grad_()
     for balance in ("rank", "negatives"):
@@ -130,7 +130,7 @@ def test_step_is_ap_loss_without_interpolation():
 @pytest.mark.parametrize("weight_by_iou", (True, False))
 @pytest.mark.parametrize("ties", (False, True))
 def test_ape_follows_the_loop(ties, weight_by_iou):
-    """Adaptive Ranking Pair Selection, Algorithm 1: the negative set of each positive grows by those of lower IoU."""
+    """Algorithm 1 of the paper: the negatives of each positive grow by those of lower IoU."""
     logits, labels, ious = batch(ties=ties)
     lam = 8.0
     leaf = logits.clone().requires_grad_()
