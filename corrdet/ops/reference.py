@@ -135,8 +135,9 @@ def step_error(
     if count == 0:
         zero = torch.zeros_like(logits, dtype=torch.float64)
         value = _attach(zero.sum(), logits, zero).to(_result_type(logits))
-        part = value.detach() if localization is None else value.detach() + localization.sum() * 0
-        return value, part
+        if localization is None:
+            return value, value.detach()
+        return value, (value.detach() + localization.sum() * 0).to(value.dtype)
     # Row u is a positive, column v another sample.
     among_positives = ((s[None] - s[:, None]) / (2 * delta) + 0.5).clamp(0, 1)
     over_negatives = ((n[None] - s[:, None]) / (2 * delta) + 0.5).clamp(0, 1)

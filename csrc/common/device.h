@@ -19,6 +19,10 @@ template <typename T>
 using Pointer = T*;
 }  // namespace corrdet
 
+// Adds to an integer that other threads may be adding to. Integers alone: their sums do not depend
+// on the order of additions.
+#define CORRDET_ATOMIC_ADD(pointer, index, value) atomicAdd(&(pointer)[index], value)
+
 // Declares `name` as the block's dynamic shared memory, an array of T.
 #define CORRDET_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char corrdet_shared[]; \

@@ -13,6 +13,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[2] / "csrc"
 KINDS = ("iou", "giou", "diou", "ciou")
+STEP_LOSSES = ("average_precision", "step", "step_negatives", "rank_sort", "alrp")
 ORDERS = ("forward", "reverse", "random")
 
 
@@ -26,8 +27,9 @@ class Emulator:
     """The functions of emulated_kernels.cpp for CPU tensors. A fault found raises a RuntimeError.
 
     Every method takes the options `order` (of threads and blocks), `grid` (most blocks), `threads`
-    (of a block, for soft_rank), `skip_barrier` (number of a barrier that does nothing) and
-    `missing` (values by which the output is declared too short).
+    (of a block, for soft_rank; for the pairwise errors, which have several, the launch that
+    `skip_barrier` is for), `skip_barrier` (number of a barrier that does nothing) and `missing`
+    (values by which the output is declared too short).
     """
 
     def __init__(self, library):
@@ -43,6 +45,8 @@ class Emulator:
             if isinstance(argument, torch.Tensor):
                 assert argument.is_contiguous()
                 converted.append(ctypes.c_void_p(argument.data_ptr()))
+            elif argument is None:
+                converted.append(None)
             elif isinstance(argument, float):
                 converted.append(ctypes.c_double(argument))
             else:
@@ -96,6 +100,28 @@ class Emulator:
             strength, result, **options,
         )  # fmt: skip
         return result
+
+    def step_error(self, logits, targets, loss, delta, localization=None, **options):
+        positives = -1 if localization is None else len(localization)
+        rows = 2 if loss == "rank_sort" else 1
+        values, gradients = logits.new_full((2,), -9), logits.new_full((rows, len(logits)), -9)
+        on_localization = logits.new_full((max(positives, 0),), -9)
+        self._call(
+            self._typed("step_error", logits), logits, targets.double(), len(logits),
+            STEP_LOSSES.index(loss), delta, localization, positives, values, gradients,
+            on_localization, **options,
+        )  # fmt: skip
+        return values, gradients, on_localization
+
+    def smooth_error(self, logits, targets, distance, balance, lam, delta, ious=None,
+                     weight_by_iou=True, most_cells=4096, **options):  # fmt: skip
+        flags = (distance == "cross_entropy") + 2 * (balance == "negatives") + 4 * weight_by_iou
+        value, gradient = logits.new_full((1,), -9), torch.full_like(logits, -9)
+        self._call(
+            self._typed("smooth_error", logits), logits, targets.double(), len(logits), flags, lam,
+            delta, ious, -1 if ious is None else len(ious), most_cells, value, gradient, **options,
+        )  # fmt: skip
+        return value, gradient
 
     def faulty(self, fault, order):
         values, result = torch.arange(8.0), torch.empty(16)

@@ -8,7 +8,8 @@
 //
 // Each thread is a fiber that runs until its next __syncthreads(), so a block is deterministic for
 // a given order of its threads; the order is a parameter. Include this before any kernel header.
-// Not emulated: warp intrinsics, atomics, streams, and the rounding of a GPU's own math functions.
+// Atomic additions may meet each other, in any block, but nothing else. Not emulated: warp
+// intrinsics, streams, and the rounding of a GPU's own math functions.
 #pragma once
 
 #include <ucontext.h>
@@ -90,13 +91,14 @@ struct Buffer {
         size(count),
         initialized(count, readable),
         writes(count),
-        reads(count) {}
+        reads(count),
+        atomics(count) {}
 
   std::string name;
   T* data;
   int64_t size;
   std::vector<char> initialized;
-  std::vector<Access> writes, reads;
+  std::vector<Access> writes, reads, atomics;
 
   [[noreturn]] void fail(const char* what, int64_t index) const {
     throw Error(std::string(what) + ": " + name + "[" + std::to_string(index) + "] of " +
@@ -112,14 +114,33 @@ struct Buffer {
     check_bounds(index);
     if (!initialized[index]) fail("read before any write", index);
     if (writes[index].conflicts()) fail("race between a write and a read", index);
+    if (atomics[index].conflicts()) fail("race between an atomic addition and a read", index);
     reads[index].record_read();
     return data[index];
+  }
+
+  void atomic_add(int64_t index, const T& value) {
+    check_bounds(index);
+    if (!initialized[index]) fail("read before any write", index);
+    if (writes[index].conflicts() || reads[index].conflicts()) {
+      fail("race between an atomic addition and another access", index);
+    }
+    atomics[index].record_read();
+    data[index] += value;
+  }
+
+  // Another launch comes after all of this one.
+  void settle() {
+    for (auto* accesses : {&writes, &reads, &atomics}) {
+      std::fill(accesses->begin(), accesses->end(), Access());
+    }
   }
 
   void write(int64_t index, const T& value) {
     check_bounds(index);
     if (writes[index].conflicts()) fail("race between two writes", index);
     if (reads[index].conflicts()) fail("race between a read and a write", index);
+    if (atomics[index].conflicts()) fail("race between an atomic addition and a write", index);
     writes[index].record_write();
     initialized[index] = true;
     data[index] = value;
@@ -158,6 +179,9 @@ class CheckedPointer {
     }
   }
   CheckedPointer operator+(int64_t step) const { return {buffer_, offset_ + step}; }
+  void atomic_add(int64_t index, const Value& value) const {
+    buffer_->atomic_add(offset_ + index, value);
+  }
 
  private:
   Buffer<Value>* buffer_;
@@ -280,5 +304,7 @@ namespace corrdet {
 template <typename T>
 using Pointer = emulation::CheckedPointer<T>;
 }  // namespace corrdet
+
+#define CORRDET_ATOMIC_ADD(pointer, index, value) (pointer).atomic_add(index, value)
 
 #define CORRDET_SHARED(T, name) const auto name = ::emulation::shared_memory<T>()
