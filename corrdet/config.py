@@ -25,7 +25,9 @@ def add_corrdet_config(cfg) -> None:
     cfg.MODEL.CRITERION.SIGMOID_FOCAL.ALPHA = 0.25
     cfg.MODEL.CRITERION.SIGMOID_FOCAL.GAMMA = 2.0
 
-    # Smooth L1 on box deltas (Girshick 2015, Eq. 3); 0 is the L1 loss, Detectron2's for RetinaNet.
+    # Smooth L1 on box deltas (Girshick 2015, Eq. 3); 0 is the L1 loss. Detectron2's own key for it,
+    # MODEL.RETINANET.SMOOTH_L1_LOSS_BETA, has the default 0.1, but its RetinaNet configs set 0, as
+    # published. A config where the two differ, other than by setting this one, is refused.
     cfg.MODEL.CRITERION.SMOOTH_L1 = CN()
     cfg.MODEL.CRITERION.SMOOTH_L1.BETA = 0.0
 
