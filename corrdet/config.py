@@ -9,6 +9,8 @@ def add_corrdet_config(cfg) -> None:
     """
     from detectron2.config import CfgNode as CN
 
+    from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
+
     # ---- The criterion: one classification loss, one localization loss, any number of couplings.
     # Names are those of the registries in corrdet.losses.criterion. The options of the loss named
     # `some_loss` are the keys of the node SOME_LOSS.
@@ -40,6 +42,17 @@ def add_corrdet_config(cfg) -> None:
     # Strength of the soft ranks, for "spearman". None: from the spread of the scores, see
     # corrdet.losses.spearman_correlation.
     cfg.MODEL.CRITERION.CORRELATION.STRENGTH = None
+
+    # One's own losses, registered before: their functions' defaults.
+    for registry in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
+        for name, loss in registry.items():
+            options = {key.upper(): default for key, default in loss.options.items()}
+            if registry is COUPLINGS:
+                options["WEIGHT"] = 1.0
+            node = cfg.MODEL.CRITERION.setdefault(name.upper(), CN())
+            for key, default in options.items():
+                if key not in node:
+                    setattr(node, key, default)
 
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".
