@@ -58,7 +58,7 @@ def add_corrdet_config(cfg) -> None:
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".
     cfg.DATASETS.REGISTER = ()
     # True: images that cannot be read are found before training, named and left out.
-    # False: the first one stops the run with an error that names it.
+    # False: missing ones are an error before training, a damaged one when it is read.
     cfg.DATASETS.SKIP_UNREADABLE = False
     # True: degenerate or out-of-image boxes are named and left out. False: they are an error.
     cfg.DATASETS.SKIP_BAD_ANNOTATIONS = False
