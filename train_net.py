@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Train or evaluate: ``python train_net.py --config-file FILE [options] [KEY VALUE ...]``.
 
-The arguments are Detectron2's own, with their own meaning.
+The arguments are Detectron2's own, with their own meaning, and ``--import``.
 """
 
+import logging
 import sys
 import traceback
 from pathlib import Path
@@ -14,18 +15,40 @@ from detectron2.utils import comm
 
 import corrdet
 from corrdet.data import ImageReadError
-from corrdet.engine import CorrdetTrainer, SafeCheckpointer, load_config
+from corrdet.engine import (
+    CorrdetTrainer,
+    SafeCheckpointer,
+    check_gpus,
+    check_run,
+    import_modules,
+    load_config,
+)
+
+
+def argument_parser():
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="Python module, or path of a .py file, to import first: it may register losses, "
+        "models and data sets. Can be given several times",
+    )
+    return parser
 
 
 def main(args):
+    import_modules(args.imports)
     cfg = load_config(args)
+    check_run(cfg, eval_only=args.eval_only, resume=args.resume)
     default_setup(cfg, args)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(without_traceback)
 
     if args.eval_only:
         model = CorrdetTrainer.build_model(cfg)
         checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
-            sys.exit("error: --eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = CorrdetTrainer.test(cfg, model)
         if comm.is_main_process():
@@ -39,14 +62,33 @@ def main(args):
 
 def explains_itself(error: Exception) -> bool:
     """Whether corrdet raised it on purpose: its message says it all, a traceback would bury it."""
+    if not isinstance(error, ValueError | OSError | FloatingPointError):
+        return False
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     # Errors of the loader's processes are raised once more by torch.
     return isinstance(error, ImageReadError) or Path(corrdet.__file__).parent in raised_in.parents
 
 
+def message_of(error: BaseException) -> str:
+    """Its message; what a process of the loader raised comes with that process's traceback."""
+    message = str(error)
+    if message.startswith("Caught "):
+        message = message.rpartition(f"{type(error).__name__}: ")[2]
+    return message.strip()
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """A filter of the log: leaves the message of errors that explain themselves."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and explains_itself(error):
+        record.msg, record.args, record.exc_info = f"{record.msg} {message_of(error)}", (), None
+    return True
+
+
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    args = argument_parser().parse_args()
     try:
+        check_gpus(args.num_gpus)
         launch(
             main,
             args.num_gpus,
@@ -55,7 +97,7 @@ if __name__ == "__main__":
             dist_url=args.dist_url,
             args=(args,),
         )
-    except (ValueError, OSError, FloatingPointError) as error:
+    except Exception as error:
         if not explains_itself(error):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message_of(error)}")

@@ -9,6 +9,8 @@ def add_corrdet_config(cfg) -> None:
     """
     from detectron2.config import CfgNode as CN
 
+    from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
+
     # ---- The criterion: one classification loss, one localization loss, any number of couplings.
     # Names are those of the registries in corrdet.losses.criterion. The options of the loss named
     # `some_loss` are the keys of the node SOME_LOSS.
@@ -25,7 +27,9 @@ def add_corrdet_config(cfg) -> None:
     cfg.MODEL.CRITERION.SIGMOID_FOCAL.ALPHA = 0.25
     cfg.MODEL.CRITERION.SIGMOID_FOCAL.GAMMA = 2.0
 
-    # Smooth L1 on box deltas (Girshick 2015, Eq. 3); 0 is the L1 loss, Detectron2's for RetinaNet.
+    # Smooth L1 on box deltas (Girshick 2015, Eq. 3); 0 is the L1 loss. Detectron2's own key for it,
+    # MODEL.RETINANET.SMOOTH_L1_LOSS_BETA, has the default 0.1, but its RetinaNet configs set 0, as
+    # published. A config where the two differ, other than by setting this one, is refused.
     cfg.MODEL.CRITERION.SMOOTH_L1 = CN()
     cfg.MODEL.CRITERION.SMOOTH_L1.BETA = 0.0
 
@@ -39,11 +43,22 @@ def add_corrdet_config(cfg) -> None:
     # corrdet.losses.spearman_correlation.
     cfg.MODEL.CRITERION.CORRELATION.STRENGTH = None
 
+    # One's own losses, registered before: their functions' defaults.
+    for registry in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
+        for name, loss in registry.items():
+            options = {key.upper(): default for key, default in loss.options.items()}
+            if registry is COUPLINGS:
+                options["WEIGHT"] = 1.0
+            node = cfg.MODEL.CRITERION.setdefault(name.upper(), CN())
+            for key, default in options.items():
+                if key not in node:
+                    setattr(node, key, default)
+
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".
     cfg.DATASETS.REGISTER = ()
     # True: images that cannot be read are found before training, named and left out.
-    # False: the first one stops the run with an error that names it.
+    # False: missing ones are an error before training, a damaged one when it is read.
     cfg.DATASETS.SKIP_UNREADABLE = False
     # True: degenerate or out-of-image boxes are named and left out. False: they are an error.
     cfg.DATASETS.SKIP_BAD_ANNOTATIONS = False

@@ -1,7 +1,19 @@
-"""Error messages for names that do not exist, with the nearest that do."""
+"""Values by their full names, and error messages for names that do not exist."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
+
+
+def config_value(cfg: Mapping, key: str) -> Any:
+    """The value of a key such as ``MODEL.RETINANET.NUM_CLASSES``.
+
+    Raises:
+        KeyError: there is no such key.
+    """
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
 
 
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from corrdet.data.register import register_from_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = {"train": 24, "val": 8}
+LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -25,8 +26,15 @@ def pytest_collection_modifyitems(config, items):
     if torch.cuda.is_available() or "cuda" in config.option.markexpr:
         return
     without_gpu = [item for item in items if not item.get_closest_marker("cuda")]
+    config.stash[LEFT_OUT] = len(items) - len(without_gpu)
     config.hook.pytest_deselected(items=[item for item in items if item not in set(without_gpu)])
     items[:] = without_gpu
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out = config.stash.get(LEFT_OUT, 0)
+    if left_out:
+        terminalreporter.write_line(f"{left_out} tests need a CUDA GPU and were left out")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-from corrdet.names import unknown_name
+import pytest
+
+from corrdet.names import config_value, unknown_name
 
 
 def test_messages():
@@ -11,3 +13,9 @@ def test_messages():
     )
     assert unknown_name("coupling", "xyz", []) == "unknown coupling 'xyz'; there are: none"
     assert unknown_name("key", "xyz", map(str, range(100))) == "unknown key 'xyz'"
+
+
+def test_config_values_by_full_name():
+    assert config_value({"A": {"B": {"C": 3}}}, "A.B.C") == 3
+    with pytest.raises(KeyError):
+        config_value({"A": {}}, "A.B.C")

@@ -41,3 +41,11 @@ def test_a_run_without_evaluation_is_an_error(runs, tmp_path):
 def test_a_training_that_fails_is_an_error(runs, tmp_path):
     with pytest.raises(SystemExit, match="training failed: .*train_net.py"):
         runs.train("configs/quick/retinanet_baseline.yaml", tmp_path, ["SOLVER.MAX_ITERS", "3"])
+
+
+def test_the_weights_of_couplings_are_read(runs, tmp_path):
+    criterion = {"COUPLINGS": ["correlation"], "CORRELATION": {"WEIGHT": 0.3}}
+    for couplings, expected in ((["correlation"], "0.3"), ([], "")):
+        criterion["COUPLINGS"] = couplings
+        (tmp_path / "config.yaml").write_text(json.dumps({"MODEL": {"CRITERION": criterion}}))
+        assert runs.coupling_weights(tmp_path) == expected

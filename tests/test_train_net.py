@@ -1,10 +1,15 @@
 """The command line, in processes of its own."""
 
 import json
+import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(arguments, **kwargs):
@@ -69,6 +74,7 @@ def test_detectron2s_model_zoo_layout_of_weights_loads(weights, tiny_command, tm
         ([], ["MODEL.CRITERION.COUPLINGS", "('corelation',)"], "did you mean 'correlation'"),
         ([], ["DATASETS.TRAIN", "('nothing',)"], "unknown data set 'nothing'"),
         ([], ["MODEL.WEIGHTS", "gone.pth"], "no weights at 'gone.pth'"),
+        (["--num-gpus", "99"], [], "--num-gpus is 99, but torch sees"),
         (["--eval-only"], [], "--eval-only needs weights: MODEL.WEIGHTS"),
         (["--eval-only"], ["MODEL.WEIGHTS", "gone.pth"], "no weights at 'gone.pth'"),
         ([], ["DATASETS.REGISTER", "('x=gone.json:.',)"], "no annotation file gone.json"),
@@ -93,3 +99,81 @@ def test_help_is_detectron2s(tmp_path):
     finished = run([sys.executable, str(root / "train_net.py"), "--help"])
     for argument in ("--config-file", "--resume", "--eval-only", "--num-gpus", "--dist-url"):
         assert argument in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "flags, overrides, message",
+    [
+        (
+            [],
+            ["MODEL.CRITERION.CORRELATION.COEFFICIENT", "spaerman"],
+            "MODEL.CRITERION.CORRELATION",
+        ),
+        ([], ["DATASETS.TEST", "('coco_2017_val',)"], "DATASETS.TEST: data set 'coco_2017_val' is"),
+        ([], ["MODEL.DEVICE", "cuda"], "MODEL.DEVICE is 'cuda', but torch sees no CUDA GPU"),
+    ],
+)
+def test_what_is_known_to_fail_fails_before_anything_is_printed(
+    flags, overrides, message, tiny_command, tmp_path
+):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    finished = run(tiny_command(tmp_path, *overrides, flags=flags), env=environment)
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    assert finished.stderr.startswith(f"error: {message}"), finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert not (tmp_path / "log.txt").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_in_one_line(workers, tiny_digits, tiny_command, tmp_path):
+    json_file, root = tiny_digits["train"].removeprefix("tiny_train=").split(":")
+    content = json.loads(Path(json_file).read_text())
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    for image in content["images"]:
+        image["file_name"] = str(tmp_path / "broken.jpg")
+    (tmp_path / "broken.json").write_text(json.dumps(content))
+    entries = (*tiny_digits.values(), f"broken={tmp_path}/broken.json:{root}")
+    finished = run(
+        tiny_command(
+            tmp_path / "output",
+            "DATASETS.REGISTER",
+            entries,
+            "DATASETS.TRAIN",
+            ("broken",),
+            "DATALOADER.NUM_WORKERS",
+            workers,
+        )  # fmt: skip
+    )
+    assert finished.returncode == 1
+    *_, last = finished.stderr.splitlines()
+    assert last.startswith(f"error: cannot read image {tmp_path}/broken.jpg (")
+    assert last.endswith("with DATASETS.SKIP_UNREADABLE True.")
+    printed = finished.stdout + finished.stderr
+    assert "Exception during training: cannot read image" in printed
+    assert "Traceback" not in printed
+
+
+def test_the_loss_of_the_readme_is_trained_with(tiny_command, tmp_path):
+    section = (ROOT / "README.md").read_text().split("## Your own detector, your own loss")[1]
+    blocks = re.findall(r"```(\w*)\n(.*?)```", section, re.DOTALL)
+    (source,) = [text for _, text in blocks if "@COUPLINGS.register" in text]
+    (command,) = [text for _, text in blocks if "--import" in text]
+    (tmp_path / "my_losses.py").write_text(source)
+    arguments = shlex.split(command.replace("\\\n", " "))
+    place = arguments.index("--import")
+    assert arguments[place + 1] == "my_losses.py"
+    overrides = arguments[place + 2 :]
+    finished = run(
+        tiny_command(tmp_path, *overrides, "SOLVER.MAX_ITER", 20, "DATASETS.TEST", (),
+                     flags=["--import", tmp_path / "my_losses.py"])
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert results(tmp_path)["loss_gap"] > 0
+
+
+def test_an_error_in_an_imported_file_keeps_its_traceback(tiny_command, tmp_path):
+    (tmp_path / "mine.py").write_text("raise ValueError('mine')\n")
+    finished = run(tiny_command(tmp_path, flags=["--import", tmp_path / "mine.py"]))
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr and finished.stderr.endswith("ValueError: mine\n")

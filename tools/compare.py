@@ -3,7 +3,7 @@
 
 import argparse
 
-from runs import COLUMNS, ROOT, table_row, train
+from runs import ABOUT_BETAS, COLUMNS, ROOT, coupling_weights, table_row, train
 from tabulate import tabulate
 
 LOSSES = ("baseline", "concordance", "spearman")
@@ -17,14 +17,17 @@ def main() -> None:
     rows = []
     for number, loss in enumerate(LOSSES, 1):
         print(f"==== {number} of {len(LOSSES)}: {loss}", flush=True)
+        output = ROOT / "output" / "compare" / f"{loss}_seed{args.seed}"
         results = train(
             f"configs/quick/retinanet_{loss}.yaml",
-            ROOT / "output" / "compare" / f"{loss}_seed{args.seed}",
+            output,
             ["SEED", str(args.seed), *args.opts],
         )
-        rows.append(table_row(loss, results))
+        name, *values = table_row(loss, results)
+        rows.append([name, coupling_weights(output), *values])
     print()
-    print(tabulate(rows, ("loss", *COLUMNS), floatfmt=".1f", tablefmt="github"))
+    print(tabulate(rows, ("loss", "weight", *COLUMNS), floatfmt=".1f", tablefmt="github"))
+    print(f"\n{ABOUT_BETAS}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
-from runs import COLUMNS, ROOT, table_row, train
+from runs import ABOUT_BETAS, COLUMNS, ROOT, table_row, train
 from tabulate import tabulate
 
 import corrdet  # noqa: F401  (registers the data)
@@ -25,9 +25,10 @@ def main() -> None:
 
     print()
     print(tabulate([table_row("concordance", results)], ("loss", *COLUMNS), floatfmt=".1f"))
+    print(f"\n{ABOUT_BETAS}")
     print(f"\ntrained weights: {_short(output / 'model_final.pth')}")
     print(f"pictures:        {_short(pictures)}")
-    print(f"time:            {(time.monotonic() - start) / 60:.1f} min")
+    print(f"training and evaluation: {(time.monotonic() - start) / 60:.1f} min")
 
 
 def _short(path: Path) -> Path:

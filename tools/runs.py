@@ -6,8 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("AP", "AP50", "AP75", "beta_img", "beta_cls")
+ABOUT_BETAS = """\
+All in percent, higher is better. beta_img, beta_cls: rank correlation of score and IoU within an
+image before post-processing, and within a class after it (thesis "Correlation Loss", chapter 3)."""
 
 
 def train(config: str, output: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
@@ -42,6 +47,12 @@ def read_results(output: Path) -> dict[str, float]:
     if not results:
         sys.exit(f"{output / 'metrics.json'} holds no evaluation")
     return results
+
+
+def coupling_weights(output: Path) -> str:
+    """The weights of a run's couplings, from the config that it wrote; empty without any."""
+    criterion = yaml.safe_load((output / "config.yaml").read_text())["MODEL"]["CRITERION"]
+    return ", ".join(str(criterion[name.upper()]["WEIGHT"]) for name in criterion["COUPLINGS"])
 
 
 def table_row(name: str, results: dict[str, float]) -> list:

@@ -84,7 +84,7 @@ def draw_scatter(coco_eval: COCOeval, path: str) -> None:
 
 
 def draw_detections(
-    coco_eval: COCOeval, image_root: str, output: str, *, count: int = 12, threshold: float = 0.3
+    coco_eval: COCOeval, image_root: str, output: str, *, count: int = 12, threshold: float = 0.5
 ) -> list[str]:
     """Detections on their images, with the ground truth, as one PNG an image.
 
@@ -112,25 +112,28 @@ def draw_detections(
         with Image.open(os.path.join(image_root, info["file_name"])) as image:
             axes.imshow(image.convert("RGB"))
         for annotation in gt.loadAnns(gt.getAnnIds(image_id)):
+            # Black and white: to be seen on any image.
+            _draw_box(axes, annotation["bbox"], "black")
             _draw_box(axes, annotation["bbox"], "white", linestyle="--")
         ious = _best_ious(coco_eval, image_id)
-        for detection in detections.loadAnns(detections.getAnnIds(image_id)):
+        # In this order the surest are drawn last, and not painted over.
+        of_image = detections.loadAnns(detections.getAnnIds(image_id))
+        for detection in sorted(of_image, key=lambda detection: detection["score"]):
             if detection["score"] < threshold:
                 continue
-            color = plt.cm.tab20(detection["category_id"] % 20)
+            color = plt.cm.tab10(detection["category_id"] % 10)
             _draw_box(axes, detection["bbox"], color)
-            axes.text(
-                detection["bbox"][0],
-                detection["bbox"][1] - 1,
+            label = (
                 f"{names[detection['category_id']]}  {detection['score']:.2f}"
-                f"  IoU {ious[detection['id']]:.2f}",
-                color="white",
-                fontsize=9,
-                verticalalignment="bottom",
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 1, "alpha": 0.8},
+                f"  IoU {ious[detection['id']]:.2f}"
             )
+            _draw_label(axes, detection["bbox"], label, color)
         axes.axis("off")
-        axes.set_title("dashed: ground truth; IoU: with that of the same class", fontsize=9)
+        axes.set_title(
+            "dashed: ground truth\n"
+            "labels: class, score, IoU with the nearest ground truth of the predicted class",
+            fontsize=9,
+        )
         path = os.path.join(output, Path(info["file_name"]).stem + ".png")
         _save(figure, path)
         paths.append(path)
@@ -153,6 +156,25 @@ def _best_ious(coco_eval: COCOeval, image_id: int) -> dict[int, float]:
 def _draw_box(axes, xywh: tuple[float, float, float, float], color, **style) -> None:
     x, y, width, height = xywh
     axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, lw=1.5, **style))
+
+
+def _draw_label(axes, xywh: tuple[float, float, float, float], label: str, color) -> None:
+    """Above the box, or at its upper edge where that would be outside of the image."""
+    x, y, width, _ = xywh
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()  # rows count downwards
+    is_on_the_left = x - left < (right - left) / 2
+    fits_above = y - top > 0.05 * (bottom - top)
+    axes.text(
+        x if is_on_the_left else x + width,
+        y - 1 if fits_above else y + 1,
+        label,
+        color="white",
+        fontsize=9,
+        horizontalalignment="left" if is_on_the_left else "right",
+        verticalalignment="bottom" if fits_above else "top",
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 1, "alpha": 0.8},
+    )
 
 
 def _save(figure, path: str) -> None:

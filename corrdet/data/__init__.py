@@ -27,7 +27,12 @@ if find_spec("detectron2") is not None:
         filter_unreadable,
     )
     from corrdet.data.digits import prepare_digits, register_digits
-    from corrdet.data.loader import ResumableLoader, build_train_loader, training_dicts
+    from corrdet.data.loader import (
+        ResumableLoader,
+        build_train_loader,
+        load_dataset,
+        training_dicts,
+    )
     from corrdet.data.mapper import CorrdetDatasetMapper
     from corrdet.data.neon_trees import prepare_neon_trees, register_neon_trees
     from corrdet.data.register import RegistrationError, register_from_config
@@ -41,6 +46,7 @@ if find_spec("detectron2") is not None:
         "build_train_loader",
         "check_dataset",
         "filter_unreadable",
+        "load_dataset",
         "prepare_digits",
         "prepare_neon_trees",
         "register_digits",

@@ -6,20 +6,29 @@ NaN or a CUDA assertion that names neither image nor annotation.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
+
+from corrdet.names import config_value
 
 __all__ = [
     "AnnotationError",
     "ImageReadError",
+    "check_coco_file",
     "check_dataset",
+    "check_images_exist",
+    "check_num_classes",
     "filter_unreadable",
     "unreadable_reason",
 ]
@@ -31,6 +40,13 @@ MAX_LISTED = 10
 # pixel, and converters that are off by one, or by one on each side, are common; such boxes are
 # clipped.
 OVERHANG_TOLERANCE = 2.0
+# Meta-architecture -> the key that says how many classes it detects. Others are not checked.
+NUM_CLASSES_KEYS = {
+    "CorrdetRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
+}
 
 
 class AnnotationError(ValueError):
@@ -128,6 +144,127 @@ def check_dataset(
                 f"{_list_unreadable(unreadable)}\n{SKIP_ADVICE}"
             )
     return checked
+
+
+def check_coco_file(path: str) -> None:
+    """Check that Detectron2's loader can read a COCO annotation file.
+
+    That loader fails with errors that name neither file nor annotation. What it reads without
+    complaint, such as boxes without area, is :func:`check_dataset`'s.
+
+    Raises:
+        AnnotationError: not JSON, or not what COCO's format has; names the file, and the first ten
+            images and annotations by their ids.
+    """
+    try:
+        with PathManager.open(path, "r") as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise AnnotationError(f"{path} is not valid JSON, it may be incomplete: {error}") from error
+    parts = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(part), list) for part in parts
+    ):
+        raise AnnotationError(
+            f"{path} is not in COCO's format: expected an object with the lists {', '.join(parts)}"
+        )
+    if not content["categories"]:
+        raise AnnotationError(f"{path} has no categories")
+    problems = [
+        *_find_incomplete(content["categories"], "category", ("id", "name")),
+        *_find_incomplete(content["images"], "image", ("id", "file_name", "width", "height")),
+        *_find_incomplete(content["annotations"], "annotation", ("id", "image_id", "category_id")),
+    ]
+    if not problems:
+        problems = _find_bad_coco_annotations(content)
+    if problems:
+        listing = "\n".join(f"  {problem}" for problem in problems[:MAX_LISTED])
+        if len(problems) > MAX_LISTED:
+            listing += f"\n  and {len(problems) - MAX_LISTED} more"
+        raise AnnotationError(f"{path} has {len(problems)} error(s):\n{listing}")
+
+
+def _find_incomplete(entries: list, what: str, keys: Sequence[str]) -> list[str]:
+    problems = []
+    for index, entry in enumerate(entries):
+        missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if missing:
+            identity = f"id {entry['id']}" if "id" not in missing else f"number {index}"
+            problems.append(f"{what} {identity}: has no {', '.join(missing)}")
+    return problems
+
+
+def _find_bad_coco_annotations(content: dict) -> list[str]:
+    categories = {category["id"]: category["name"] for category in content["categories"]}
+    file_names = {image["id"]: image["file_name"] for image in content["images"]}
+    problems = []
+    seen = set()
+    for annotation in content["annotations"]:
+        reasons = []
+        if annotation["id"] in seen:
+            reasons.append("another annotation has the same id")
+        seen.add(annotation["id"])
+        if annotation["category_id"] not in categories:
+            known = ", ".join(f"{key} ({name})" for key, name in list(categories.items())[:10])
+            if len(categories) > 10:
+                known += ", ..."
+            reasons.append(
+                f"category_id {annotation['category_id']!r} is not among the categories: {known}"
+            )
+        box = annotation.get("bbox")
+        if not isinstance(box, list) or len(box) != 4:
+            reasons.append(f"bbox is {box!r}, expected [x, y, width, height]")
+        image = file_names.get(annotation["image_id"], f"image {annotation['image_id']!r}")
+        problems += [f"{image}: annotation id {annotation['id']}: {reason}" for reason in reasons]
+    return problems
+
+
+def check_num_classes(cfg: CfgNode, name: str) -> None:
+    """Compare the classes of a loaded data set with those that the config's detector has.
+
+    A detector with fewer would train a class as background, or fail deep inside.
+
+    Raises:
+        AnnotationError: the detector has fewer. More are only logged, as a warning.
+    """
+    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if key is None or classes is None:
+        return
+    of_model = config_value(cfg, key)
+    listed = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
+    message = f"data set {name!r} has {len(classes)} classes ({listed}) but {key} is {of_model}"
+    if of_model < len(classes):
+        raise AnnotationError(message)
+    if of_model > len(classes):
+        logger.warning(message)
+
+
+def check_images_exist(name: str, dataset_dicts: Sequence[dict]) -> None:
+    """Look for every image file, without reading it; addresses such as s3://... are not checked.
+
+    Raises:
+        ImageReadError: files are missing; names the first ten and counts all.
+    """
+    bar = tqdm(
+        dataset_dicts,
+        desc=f"looking for the images of {name}",
+        unit="image",
+        disable=len(dataset_dicts) < 5000,
+    )
+    missing = [
+        record["file_name"]
+        for record in bar
+        if "://" not in record["file_name"] and not os.path.isfile(record["file_name"])
+    ]
+    if missing:
+        listing = "\n".join(f"  {file_name}" for file_name in missing[:MAX_LISTED])
+        if len(missing) > MAX_LISTED:
+            listing += f"\n  and {len(missing) - MAX_LISTED} more"
+        raise ImageReadError(
+            f"{len(missing)} of the {len(dataset_dicts)} images of data set {name!r} are missing:\n"
+            f"{listing}\n{SKIP_ADVICE}"
+        )
 
 
 SKIP_ADVICE = (

@@ -35,7 +35,12 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.serialize import PicklableWrapper
 
-from corrdet.data.checks import check_dataset
+from corrdet.data.checks import (
+    check_coco_file,
+    check_dataset,
+    check_images_exist,
+    check_num_classes,
+)
 from corrdet.data.mapper import CorrdetDatasetMapper
 
 __all__ = [
@@ -43,6 +48,7 @@ __all__ = [
     "ResumableLoader",
     "build_sampler",
     "build_train_loader",
+    "load_dataset",
     "sample_random_state",
     "training_dicts",
 ]
@@ -264,7 +270,7 @@ def build_train_loader(
 
     Raises:
         ValueError: if the batch cannot be divided among the processes, or the sampler is unknown.
-        AnnotationError: see :func:`~corrdet.data.checks.check_dataset`.
+        AnnotationError, ImageReadError: see :func:`load_dataset`.
     """
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -314,34 +320,58 @@ def build_sampler(cfg: CfgNode, dicts: Sequence[dict], seed: int) -> torchdata.S
     )
 
 
-def training_dicts(cfg: CfgNode) -> list[dict]:
-    """Load, check, filter and join the data sets ``DATASETS.TRAIN``.
+def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
+    """Load a data set and check its classes, images and annotations.
 
-    Like :func:`detectron2.data.get_detection_dataset_dicts`, with :func:`check_dataset` in between.
     ``DATASETS.SKIP_UNREADABLE`` and ``DATASETS.SKIP_BAD_ANNOTATIONS`` are off where the config
     lacks them.
 
     Raises:
+        AnnotationError: a file or annotations that cannot be used, or more classes than the model.
+        ImageReadError: missing images, without ``SKIP_UNREADABLE``.
+        ValueError: if there is no image.
+        TypeError: if it is not a list of dicts.
+        KeyError: if it is not registered.
+    """
+    try:
+        dicts = DatasetCatalog.get(name)
+    except Exception:
+        # What is wrong is found out afterwards: that costs nothing as long as nothing is.
+        metadata = MetadataCatalog.get(name)
+        if name in DatasetCatalog and metadata.get("evaluator_type") == "coco":
+            check_coco_file(metadata.json_file)
+        raise
+    if not isinstance(dicts, list):
+        raise TypeError(f"data set {name!r} is a {type(dicts).__name__}, not a list of dicts")
+    if not dicts:
+        raise ValueError(f"data set {name!r} has no images")
+    check_num_classes(cfg, name)
+    skip_unreadable = cfg.DATASETS.get("SKIP_UNREADABLE", False)
+    if not skip_unreadable:
+        check_images_exist(name, dicts)
+    return check_dataset(
+        name,
+        dicts,
+        skip_unreadable=skip_unreadable,
+        skip_bad_annotations=cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False),
+    )
+
+
+def training_dicts(cfg: CfgNode) -> list[dict]:
+    """Load, check, filter and join the data sets ``DATASETS.TRAIN``.
+
+    Like :func:`detectron2.data.get_detection_dataset_dicts`, on :func:`load_dataset`.
+
+    Raises:
         ValueError: if no data set is named, or no image is left.
-        TypeError: if a data set is not a list of dicts.
-        KeyError: if a data set is not registered.
+        AnnotationError, ImageReadError, TypeError, KeyError: see :func:`load_dataset`.
     """
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise ValueError("DATASETS.TRAIN names no data set")
     joined: list[dict] = []
     for number, name in enumerate(names):
-        dicts = DatasetCatalog.get(name)
-        if not isinstance(dicts, list):
-            raise TypeError(f"data set {name!r} is a {type(dicts).__name__}, not a list of dicts")
-        if not dicts:
-            raise ValueError(f"data set {name!r} has no images")
-        dicts = check_dataset(
-            name,
-            dicts,
-            skip_unreadable=cfg.DATASETS.get("SKIP_UNREADABLE", False),
-            skip_bad_annotations=cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False),
-        )
+        dicts = load_dataset(cfg, name)
         if cfg.MODEL.LOAD_PROPOSALS:
             dicts = load_proposals_into_dataset(dicts, cfg.DATASETS.PROPOSAL_FILES_TRAIN[number])
         joined += dicts

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["RegistrationError", "parse_entry", "register_from_config"]
@@ -76,7 +77,13 @@ def register_from_config(entries: Iterable[str]) -> list[str]:
         accepted[name] = (json_file, image_root)
     for name, (json_file, image_root) in accepted.items():
         if name not in DatasetCatalog:
-            register_coco_instances(name, {}, json_file, image_root)
+            # With the annotations' ids, which Detectron2's own registration leaves out, so that
+            # messages can name them.
+            load = partial(load_coco_json, json_file, image_root, name, ["id"])
+            DatasetCatalog.register(name, load)
+            MetadataCatalog.get(name).set(
+                json_file=json_file, image_root=image_root, evaluator_type="coco"
+            )
     return list(accepted)
 
 

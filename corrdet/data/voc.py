@@ -50,7 +50,10 @@ class VocError(ValueError):
         lines += [f"  {problem}" for problem in shown]
         if len(shown) < len(self.problems):
             lines.append(f"  and {len(self.problems) - len(shown)} more")
-        lines.append('Correct them, or leave out what is bad with on_error="skip" (--skip-bad).')
+        lines.append(
+            "Correct them, or leave out what is bad: --skip-bad on the command line, "
+            'on_error="skip" in Python.'
+        )
         super().__init__("\n".join(lines))
 
 

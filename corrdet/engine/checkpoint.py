@@ -46,18 +46,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             FileNotFoundError: no such file.
             ValueError: not a checkpoint, or one that would run code when loaded.
         """
-        # Detectron2 0.6 does not know the option that later versions take behind a "?".
-        path, _, query = (path or "").partition("?")
-        self._match_by_name = query == "matching_heuristics=True"
-        if query and not self._match_by_name:
-            raise ValueError(
-                f"unknown option {query!r} of weights, expected matching_heuristics=True"
-            )
-        if path and "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"no weights at {path!r} (MODEL.WEIGHTS, or what last_checkpoint names); "
-                "expected a .pth or .pkl file or an address such as detectron2://..."
-            )
+        path, self._match_by_name = split_weights(path)
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -88,16 +77,39 @@ class SafeCheckpointer(DetectionCheckpointer):
         except OSError:
             raise
         except Exception as error:  # damaged files make torch raise nearly anything
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # Without torch's own words, which advise to load it in the way that runs code.
             raise ValueError(
-                f"{filename} was not loaded: it is damaged, or it holds objects other than "
-                f"weights, which could run code on this machine. ({reason})"
+                f"{filename} was not loaded: it is damaged or no file of weights, or it holds "
+                f"other objects, which could run code on this machine. ({type(error).__name__})"
             ) from error
         if not isinstance(data, dict):
             raise ValueError(
                 f"{filename} holds a {type(data).__name__}, expected a dictionary of weights"
             )
         return data
+
+
+def split_weights(path: str | None) -> tuple[str, bool]:
+    """The place of weights, and whether they are matched with the model's by similar names.
+
+    Detectron2 0.6 does not know the option that later versions take behind a "?".
+
+    Args:
+        path: as in ``MODEL.WEIGHTS``, for example ``weights.pth?matching_heuristics=True``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another option.
+    """
+    path, _, query = (path or "").partition("?")
+    if query not in ("", "matching_heuristics=True"):
+        raise ValueError(f"unknown option {query!r} of weights, expected matching_heuristics=True")
+    if path and "://" not in path and not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"no weights at {path!r}; expected a .pth or .pkl file or an address such as "
+            "detectron2://..."
+        )
+    return path, bool(query)
 
 
 def load_array_pickle(path: str) -> dict[str, Any]:

@@ -1,17 +1,26 @@
 """Reading configurations: safely, and with messages that name what is wrong."""
 
 import argparse
+import importlib
+import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config
 from corrdet.data.register import register_from_config
-from corrdet.names import unknown_name
+from corrdet.names import config_value, unknown_name
+
+from .checkpoint import split_weights
 
 _REGISTRIES = (
     ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
@@ -35,10 +44,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError: no such file, YAML that would run code, an unknown key or name, a value of the
-            wrong type.
+            wrong type, losses or options that the model cannot be trained with.
     """
     cfg = get_cfg()
     add_corrdet_config(cfg)
+    cfg = _MergingNode(cfg)
     if args.config_file:
         if "://" not in args.config_file and not os.path.isfile(args.config_file):
             raise ConfigError(f"no config file at {args.config_file!r}")
@@ -48,10 +58,112 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             f"overrides come as KEY VALUE pairs, got an odd number of words: {' '.join(args.opts)}"
         )
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(args.opts))
+    cfg = CfgNode(cfg)
     register_from_config(cfg.DATASETS.REGISTER)
     check_names(cfg)
+    check_losses(cfg)
     cfg.freeze()
     return cfg
+
+
+def import_modules(modules: Iterable[str]) -> None:
+    """Import users' modules, which register losses, models or data sets.
+
+    They are named on the command line and never in a config: reading a config runs no code.
+
+    Args:
+        modules: names, found as ``python -m`` finds them, or paths of ``.py`` files.
+
+    Raises:
+        ConfigError: there is no such module or file.
+    """
+    for module in modules:
+        if module.endswith(".py"):
+            _import_file(module)
+            continue
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # a module that the user's imports
+            raise ConfigError(f"--import: no module named {module!r}") from error
+
+
+def _import_file(path: str) -> None:
+    name = "corrdet_import_" + re.sub(r"\W", "_", os.path.abspath(path))
+    if name in sys.modules:
+        return
+    if not os.path.isfile(path):
+        raise ConfigError(f"--import: no file {path!r}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def check_gpus(num_gpus: int) -> None:
+    """
+    Raises:
+        ConfigError: a distributed training on more GPUs than this machine has.
+    """
+    if num_gpus > 1 and num_gpus > torch.cuda.device_count():
+        raise ConfigError(
+            f"--num-gpus is {num_gpus}, but torch sees {torch.cuda.device_count()} CUDA GPU(s)"
+        )
+
+
+def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Look for what a run needs on this machine, so that it fails before it starts.
+
+    Args:
+        cfg: see :func:`load_config`.
+        eval_only: whether it only evaluates.
+        resume: whether it goes on with the checkpoint in ``OUTPUT_DIR``, where there is one.
+
+    Raises:
+        ConfigError: no GPU, no weights, or no annotation file.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA GPU: "
+            "MODEL.DEVICE cpu trains on the CPU"
+        )
+    if not (resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+        if eval_only and not cfg.MODEL.WEIGHTS:
+            raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
+        try:
+            split_weights(cfg.MODEL.WEIGHTS)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"MODEL.WEIGHTS: {error}") from error
+    for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            # As plain values only: data sets that make themselves would be made by asking.
+            json_file = MetadataCatalog.get(name).as_dict().get("json_file")
+            if json_file is not None and not PathManager.isfile(json_file):
+                raise ConfigError(
+                    f"DATASETS.{key}: data set {name!r} is not on this machine: no annotation file "
+                    f"{json_file}. Detectron2's own data sets are expected below the folder that "
+                    "the environment variable DETECTRON2_DATASETS names, by default 'datasets'"
+                )
+
+
+def check_losses(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ConfigError: MODEL.CRITERION has losses or options that the model cannot be trained with.
+    """
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if not hasattr(architecture, "build_criterion"):
+        return  # one of Detectron2's, which does not read MODEL.CRITERION
+    try:
+        architecture.build_criterion(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_names(cfg: CfgNode) -> None:
@@ -61,9 +173,7 @@ def check_names(cfg: CfgNode) -> None:
             exist; the message has the nearest one that does.
     """
     for key, registry in _REGISTRIES:
-        name = cfg
-        for part in key.split("."):
-            name = name[part]
+        name = config_value(cfg, key)
         if name not in registry:
             raise ConfigError(f"{key}: " + unknown_name("name", name, dict(iter(registry))))
     for key in ("TRAIN", "TEST"):
@@ -74,6 +184,66 @@ def check_names(cfg: CfgNode) -> None:
                     + unknown_name("data set", name, DatasetCatalog.list())
                     + " (one's own are named in DATASETS.REGISTER)"
                 )
+
+
+class _MergingNode(CfgNode):
+    """Takes an integer where yacs insists on a number with a decimal point."""
+
+    def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
+        _make_floats(cfg_other, self)
+        super().merge_from_other_cfg(cfg_other)
+
+    def merge_from_list(self, cfg_list: list) -> None:
+        converted = list(cfg_list)
+        for index in range(0, len(converted), 2):
+            try:
+                expected = config_value(self, converted[index])
+            except (KeyError, TypeError):
+                continue  # reported by the base class
+            converted[index + 1] = _as_float(converted[index + 1], expected)
+        super().merge_from_list(converted)
+
+
+def _make_floats(given: dict, expected: Mapping) -> None:
+    for key, value in given.items():
+        if isinstance(value, dict) and isinstance(expected.get(key), Mapping):
+            _make_floats(value, expected[key])
+        else:
+            given[key] = _as_float(value, expected.get(key))
+
+
+def _as_float(value: Any, expected: Any) -> Any:
+    decoded = CfgNode._decode_cfg_value(value)
+    return float(decoded) if type(expected) is float and type(decoded) is int else value
+
+
+def _explain_mismatch(message: str, cfg: CfgNode) -> str:
+    """yacs' message about a type, in words; any other message as it is."""
+    match = re.fullmatch(
+        r"Type mismatch \(.* vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) "
+        r"for config key: (\S+)",
+        message,
+        re.DOTALL,
+    )
+    if match is None:
+        return message
+    given_type, given, key = match.groups()
+    expected = config_value(cfg, key)
+    if isinstance(expected, tuple | list):
+        element = repr(given) if given_type == "str" else given
+        wanted = f'a tuple such as "({element},)"'
+    elif isinstance(expected, Mapping):
+        wanted = f"keys below it, such as {key}.{next(iter(expected), 'KEY')}"
+    elif isinstance(expected, bool):
+        wanted = "True or False"
+    elif isinstance(expected, int):
+        wanted = f"an integer such as {expected}"
+    elif isinstance(expected, float):
+        wanted = f"a number such as {expected}"
+    else:
+        wanted = f"a text such as {expected!r}"
+    got = f"the text {given!r}" if given_type == "str" else given
+    return f"{key}: expected {wanted}, got {got}"
 
 
 def _merge(cfg: CfgNode, source: str, merge) -> None:
@@ -92,7 +262,7 @@ def _merge(cfg: CfgNode, source: str, merge) -> None:
         raise ConfigError(f"{source}: " + unknown_name("config key", key, _keys(cfg))) from error
     except (AssertionError, ValueError) as error:
         # merge_from_list only asserts that a key exists: "Non-existent key: MODEL.CRITERIA.NAME"
-        message = str(error)
+        message = _explain_mismatch(str(error), cfg)
         if "Non-existent key" in message:
             message = unknown_name("config key", message.rsplit(": ", 1)[-1], _keys(cfg))
         raise ConfigError(f"{source}: {message}") from error

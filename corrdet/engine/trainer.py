@@ -8,11 +8,7 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.solver import build_optimizer
@@ -21,8 +17,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from corrdet.data import CorrdetDatasetMapper, ResumableLoader, build_train_loader
-from corrdet.data.checks import check_dataset
+from corrdet.data import (
+    CorrdetDatasetMapper,
+    ResumableLoader,
+    build_train_loader,
+    load_dataset,
+)
 from corrdet.evaluation import CorrelationEvaluator
 from corrdet.names import unknown_name
 
@@ -55,6 +55,8 @@ class CorrdetTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
 
+        for name in cfg.DATASETS.TEST:
+            load_dataset(cfg, name)  # for its checks: now, not when hours of training are over
         self._detector = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, self._detector)
         self._loader = self.build_train_loader(cfg)
@@ -84,13 +86,7 @@ class CorrdetTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         # Prepared as for training, images without annotations included: beta_img needs the boxes.
-        dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-        dicts = check_dataset(
-            dataset_name,
-            dicts,
-            skip_unreadable=cfg.DATASETS.SKIP_UNREADABLE,
-            skip_bad_annotations=cfg.DATASETS.SKIP_BAD_ANNOTATIONS,
-        )
+        dicts = load_dataset(cfg, dataset_name)
         mapper = CorrdetDatasetMapper(cfg, is_train=False, keep_instances=cfg.TEST.BETA_IMG)
         return build_detection_test_loader(
             dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS

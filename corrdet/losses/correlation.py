@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from corrdet.names import unknown_name
 from corrdet.ops import soft_rank
 
 COEFFICIENTS = ("pearson", "spearman", "concordance")
@@ -64,8 +65,7 @@ def spearman_correlation(x: Tensor, y: Tensor, strength: float | None = None) ->
     Raises:
         TypeError, ValueError: as :func:`pearson_correlation`, or a strength that is not positive.
     """
-    if strength is not None and not strength > 0:
-        raise ValueError(f"strength must be positive, got {strength}")
+    _check_strength(strength)
     x, y = _checked(x, y)
     if len(x) < 2:
         return (x * 0).sum()
@@ -120,11 +120,12 @@ def correlation_loss(
         positives or where scores or IoUs are all the same; NaN if any value is.
 
     Raises:
-        TypeError, ValueError: as the coefficients, or an unknown coefficient.
+        TypeError, ValueError: as the coefficients, an unknown coefficient, or a strength that is
+            not positive, whatever the coefficient.
     """
-    if coefficient not in COEFFICIENTS:
-        raise ValueError(f"coefficient must be one of {COEFFICIENTS}, got {coefficient!r}")
-    scores, ious = _checked(scores, ious.detach())
+    check_correlation_options(coefficient, strength)
+    scores, ious = _checked(scores, ious)
+    ious = ious.detach()
     if len(scores) < 2:
         return (scores * 0).sum()
     if coefficient == "pearson":
@@ -135,6 +136,16 @@ def correlation_loss(
         rho = concordance_correlation(scores, ious)
     undefined = _is_constant(scores) | _is_constant(ious)
     return torch.where(undefined, scores.mean() * 0, 1 - rho)
+
+
+def check_correlation_options(coefficient: str, strength: float | None) -> None:
+    """
+    Raises:
+        ValueError: :func:`correlation_loss` cannot work with these.
+    """
+    if coefficient not in COEFFICIENTS:
+        raise ValueError(unknown_name("coefficient", str(coefficient), COEFFICIENTS))
+    _check_strength(strength)
 
 
 def average_ranks(values: Tensor) -> Tensor:
@@ -152,6 +163,15 @@ def average_ranks(values: Tensor) -> Tensor:
     not_above = torch.searchsorted(ordered, values, right=True)
     ranks = (below + not_above + 1).to(values.dtype) / 2
     return torch.where(values.isnan().any(), torch.nan, ranks)
+
+
+def _check_strength(strength: float | None) -> None:
+    if strength is None:
+        return
+    if not isinstance(strength, int | float) or not strength > 0 or math.isinf(strength):
+        raise ValueError(
+            f"strength must be positive and finite, or None for that of the data, got {strength!r}"
+        )
 
 
 def _checked(x: Tensor, y: Tensor):

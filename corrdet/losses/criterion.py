@@ -8,7 +8,9 @@ options, registered under a name:
 * a localization loss returns one value per positive, (P,), treated likewise;
 * a coupling returns a scalar that is added as it is.
 
-In a config, the options of the loss ``some_loss`` are the keys of ``MODEL.CRITERION.SOME_LOSS``.
+In a config, the options of the loss ``some_loss`` are the keys of ``MODEL.CRITERION.SOME_LOSS``,
+with the function's defaults; couplings have ``WEIGHT`` as well. Losses that are registered before
+:func:`corrdet.add_corrdet_config` is called get these keys by themselves.
 """
 
 import inspect
@@ -16,13 +18,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from corrdet.names import unknown_name
 
-from .correlation import correlation_loss
+from .correlation import check_correlation_options, correlation_loss
 from .focal import sigmoid_focal_loss
 from .localization import giou_loss, smooth_l1_loss
 from .matched_predictions import MatchedPredictions
@@ -38,11 +41,20 @@ class RegisteredLoss:
         function: called as ``function(matched, **options)``.
         activations: the heads it can work with, of "sigmoid" and "softmax".
         needs_deltas: whether it reads MatchedPredictions.deltas.
+        check: called as ``check(**options)`` with all options before training starts; raises a
+            ValueError for values that the loss cannot work with. None: any will do.
     """
 
     function: Loss
     activations: tuple[str, ...]
     needs_deltas: bool
+    check: Callable[..., None] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The function's keyword arguments and their defaults."""
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
 
 
 class LossRegistry(Mapping[str, RegisteredLoss]):
@@ -58,17 +70,25 @@ class LossRegistry(Mapping[str, RegisteredLoss]):
         *,
         activations: Sequence[str] = ("sigmoid", "softmax"),
         needs_deltas: bool = False,
+        check: Callable[..., None] | None = None,
     ) -> Callable[[Loss], Loss]:
         """A decorator that registers a function; see :class:`RegisteredLoss` for the arguments.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken, or an option has no default.
         """
 
         def add(function: Loss) -> Loss:
             if name in self._losses:
                 raise ValueError(f"there already is a {self.what} named {name!r}")
-            self._losses[name] = RegisteredLoss(function, tuple(activations), needs_deltas)
+            loss = RegisteredLoss(function, tuple(activations), needs_deltas, check)
+            for option, default in loss.options.items():
+                if default is inspect.Parameter.empty:
+                    raise ValueError(
+                        f"the option {option!r} of the {self.what} {name!r} needs a default, which "
+                        "the config takes over"
+                    )
+            self._losses[name] = loss
             return function
 
         return add
@@ -155,20 +175,25 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
 
     Raises:
         ValueError: an unknown loss (with the nearest valid name), an option that the loss does not
-            have, or a loss that cannot work with the detector; the message names both.
+            have or a value that it cannot have, or a loss that cannot work with the detector; the
+            message starts with the config's key.
     """
     node = cfg.MODEL.CRITERION
 
-    def build(registry: LossRegistry, name: str, skip: Sequence[str] = ()) -> Loss:
+    def build(key: str, registry: LossRegistry, name: str, skip: Sequence[str] = ()) -> Loss:
+        key = f"MODEL.CRITERION.{key}"
+        if name not in registry:
+            raise ValueError(f"{key}: " + unknown_name(registry.what, name, registry))
         loss = registry[name]
         if activation not in loss.activations:
             raise ValueError(
-                f"the {registry.what} {name!r} works on {' or '.join(loss.activations)} heads, "
-                f"but {cfg.MODEL.META_ARCHITECTURE} has a {activation} head"
+                f"{key}: the {registry.what} {name!r} works on "
+                f"{' or '.join(loss.activations)} heads, but {cfg.MODEL.META_ARCHITECTURE} has "
+                f"a {activation} head"
             )
         if loss.needs_deltas and not has_deltas:
             raise ValueError(
-                f"the {registry.what} {name!r} compares box deltas, which "
+                f"{key}: the {registry.what} {name!r} compares box deltas, which "
                 f"{cfg.MODEL.META_ARCHITECTURE} does not regress; use an IoU loss"
             )
         options = {
@@ -176,13 +201,17 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
             for key, value in node.get(name.upper(), {}).items()
             if key not in skip
         }
-        known = list(inspect.signature(loss.function).parameters)[1:]
         for option in options:
-            if option not in known:
+            if option not in loss.options:
                 raise ValueError(
                     f"MODEL.CRITERION.{name.upper()}.{option.upper()}: "
-                    + unknown_name(f"option of {name}", option, known)
+                    + unknown_name(f"option of {name}", option, loss.options)
                 )
+        if loss.check is not None:
+            try:
+                loss.check(**{**loss.options, **options})
+            except ValueError as error:
+                raise ValueError(f"MODEL.CRITERION.{name.upper()}: {error}") from error
         return partial(loss.function, **options)
 
     names = list(node.COUPLINGS)
@@ -190,18 +219,23 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
         raise ValueError(f"MODEL.CRITERION.COUPLINGS names one twice: {names}")
     couplings = {
         name: (
-            build(COUPLINGS, name, skip=("WEIGHT",)),
+            build("COUPLINGS", COUPLINGS, name, skip=("WEIGHT",)),
             float(node.get(name.upper(), {}).get("WEIGHT", 1.0)),
         )
         for name in names
     }
-    return Criterion(
-        build(CLASSIFICATION_LOSSES, node.CLASSIFICATION),
-        build(LOCALIZATION_LOSSES, node.LOCALIZATION),
-        couplings,
-        classification_weight=node.CLASSIFICATION_WEIGHT,
-        localization_weight=node.LOCALIZATION_WEIGHT,
-    )
+    classification = build("CLASSIFICATION", CLASSIFICATION_LOSSES, node.CLASSIFICATION)
+    localization = build("LOCALIZATION", LOCALIZATION_LOSSES, node.LOCALIZATION)
+    try:
+        return Criterion(
+            classification,
+            localization,
+            couplings,
+            classification_weight=node.CLASSIFICATION_WEIGHT,
+            localization_weight=node.LOCALIZATION_WEIGHT,
+        )
+    except ValueError as error:
+        raise ValueError(f"MODEL.CRITERION: {error}") from error
 
 
 @CLASSIFICATION_LOSSES.register("sigmoid_focal", activations=("sigmoid",))
@@ -214,7 +248,12 @@ def _sigmoid_focal(
     return loss * (matched.labels >= 0)
 
 
-@LOCALIZATION_LOSSES.register("smooth_l1", needs_deltas=True)
+def _check_smooth_l1(*, beta: float) -> None:
+    if not beta >= 0:
+        raise ValueError(f"beta must not be negative, got {beta}")
+
+
+@LOCALIZATION_LOSSES.register("smooth_l1", needs_deltas=True, check=_check_smooth_l1)
 def _smooth_l1(matched: MatchedPredictions, *, beta: float = 0.0) -> Tensor:
     return smooth_l1_loss(matched.deltas, matched.gt_deltas, beta=beta).sum(dim=1)
 
@@ -224,7 +263,7 @@ def _giou(matched: MatchedPredictions) -> Tensor:
     return giou_loss(matched.boxes, matched.gt_boxes)
 
 
-@COUPLINGS.register("correlation")
+@COUPLINGS.register("correlation", check=check_correlation_options)
 def _correlation(
     matched: MatchedPredictions, *, coefficient: str = "concordance", strength=None
 ) -> Tensor:

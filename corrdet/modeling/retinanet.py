@@ -10,13 +10,16 @@ from torch import Tensor
 
 from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.matching import max_iou_matching
+from corrdet.names import config_value
 
-# Detectron2's own keys for the losses: (its key, its default, ours for the same).
+# Detectron2's own keys for the losses, with the defaults of both: (its key, its default, ours for
+# the same, our default). The defaults of beta differ: ours is what Detectron2's RetinaNet configs
+# set, and what RetinaNet was published with.
 _REPLACED_KEYS = (
-    ("FOCAL_LOSS_ALPHA", 0.25, "SIGMOID_FOCAL.ALPHA"),
-    ("FOCAL_LOSS_GAMMA", 2.0, "SIGMOID_FOCAL.GAMMA"),
-    ("SMOOTH_L1_LOSS_BETA", 0.1, "SMOOTH_L1.BETA"),
-    ("BBOX_REG_LOSS_TYPE", "smooth_l1", "LOCALIZATION"),
+    ("FOCAL_LOSS_ALPHA", 0.25, "SIGMOID_FOCAL.ALPHA", 0.25),
+    ("FOCAL_LOSS_GAMMA", 2.0, "SIGMOID_FOCAL.GAMMA", 2.0),
+    ("SMOOTH_L1_LOSS_BETA", 0.1, "SMOOTH_L1.BETA", 0.0),
+    ("BBOX_REG_LOSS_TYPE", "smooth_l1", "LOCALIZATION", "smooth_l1"),
 )
 
 
@@ -44,16 +47,7 @@ class CorrdetRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg):
-        node = cfg.MODEL.RETINANET
-        for key, default, replacement in _REPLACED_KEYS:
-            ours = cfg.MODEL.CRITERION
-            for part in replacement.split("."):
-                ours = ours[part]
-            if node[key] not in (default, ours):
-                raise ValueError(
-                    f"MODEL.RETINANET.{key} is {node[key]!r}, but {cls.__name__} takes its losses "
-                    f"from MODEL.CRITERION: set MODEL.CRITERION.{replacement}, which is {ours!r}"
-                )
+        criterion = cls.build_criterion(cfg)
         parameters = super().from_config(cfg)
         for loss_parameter in (
             "focal_loss_alpha",
@@ -62,8 +56,32 @@ class CorrdetRetinaNet(RetinaNet):
             "box_reg_loss_type",
         ):
             del parameters[loss_parameter]
-        parameters["criterion"] = build_criterion(cfg, activation="sigmoid", has_deltas=True)
+        parameters["criterion"] = criterion
         return parameters
+
+    @classmethod
+    def build_criterion(cls, cfg) -> Criterion:
+        """The losses of a config; needs no model, so that they can be checked before one is built.
+
+        Raises:
+            ValueError: as :func:`corrdet.losses.build_criterion`; or one of Detectron2's own loss
+                keys asks for another loss than MODEL.CRITERION does.
+        """
+        criterion = build_criterion(cfg, activation="sigmoid", has_deltas=True)
+        node = cfg.MODEL.CRITERION
+        for key, default, replacement, our_default in _REPLACED_KEYS:
+            loss, _, option = replacement.partition(".")
+            if option and loss.lower() not in (node.CLASSIFICATION, node.LOCALIZATION):
+                continue  # an option of a loss that is not used
+            theirs, ours = cfg.MODEL.RETINANET[key], config_value(node, replacement)
+            was_replaced = theirs == default and ours != our_default
+            if theirs != ours and not was_replaced:
+                raise ValueError(
+                    f"MODEL.RETINANET.{key} is {theirs!r}, but {cls.__name__} takes its losses "
+                    f"from MODEL.CRITERION: set MODEL.CRITERION.{replacement}, which is {ours!r}, "
+                    f"or MODEL.RETINANET.{key} so that both say the same"
+                )
+        return criterion
 
     def forward(self, batched_inputs: list[dict]):
         """As detectron2's DenseDetector.forward; see the class for ``positives``."""

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 
 import pytest
+from detectron2.config import get_cfg
 from detectron2.structures import BoxMode
 from PIL import Image
 
 from corrdet.data.checks import (
     AnnotationError,
     ImageReadError,
+    check_coco_file,
     check_dataset,
+    check_images_exist,
+    check_num_classes,
     filter_unreadable,
     unreadable_reason,
 )
@@ -149,3 +154,115 @@ def test_all_unreadable(some_unreadable):
 def test_unreadable_reason(some_unreadable):
     assert unreadable_reason(some_unreadable[0]["file_name"]) is None
     assert "FileNotFoundError" in unreadable_reason(some_unreadable[3]["file_name"])
+
+
+def coco_content() -> dict:
+    return {
+        "categories": [{"id": 1, "name": "ball"}, {"id": 3, "name": "box"}],
+        "images": [{"id": 7, "file_name": "7.jpg", "width": WIDTH, "height": HEIGHT}],
+        "annotations": [
+            {"id": n, "image_id": 7, "category_id": 1, "bbox": [1, 1, 5, 5]} for n in (11, 12)
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda content: content["annotations"][1].update(category_id=9),
+            "7.jpg: annotation id 12: category_id 9 is not among the categories: 1 (ball), 3 (box)",
+        ),
+        (
+            lambda content: content["annotations"][1].update(bbox=None),
+            "7.jpg: annotation id 12: bbox is None, expected [x, y, width, height]",
+        ),
+        (
+            lambda content: content["annotations"][1].pop("bbox"),
+            "7.jpg: annotation id 12: bbox is None, expected [x, y, width, height]",
+        ),
+        (
+            lambda content: content["annotations"][1].update(id=11),
+            "7.jpg: annotation id 11: another annotation has the same id",
+        ),
+        (lambda content: content["annotations"][1].pop("id"), "annotation number 1: has no id"),
+        (
+            lambda content: content["images"][0].pop("file_name"),
+            "image id 7: has no file_name",
+        ),
+        (lambda content: content.pop("images"), "images, annotations, categories"),
+        (lambda content: content["categories"].clear(), "has no categories"),
+    ],
+)
+def test_bad_coco_files_are_explained(change, words, tmp_path):
+    path = tmp_path / "things.json"
+    content = coco_content()
+    path.write_text(json.dumps(content))
+    check_coco_file(str(path))
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError) as caught:
+        check_coco_file(str(path))
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_truncated_coco_file_is_explained(tmp_path):
+    path = tmp_path / "things.json"
+    path.write_text(json.dumps(coco_content())[:-20])
+    with pytest.raises(AnnotationError, match="things.json is not valid JSON, it may be incompl"):
+        check_coco_file(str(path))
+
+
+def test_the_first_ten_errors_of_a_coco_file_are_listed(tmp_path):
+    content = coco_content()
+    content["annotations"] = [{"id": n, "image_id": 7, "category_id": 2} for n in range(7)]
+    path = tmp_path / "things.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match=r"has 14 error\(s\)(.|\n)* and 4 more"):
+        check_coco_file(str(path))
+
+
+def test_missing_images_are_named(some_unreadable, tmp_path):
+    remote = [record(file_name="s3://bucket/1.jpg")]
+    check_images_exist("things", some_unreadable[:3] + remote)
+    missing = [record(file_name=str(tmp_path / f"gone{n}.jpg")) for n in range(12)]
+    with pytest.raises(ImageReadError) as caught:
+        check_images_exist("things", some_unreadable[:3] + missing)
+    message = str(caught.value)
+    assert "12 of the 15 images of data set 'things' are missing" in message
+    assert "gone9.jpg" in message and "gone10.jpg" not in message and "and 2 more" in message
+    assert "DATASETS.SKIP_UNREADABLE" in message
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("CorrdetRetinaNet", "MODEL.RETINANET.NUM_CLASSES"),
+        ("RetinaNet", "MODEL.RETINANET.NUM_CLASSES"),
+        ("GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES"),
+    ],
+)
+def test_classes_that_the_model_does_not_have(architecture, key, caplog):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.merge_from_list([key, 9])
+    with pytest.raises(AnnotationError) as caught:
+        check_num_classes(cfg, "digits_train")
+    assert str(caught.value) == (
+        "data set 'digits_train' has 10 classes (zero, one, two, three, four, five, six, seven, "
+        f"eight, nine) but {key} is 9"
+    )
+    cfg.merge_from_list([key, 10])
+    with caplog.at_level(logging.WARNING):
+        check_num_classes(cfg, "digits_train")
+        assert not caplog.text
+        cfg.merge_from_list([key, 11])
+        check_num_classes(cfg, "digits_train")
+    assert f"{key} is 11" in caplog.text
+
+
+def test_models_and_data_sets_without_known_classes_are_not_checked():
+    cfg = get_cfg()
+    check_num_classes(cfg, "things")
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    check_num_classes(cfg, "digits_train")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import random
 
@@ -18,10 +19,12 @@ from corrdet.data.loader import (
     ResumableLoader,
     build_sampler,
     build_train_loader,
+    load_dataset,
     sample_random_state,
     training_dicts,
 )
 from corrdet.data.mapper import CorrdetDatasetMapper
+from corrdet.data.register import register_from_config
 
 
 def config(**options):
@@ -330,3 +333,50 @@ def test_config_mapper_is_the_default(registered, digits_dicts):
     default = take(build_train_loader(cfg, seed=0), 2)
     explicit = take(build_train_loader(cfg, CorrdetDatasetMapper(cfg, is_train=True), 0), 2)
     assert same(default, explicit)
+
+
+def test_more_classes_than_the_model_has_are_an_error(registered, digits_dicts):
+    cfg = config()
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.RETINANET.NUM_CLASSES = 9
+    cfg.DATASETS.TRAIN = (registered(digits_dicts),)
+    with pytest.raises(AnnotationError, match="10 classes .* but MODEL.RETINANET.NUM_CLASSES is 9"):
+        training_dicts(cfg)
+
+
+def test_missing_images_are_reported_before_the_first_is_read(registered, digits_dicts):
+    cfg = config()
+    gone = {**digits_dicts[0], "file_name": "gone.jpg"}
+    cfg.DATASETS.TRAIN = (registered([*digits_dicts, gone]),)
+    with pytest.raises(ImageReadError, match="1 of the 41 images.* are missing:\n  gone.jpg"):
+        training_dicts(cfg)
+    cfg.DATASETS.SKIP_UNREADABLE = True
+    assert len(training_dicts(cfg)) == 40
+
+
+def test_a_data_set_that_cannot_be_loaded_is_explained(digits_directory, tmp_path):
+    path = tmp_path / "train.json"
+    content = json.loads((digits_directory / "annotations" / "train.json").read_text())
+    content["annotations"][0]["category_id"] = 11
+    path.write_text(json.dumps(content))
+    (name,) = register_from_config([f"test_bad_category={path}:{digits_directory}/train"])
+    with pytest.raises(AnnotationError, match=r"annotation id 1: category_id 11 is not among"):
+        load_dataset(config(), name)
+    # Boxes are left to the check that can skip them; it names the annotation, too.
+    content["annotations"][0].update(category_id=1)
+    content["annotations"][0].pop("bbox")
+    path.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match="annotation 0, id 1, box None: .* not four numbers"):
+        load_dataset(config(), name)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_errors_of_a_data_sets_own_code_are_not_hidden():
+    def load():
+        raise RuntimeError("no such server")
+
+    DatasetCatalog.register("test_own_code", load)
+    with pytest.raises(RuntimeError, match="no such server"):
+        load_dataset(config(), "test_own_code")
+    DatasetCatalog.remove("test_own_code")

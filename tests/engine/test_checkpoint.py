@@ -168,3 +168,11 @@ def test_a_failure_while_saving_leaves_the_old_checkpoint(tmp_path):
     SafeCheckpointer(layer, str(tmp_path)).resume_or_load("", resume=True)
     assert layer.weight.tolist() == [[1, 1], [1, 1]]
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
+
+
+def test_the_message_does_not_advise_to_load_it_unsafely(tmp_path):
+    path = tmp_path / "readme.pth"
+    path.write_text("# no weights")
+    with pytest.raises(ValueError, match="damaged or no file of weights") as caught:
+        SafeCheckpointer(model()).load(str(path))
+    assert "weights_only" not in str(caught.value)

@@ -1,10 +1,11 @@
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from corrdet.data.register import RegistrationError
-from corrdet.engine import ConfigError, load_config
+from corrdet.engine import ConfigError, check_gpus, check_run, import_modules, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = str(ROOT / "configs/quick/retinanet_concordance.yaml")
@@ -100,3 +101,118 @@ class TestBadInput:
     def test_missing_data(self):
         with pytest.raises(RegistrationError, match="no annotation file"):
             load(QUICK, "DATASETS.REGISTER", "('mine=gone.json:images',)")
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("MODEL.CRITERION.COUPLINGS", "('corelation',)", "did you mean 'correlation'"),
+        ("MODEL.CRITERION.LOCALIZATION", "smoothl1", "did you mean 'smooth_l1'"),
+        ("MODEL.CRITERION.CORRELATION.COEFFICIENT", "spaerman", "did you mean 'spearman'"),
+        ("MODEL.CRITERION.CORRELATION.STRENGTH", 0, "strength must be positive"),
+        ("MODEL.CRITERION.CORRELATION.STRENGTH", "abc", "strength must be positive"),
+        ("MODEL.CRITERION.CORRELATION.WEIGHT", -1.0, "must be finite and >= 0"),
+        ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", 0.1, "set MODEL.CRITERION.SMOOTH_L1.BETA"),
+    ],
+)
+def test_losses_are_checked(key, value, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(QUICK, key, value)
+    assert str(caught.value).startswith(key.rpartition(".")[0][:14])
+    # Detectron2's detectors do not read them.
+    other = "GeneralizedRCNN", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"
+    load(QUICK, key, value, "MODEL.META_ARCHITECTURE", *other)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        (
+            "MODEL.CRITERION.COUPLINGS",
+            "correlation",
+            "expected a tuple such as \"('correlation',)\", got the text 'correlation'",
+        ),
+        ("INPUT.MIN_SIZE_TRAIN", 320, 'expected a tuple such as "(320,)", got 320'),
+        ("SOLVER.MAX_ITER", "ten", "expected an integer such as 40000, got the text 'ten'"),
+        ("SOLVER.MAX_ITER", 2.5, "expected an integer such as 40000, got 2.5"),
+        ("SOLVER.BASE_LR", "abc", "expected a number such as 0.001, got the text 'abc'"),
+        ("TEST.BETA_IMG", 1, "expected True or False, got 1"),
+        ("OUTPUT_DIR", 3, "expected a text such as './output', got 3"),
+        ("MODEL.CRITERION", 3, "expected keys below it, such as MODEL.CRITERION.CLASSIFICATION"),
+    ],
+)
+def test_values_of_the_wrong_type_are_explained(key, value, message, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load("", key, value)
+    assert f"the command line: {key}: {message}" in str(caught.value)
+    yaml = "VERSION: 2\n"
+    for depth, part in enumerate(key.split(".")):
+        yaml += "\n" * (depth > 0) + "  " * depth + f"{part}:"
+    (tmp_path / "bad.yaml").write_text(f"{yaml} {value}\n")
+    with pytest.raises(ConfigError, match="bad.yaml: ") as caught:
+        load(tmp_path / "bad.yaml")
+    assert f"{key}: {message}" in str(caught.value)
+
+
+def test_integers_are_numbers(tmp_path):
+    (tmp_path / "integers.yaml").write_text(
+        f"_BASE_: {QUICK}\nMODEL:\n  CRITERION:\n    CORRELATION:\n      WEIGHT: 1\n"
+    )
+    cfg = load(tmp_path / "integers.yaml", "SOLVER.BASE_LR", 1)
+    assert type(cfg.MODEL.CRITERION.CORRELATION.WEIGHT) is type(cfg.SOLVER.BASE_LR) is float
+    assert cfg.MODEL.CRITERION.CORRELATION.WEIGHT == cfg.SOLVER.BASE_LR == 1
+
+
+class TestImports:
+    def test_module_and_file(self, tmp_path, monkeypatch):
+        for name in ("corrdet_test_module", "corrdet_test_file"):
+            (tmp_path / f"{name}.py").write_text(
+                "from pathlib import Path\nPath(__file__).with_suffix('.imported').mkdir()\n"
+            )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.path", list(sys.path))
+        for _ in range(2):  # the second time changes nothing
+            import_modules(["corrdet_test_module", "./corrdet_test_file.py"])
+        assert len(list(tmp_path.glob("*.imported"))) == 2
+
+    @pytest.mark.parametrize("module", ["no_such_module", "os.no_such_module", "gone.py"])
+    def test_what_is_not_there(self, module):
+        with pytest.raises(ConfigError, match=f"^--import: no .*'{module}'"):
+            import_modules([module])
+
+    def test_errors_in_a_module_are_its_own(self, tmp_path):
+        (tmp_path / "broken.py").write_text("import no_such_module\n")
+        for _ in range(2):
+            with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+                import_modules([str(tmp_path / "broken.py")])
+
+
+class TestRun:
+    def test_gpus(self, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+        check_gpus(1)
+        with pytest.raises(ConfigError, match=r"--num-gpus is 8, but torch sees 0 CUDA GPU\(s\)"):
+            check_gpus(8)
+        check_run(load())
+        with pytest.raises(ConfigError, match="MODEL.DEVICE is 'cuda', .*: MODEL.DEVICE cpu"):
+            check_run(load(QUICK, "MODEL.DEVICE", "cuda"))
+
+    def test_weights(self, tmp_path):
+        with pytest.raises(ConfigError, match="^--eval-only needs weights: MODEL.WEIGHTS"):
+            check_run(load(), eval_only=True)
+        cfg = load(QUICK, "MODEL.WEIGHTS", "gone.pth", "OUTPUT_DIR", tmp_path)
+        for options in ({}, {"resume": True}, {"eval_only": True}):
+            with pytest.raises(ConfigError, match="^MODEL.WEIGHTS: no weights at 'gone.pth'"):
+                check_run(cfg, **options)
+        (tmp_path / "last_checkpoint").write_text("model_final.pth")
+        check_run(cfg, resume=True)
+        check_run(load(QUICK, "MODEL.WEIGHTS", "detectron2://x.pkl"), eval_only=True)
+
+    def test_data(self, tmp_path):
+        options = "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "DATASETS.TEST", "('digits_val',)"
+        cfg = load(ROOT / "configs/retinanet/retinanet_R50_1x_spearman.yaml", *options)
+        message = "DATASETS.TRAIN: data set 'coco_2017_train' is not .*instances_train2017.json"
+        with pytest.raises(ConfigError, match=f"{message}.*DETECTRON2_DATASETS"):
+            check_run(cfg)
+        check_run(load(QUICK, "MODEL.WEIGHTS", QUICK), eval_only=True)

@@ -259,3 +259,11 @@ class TestBadData:
 
 def test_the_tiny_data_set_is_real(tiny_digits):
     assert len(DatasetCatalog.get("tiny_train")) == 24
+
+
+def test_the_test_data_is_checked_before_training(tiny_cfg, tmp_path):
+    rewrite(tiny_cfg, tmp_path, lambda content: content["annotations"][0].update(category_id=99))
+    tiny_cfg.DATASETS.TEST = tiny_cfg.DATASETS.TRAIN
+    tiny_cfg.DATASETS.TRAIN = ("tiny_train",)
+    with pytest.raises(AnnotationError, match="category_id 99 is not among the categories"):
+        CorrdetTrainer(tiny_cfg)

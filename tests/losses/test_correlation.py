@@ -191,8 +191,25 @@ class TestBadInput:
             pearson_correlation([1.0, 2.0], torch.rand(2))
 
     def test_coefficient_and_strength(self):
-        with pytest.raises(ValueError, match="'pearson', 'spearman', 'concordance'.*got 'kendall'"):
+        with pytest.raises(
+            ValueError, match="'kendall'; there are: concordance, pearson, spearman"
+        ):
             correlation_loss(torch.rand(3), torch.rand(3), "kendall")
         for strength in (0, -1.0, math.nan):
             with pytest.raises(ValueError, match="strength must be positive"):
                 spearman_correlation(torch.rand(3), torch.rand(3), strength=strength)
+
+
+def test_options_are_checked_whatever_the_coefficient():
+    scores, ious = torch.rand(3), torch.rand(3)
+    for coefficient in COEFFICIENTS:
+        for strength in (0, -3, math.nan, math.inf, "abc"):
+            with pytest.raises(ValueError, match=f"strength must be positive.* got {strength!r}"):
+                correlation_loss(scores, ious, coefficient, strength=strength)
+    with pytest.raises(ValueError, match="coefficient 'spaerman'; did you mean 'spearman'"):
+        correlation_loss(scores, ious, "spaerman")
+
+
+def test_ious_that_are_no_tensor_are_a_type_error():
+    with pytest.raises(TypeError, match="expected floating-point tensors, got list"):
+        correlation_loss(torch.rand(2), [0.1, 0.2])

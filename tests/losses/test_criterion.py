@@ -217,3 +217,51 @@ def test_criterion_without_a_config():
         lambda matched: matched.logits.square().sum(dim=1), lambda matched: 1 - matched.ious
     )
     assert criterion(matched_predictions()).keys() == {"loss_cls", "loss_box_reg"}
+
+
+def test_ones_own_loss_has_its_options_in_the_config():
+    @COUPLINGS.register("test_only_power")
+    def _power(matched, *, power=2.0, kind="mean"):
+        assert kind == "sum"
+        return (matched.scores - matched.ious.detach()).abs().pow(power).sum()
+
+    cfg = config(COUPLINGS=("test_only_power",))
+    node = cfg.MODEL.CRITERION.TEST_ONLY_POWER
+    assert dict(node) == {"POWER": 2.0, "KIND": "mean", "WEIGHT": 1.0}
+    node.POWER, node.KIND, node.WEIGHT = 3.0, "sum", 0.5
+    matched = matched_predictions()
+    losses = build_criterion(cfg, activation="sigmoid", has_deltas=True)(matched)
+    expected = 0.5 * (matched.scores - matched.ious).abs().pow(3).sum()
+    torch.testing.assert_close(losses["loss_test_only_power"], expected)
+
+
+def test_options_need_defaults():
+    registry = LossRegistry("coupling")
+    with pytest.raises(ValueError, match="option 'power' of the coupling 'mine' needs a default"):
+        registry.register("mine")(lambda matched, power: matched.scores.sum())
+    assert "mine" not in registry
+
+
+@pytest.mark.parametrize(
+    "node, option, value, message",
+    [
+        ("CORRELATION", "COEFFICIENT", "spaerman", "CORRELATION: .*did you mean 'spearman'"),
+        ("CORRELATION", "STRENGTH", 0, "CORRELATION: strength must be positive.*got 0"),
+        ("CORRELATION", "STRENGTH", "abc", "CORRELATION: strength must be positive.*got 'abc'"),
+        ("CORRELATION", "WEIGHT", -1.0, "the weight of correlation must be finite and >= 0"),
+        ("SMOOTH_L1", "BETA", -1.0, "SMOOTH_L1: beta must not be negative, got -1.0"),
+    ],
+)
+def test_values_are_checked_when_the_criterion_is_built(node, option, value, message):
+    cfg = config(COUPLINGS=("correlation",))
+    setattr(cfg.MODEL.CRITERION[node], option, value)
+    with pytest.raises(ValueError, match=f"^MODEL.CRITERION.*{message}"):
+        build_criterion(cfg, activation="sigmoid", has_deltas=True)
+
+
+def test_names_are_reported_with_their_key():
+    for key, value in (
+        ("COUPLINGS", ("corelation",)), ("CLASSIFICATION", "focal"), ("LOCALIZATION", "smoothl1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^MODEL.CRITERION.{key}: unknown "):
+            build(**{key: value})

@@ -165,3 +165,32 @@ def test_autocast_step_is_finite():
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     sum(losses.values()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_detectron2s_default_of_beta_is_refused_as_ours_differs():
+    cfg = quick_cfg()
+    cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA = 0.1
+    with pytest.raises(
+        ValueError, match="SMOOTH_L1_LOSS_BETA is 0.1.*SMOOTH_L1.BETA, which is 0.0"
+    ):
+        build_model(cfg)
+    for beta in (0.1, 0.2):  # whoever sets ours knows what it is
+        cfg.MODEL.CRITERION.SMOOTH_L1.BETA = beta
+        build_model(cfg)
+    cfg.MODEL.CRITERION.SMOOTH_L1.BETA = 0.0
+    cfg.MODEL.CRITERION.LOCALIZATION = "giou"  # which has no beta
+    build_model(cfg)
+    cfg.MODEL.CRITERION.LOCALIZATION = "smooth_l1"
+    cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA = 0.0
+    build_model(cfg)
+
+
+def test_the_defaults_of_the_replaced_keys_are_as_listed():
+    from corrdet.modeling.retinanet import _REPLACED_KEYS
+    from corrdet.names import config_value
+
+    cfg = get_cfg()
+    add_corrdet_config(cfg)
+    for key, default, replacement, our_default in _REPLACED_KEYS:
+        assert cfg.MODEL.RETINANET[key] == default
+        assert config_value(cfg.MODEL.CRITERION, replacement) == our_default
