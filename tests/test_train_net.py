@@ -1,13 +1,20 @@
 """The command line, in processes of its own."""
 
+import importlib.util
 import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
+
+from corrdet.data import ImageReadError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,8 +43,7 @@ def results(folder) -> dict:
     return json.loads((folder / "metrics.json").read_text().splitlines()[-1])
 
 
-def test_eval_only_gives_what_training_ended_with(weights, trained, tiny_command, tmp_path):
-    finished = run(tiny_command(tmp_path, "MODEL.WEIGHTS", weights, flags=["--eval-only"]))
+def assert_prints_results_of(folder, finished):
     assert finished.returncode == 0, finished.stderr
     header, values = [line for line in finished.stdout.splitlines() if "copypaste:" in line][-2:]
     printed = dict(
@@ -47,24 +53,25 @@ def test_eval_only_gives_what_training_ended_with(weights, trained, tiny_command
             strict=False,
         )
     )
-    expected = results(trained)
+    expected = results(folder)
     assert {"AP", "AP50", "AP75", "beta_cls", "beta_img"} <= printed.keys()
     for name, value in printed.items():
         assert float(value) == pytest.approx(expected[f"bbox/{name}"], abs=1e-4, nan_ok=True)
+
+
+def test_eval_only_gives_what_training_ended_with(weights, trained, tiny_command, tmp_path):
+    finished = run(tiny_command(tmp_path, "MODEL.WEIGHTS", weights, flags=["--eval-only"]))
+    assert_prints_results_of(trained, finished)
     assert not (tmp_path / "model_final.pth").exists()
 
 
-def test_detectron2s_model_zoo_layout_of_weights_loads(weights, tiny_command, tmp_path):
-    import pickle
-
-    import torch
-
+def test_detectron2s_model_zoo_layout_of_weights_loads(weights, trained, tiny_command, tmp_path):
     model = torch.load(weights, weights_only=True)["model"]
     path = tmp_path / "zoo.pkl"
     arrays = {name: value.numpy() for name, value in model.items()}
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
     finished = run(tiny_command(tmp_path, "MODEL.WEIGHTS", path, flags=["--eval-only"]))
-    assert finished.returncode == 0, finished.stderr
+    assert_prints_results_of(trained, finished)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +99,27 @@ def test_errors_end_with_one_line_that_says_what_is_wrong(
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_help_is_detectron2s(tmp_path):
-    import sys
+def test_which_errors_explain_themselves():
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
+    train_net = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train_net)
 
-    root = Path(__file__).resolve().parent.parent
-    finished = run([sys.executable, str(root / "train_net.py"), "--help"])
+    def raise_unreadable():
+        raise ImageReadError("as torch raises errors of the loader's processes")
+
+    arguments = Namespace(config_file="nowhere.yaml", opts=[])
+    for expected, function in [
+        (True, lambda: train_net.load_config(arguments)),
+        (True, raise_unreadable),
+        (False, lambda: int("x")),
+    ]:
+        with pytest.raises((ValueError, OSError)) as raised:
+            function()
+        assert train_net.explains_itself(raised.value) == expected
+
+
+def test_help_is_detectron2s():
+    finished = run([sys.executable, str(ROOT / "train_net.py"), "--help"])
     for argument in ("--config-file", "--resume", "--eval-only", "--num-gpus", "--dist-url"):
         assert argument in finished.stdout
 

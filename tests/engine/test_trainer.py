@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
+from detectron2.engine import AMPTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from corrdet.data import AnnotationError, ImageReadError
@@ -134,13 +135,47 @@ class TestTraining:
     @pytest.mark.parametrize("name, kind", [("SGD", torch.optim.SGD), ("ADAMW", torch.optim.AdamW)])
     def test_optimizers(self, tiny_cfg, name, kind):
         tiny_cfg.SOLVER.OPTIMIZER = name
-        optimizer = CorrdetTrainer.build_optimizer(tiny_cfg, CorrdetTrainer.build_model(tiny_cfg))
+        solver = tiny_cfg.SOLVER
+        solver.BASE_LR, solver.BIAS_LR_FACTOR = 0.5, 2.0
+        solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS = 0.3, 0.2, 0.1
+        model = CorrdetTrainer.build_model(tiny_cfg)
+        optimizer = CorrdetTrainer.build_optimizer(tiny_cfg, model)
         assert isinstance(optimizer, kind)
+        options = {
+            parameter: (group["lr"], group["weight_decay"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        assert options[model.head.cls_score.weight] == (0.5, 0.3)
+        assert options[model.head.cls_score.bias] == (1.0, 0.1)
+        assert options[model.backbone.bottom_up.stem.conv1.norm.weight] == (0.5, 0.2)
+        solver.CLIP_GRADIENTS.ENABLED = True
+        optimizer = CorrdetTrainer.build_optimizer(tiny_cfg, model)
+        assert type(optimizer).__name__ == f"{kind.__name__}WithGradientClip"
 
     def test_unknown_optimizer(self, tiny_cfg):
         tiny_cfg.SOLVER.OPTIMIZER = "ADAM"
         with pytest.raises(ValueError, match="unknown optimizer 'ADAM'; did you mean 'ADAMW'"):
             CorrdetTrainer(tiny_cfg)
+
+    def test_mixed_precision_is_detectron2s(self, tiny_cfg):
+        tiny_cfg.SOLVER.AMP.ENABLED = True
+        assert isinstance(CorrdetTrainer(tiny_cfg)._trainer, AMPTrainer)
+
+    def test_an_evaluation_is_on_disk_before_the_next_step(self, tiny_cfg):
+        tiny_cfg.TEST.EVAL_PERIOD = 2
+        tiny_cfg.SOLVER.MAX_ITER = 3
+        trainer = CorrdetTrainer(tiny_cfg)
+        step, found = trainer.run_step, []
+
+        def run_step():
+            if trainer.iter == 2:
+                found.append(curve(tiny_cfg.OUTPUT_DIR))
+            step()
+
+        trainer.run_step = run_step
+        trainer.train()
+        assert "bbox/AP" in found[0][1]
 
     def test_evaluation_does_not_disturb_the_random_numbers(self, tiny_cfg):
         trainer = CorrdetTrainer(tiny_cfg)
@@ -256,9 +291,28 @@ class TestBadData:
         with pytest.raises(ValueError, match="no image of changed_.* has an object"):
             train(tiny_cfg)
 
+    def test_what_is_evaluated_on(self, tiny_cfg, tmp_path):
+        broken = tmp_path / "broken.jpg"
+        broken.write_bytes(b"not an image")
 
-def test_the_tiny_data_set_is_real(tiny_digits):
-    assert len(DatasetCatalog.get("tiny_train")) == 24
+        def change(content):
+            content["images"][5]["file_name"] = str(broken)
+            empty = content["images"][0]["id"]
+            kept = [a for a in content["annotations"] if a["image_id"] != empty]
+            content["annotations"] = kept
+            kept[-1]["bbox"] = [5, 5, 0, 10]
+
+        rewrite(tiny_cfg, tmp_path, change)
+        (name,) = tiny_cfg.DATASETS.TRAIN
+        with pytest.raises(AnnotationError, match=r"\(5, 5, 0, 10\)"):
+            CorrdetTrainer.build_test_loader(tiny_cfg, name)
+        tiny_cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
+        images = CorrdetTrainer.build_test_loader(tiny_cfg, name).dataset
+        assert len(images) == 24 and "instances" in images[0]
+        tiny_cfg.DATASETS.SKIP_UNREADABLE = True
+        tiny_cfg.TEST.BETA_IMG = False
+        images = CorrdetTrainer.build_test_loader(tiny_cfg, name).dataset
+        assert len(images) == 23 and "instances" not in images[0]
 
 
 def test_the_test_data_is_checked_before_training(tiny_cfg, tmp_path):

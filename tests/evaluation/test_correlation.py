@@ -57,7 +57,8 @@ def test_true_positives_by_hand():
             (1, 1, square, 0),
             (1, 1, [30.0, 10, 10, 10], 0),
             (2, 1, square, 0),
-            (2, 2, square, 0),
+            (2, 2, [10.0, 10, 40, 40], 0),
+            (2, 2, [10.0, 14, 40, 40], 0),
         ],
         detections=[
             (1, 1, [10.0, 10, 10, 8], 0.9),  # IoU 0.8
@@ -65,14 +66,16 @@ def test_true_positives_by_hand():
             (1, 1, [30.0, 10, 10, 9], 0.4),  # taken already: a false positive
             (1, 1, [50.0, 50, 5, 5], 0.95),  # inside the crowd: ignored
             (2, 1, [10.0, 10, 10, 4], 0.8),  # IoU 0.4: a false positive
-            (2, 2, [10.0, 10, 10, 10], 0.3),
+            (2, 2, [10.0, 10, 40, 40], 0.3),
+            (2, 2, [10.0, 11, 40, 40], 0.2),  # the one it overlaps most is taken: IoU 37 / 43
         ],
     )
     scores, ious = true_positives(coco_eval)[1]
     assert scores.tolist() == [0.9, 0.7]
     assert ious.tolist() == pytest.approx([0.8, 0.6])
     scores, ious = true_positives(coco_eval)[2]
-    assert (scores.tolist(), ious.tolist()) == ([0.3], [1.0])
+    assert scores.tolist() == [0.3, 0.2]
+    assert ious.tolist() == pytest.approx([1, 37 / 43])
 
 
 def test_classes_without_true_positives_are_empty():

@@ -84,12 +84,13 @@ def test_beta_img_is_the_mean_over_images_where_it_is_defined(evaluator):
     outputs = detections(lambda iou, noise: noise)
     positives = [([0.1, 0.5, 0.9], [0.2, 0.3, 0.4]), ([0.9, 0.5, 0.1], [0.2, 0.3, 0.4])]
     positives += [([0.5, 0.5], [0.1, 0.9]), ([0.3], [0.4]), ([], [])]
-    positives += [([0.1, 0.2, 0.3], [0.3, 0.7, 0.5])]
+    positives += [([0.1, 0.2, 0.3], [0.3, 0.9, 0.4]), ([1.0, 2, 3, 4], [0.2, 0.4, 0.1, 0.3])]
     for output, (scores, ious) in zip(outputs, positives, strict=False):
         output["positives"] = {"scores": torch.tensor(scores), "ious": torch.tensor(ious)}
-    results = run(evaluator, outputs)["bbox"]
-    assert results["beta_img"] == pytest.approx(100 * (1 - 1 + 0.5) / 3)
-    assert results["beta_img-images"] == 3
+    for _ in range(2):  # nothing is left of the evaluation before
+        results = run(evaluator, outputs)["bbox"]
+        assert results["beta_img"] == pytest.approx(100 * (1 - 1 + 0.5 + 0) / 4)
+        assert results["beta_img-images"] == 4
 
 
 def test_without_positives_there_is_no_beta_img(evaluator):

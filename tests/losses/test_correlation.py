@@ -67,6 +67,15 @@ class TestValues:
             spearman_correlation(x, y).item(), rel=1e-8
         )
 
+    def test_default_strength_is_a_constant_of_the_documented_size(self):
+        x, y = pairs()
+        strength = math.sqrt(3) * x.detach().std(correction=0).item() / len(x)
+        rho, expected = spearman_correlation(x, y), spearman_correlation(x, y, strength=strength)
+        assert rho.item() == pytest.approx(expected.item(), rel=1e-9)
+        torch.testing.assert_close(
+            torch.autograd.grad(rho, x)[0], torch.autograd.grad(expected, x)[0]
+        )
+
     def test_concordance_is_equation_2_3(self):
         x, y = pairs()
         expected = plain_concordance(x, y).item()
@@ -77,6 +86,12 @@ class TestValues:
         x, y = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 5.0])
         assert concordance_correlation(x, y).item() == pytest.approx(8 / 13)
 
+    def test_concordance_of_values_whose_squares_underflow_is_undefined(self):
+        x = torch.tensor([0.0, 1e-30], requires_grad=True)
+        rho = concordance_correlation(x, x.detach())
+        rho.backward()
+        assert rho.item() == 0 and x.grad.tolist() == [0, 0]
+
     def test_only_concordance_asks_for_equality(self):
         _, y = pairs()
         x = 0.5 * y + 0.1
@@ -84,6 +99,16 @@ class TestValues:
         assert spearman_correlation(x, y).item() == pytest.approx(1, abs=0.02)
         assert concordance_correlation(x, y).item() < 0.9
         assert concordance_correlation(y, y).item() == pytest.approx(1)
+
+    @pytest.mark.parametrize("function", FUNCTIONS.values())
+    @pytest.mark.parametrize("constant", ["x", "y"])
+    def test_coefficients_of_a_constant_are_zero_with_zero_gradient(self, function, constant):
+        values = {"x": torch.rand(5), "y": torch.rand(5), constant: torch.full((5,), 0.5)}
+        values["x"].requires_grad_()
+        rho = function(**values)
+        rho.backward()
+        assert rho.item() == 0
+        assert values["x"].grad.tolist() == [0] * 5
 
     def test_average_ranks_are_scipys(self):
         values = torch.tensor([0.3, 0.1, 0.3, 0.9, 0.1, 0.1], dtype=torch.float64)
@@ -132,6 +157,7 @@ class TestLoss:
             ([0.3, 0.3, 0.3], [0.1, 0.5, 0.9]),
             ([0.1, 0.5, 0.9], [0.7, 0.7, 0.7]),
             ([0.1] * 7, [0.1] * 7),
+            ([0.5] * 4, [0.5] * 4),
         ],
     )
     def test_undefined_is_zero_with_zero_gradient(self, coefficient, scores, ious):
@@ -196,8 +222,9 @@ class TestBadInput:
         ):
             correlation_loss(torch.rand(3), torch.rand(3), "kendall")
         for strength in (0, -1.0, math.nan):
-            with pytest.raises(ValueError, match="strength must be positive"):
-                spearman_correlation(torch.rand(3), torch.rand(3), strength=strength)
+            for n in (0, 1, 3):
+                with pytest.raises(ValueError, match="strength must be positive"):
+                    spearman_correlation(torch.rand(n), torch.rand(n), strength=strength)
 
 
 def test_options_are_checked_whatever_the_coefficient():

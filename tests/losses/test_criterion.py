@@ -14,6 +14,7 @@ from corrdet.losses import (
     build_criterion,
     correlation_loss,
     sigmoid_focal_loss,
+    smooth_l1_loss,
 )
 from corrdet.losses.criterion import LossRegistry
 
@@ -35,7 +36,7 @@ def matched_predictions(num_positives=5, dtype=torch.float32, **changes):
         "image_ids": torch.zeros(num_positives, dtype=torch.int64),
         "normalizer": 4.0,
         "deltas": shifts.to(dtype).requires_grad_(),
-        "gt_deltas": torch.zeros(num_positives, 4),
+        "gt_deltas": torch.full((num_positives, 4), 0.3),
     }
     return MatchedPredictions(**{**fields, **changes})
 
@@ -58,24 +59,48 @@ class TestMatchedPredictions:
         expected = [matched.logits[i, i % 3].sigmoid().item() for i in range(5)]
         assert matched.scores.tolist() == pytest.approx(expected)
 
+    def test_positives_may_be_anywhere(self):
+        labels = torch.full((20,), 3)
+        labels[[2, 7, 8, 13, 19]] = torch.tensor([1, 0, 2, 2, 1])
+        positives = torch.tensor([2, 7, 8, 13, 19])
+        matched = matched_predictions(labels=labels, positives=positives)
+        assert matched.classes.tolist() == [1, 0, 2, 2, 1]
+        expected = [matched.logits[i, labels[i]].sigmoid().item() for i in positives]
+        assert matched.scores.tolist() == pytest.approx(expected)
+
     def test_softmax_scores_count_the_background(self):
-        matched = matched_predictions(logits=torch.zeros(20, 4), activation="softmax")
+        logits = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+        matched = matched_predictions(logits=logits, activation="softmax")
         assert matched.num_classes == 3
-        assert matched.scores.tolist() == [0.25] * 5
+        expected = [(logits[i, i % 3].exp() / logits[i].exp().sum()).item() for i in range(5)]
+        assert matched.scores.tolist() == pytest.approx(expected)
 
     def test_ious(self):
-        matched = matched_predictions(boxes=torch.tensor([[10.0, 10, 30, 25]] * 5))
-        assert matched.ious.tolist() == pytest.approx([0.5] * 5)
+        boxes = torch.tensor([[20.0, 25, 40, 55]] * 5, requires_grad=True)
+        matched = matched_predictions(boxes=boxes)
+        assert matched.ious.tolist() == pytest.approx([1 / 7] * 5)
+        matched.ious.sum().backward()
+        assert (boxes.grad != 0).any(dim=1).all()
 
     def test_half_precision_is_widened(self):
         matched = matched_predictions(dtype=torch.float16)
-        assert matched.logits.dtype == matched.boxes.dtype == matched.deltas.dtype == torch.float32
+        narrow = matched_predictions(
+            dtype=torch.bfloat16,
+            gt_boxes=matched.gt_boxes.bfloat16(),
+            gt_deltas=matched.gt_deltas.bfloat16(),
+        )
+        for widened in (matched, narrow):
+            for name in ("logits", "boxes", "gt_boxes", "deltas", "gt_deltas"):
+                assert getattr(widened, name).dtype == torch.float32, name
 
     def test_bad_input(self):
         with pytest.raises(ValueError, match=r"labels must have shape \(20,\), got \(7,\)"):
             matched_predictions(labels=torch.zeros(7))
-        with pytest.raises(ValueError, match=r"gt_boxes must have shape \(5, 4\), got \(4, 4\)"):
-            matched_predictions(gt_boxes=torch.zeros(4, 4))
+        for name in ("boxes", "gt_boxes", "deltas", "gt_deltas"):
+            with pytest.raises(ValueError, match=rf"^{name} must have .* \(5, 4\), got \(4, 4\)"):
+                matched_predictions(**{name: torch.zeros(4, 4)})
+        with pytest.raises(ValueError, match=r"image_ids must have shape \(5,\), got \(4,\)"):
+            matched_predictions(image_ids=torch.zeros(4))
         with pytest.raises(ValueError, match="got 'tanh'"):
             matched_predictions(activation="tanh")
         with pytest.raises(ValueError, match=r"logits must be \(S, C\)"):
@@ -94,7 +119,7 @@ class TestCriterion:
         focal = sigmoid_focal_loss(matched.logits, targets)
         expected = {
             "loss_cls": 2 * (focal[:5].sum() + focal[7:].sum()) / 4,
-            "loss_box_reg": 0.5 * matched.deltas.abs().sum() / 4,
+            "loss_box_reg": 0.5 * (matched.deltas - 0.3).abs().sum() / 4,
             "loss_correlation": 0.1 * correlation_loss(matched.scores, matched.ious),
         }
         assert losses.keys() == expected.keys()
@@ -104,12 +129,24 @@ class TestCriterion:
     def test_options_come_from_the_losses_own_node(self):
         matched = matched_predictions()
         cfg = config(COUPLINGS=("correlation",))
-        cfg.MODEL.CRITERION.CORRELATION.COEFFICIENT = "pearson"
-        cfg.MODEL.CRITERION.CORRELATION.WEIGHT = 1.0
+        criterion = cfg.MODEL.CRITERION
+        criterion.SIGMOID_FOCAL.ALPHA, criterion.SIGMOID_FOCAL.GAMMA = 0.6, 1.0
+        criterion.SMOOTH_L1.BETA = 4.0
+        criterion.CORRELATION.COEFFICIENT, criterion.CORRELATION.STRENGTH = "spearman", 0.5
+        criterion.CORRELATION.WEIGHT = 1.0
         losses = build_criterion(cfg, activation="sigmoid", has_deltas=True)(matched)
-        torch.testing.assert_close(
-            losses["loss_correlation"], correlation_loss(matched.scores, matched.ious, "pearson")
-        )
+        targets = torch.zeros(20, 3)
+        targets[matched.positives, matched.classes] = 1
+        focal = sigmoid_focal_loss(matched.logits, targets, alpha=0.6, gamma=1.0)
+        expected = {
+            "loss_cls": (focal[:5].sum() + focal[7:].sum()) / 4,
+            "loss_box_reg": smooth_l1_loss(matched.deltas, matched.gt_deltas, beta=4.0).sum() / 4,
+            "loss_correlation": correlation_loss(
+                matched.scores, matched.ious, "spearman", strength=0.5
+            ),
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(losses[name], value)
 
     def test_gradient_of_correlation_reaches_the_classifier_only(self):
         matched = matched_predictions()
@@ -138,6 +175,9 @@ class TestCriterion:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             matched = matched_predictions(dtype=torch.bfloat16)
             losses = build(COUPLINGS=("correlation",))(matched)
+            # Autocast lets elementwise functions be, and would run this in bfloat16.
+            product = Criterion(lambda m: (m.logits @ m.logits.t())[0], lambda m: 1 - m.ious)
+            losses["product"] = product(matched)["loss_cls"]
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
     def test_nan_is_never_hidden(self):
@@ -151,6 +191,10 @@ class TestCriterion:
         for weight in (-1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match="weight of localization must be finite and >= 0"):
                 build(LOCALIZATION_WEIGHT=weight)
+            cfg = config(COUPLINGS=("correlation",))
+            cfg.MODEL.CRITERION.CORRELATION.WEIGHT = weight
+            with pytest.raises(ValueError, match="weight of correlation must be finite and >= 0"):
+                build_criterion(cfg, activation="sigmoid", has_deltas=True)
 
 
 class TestRefusals:

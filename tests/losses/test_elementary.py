@@ -26,8 +26,9 @@ def test_focal_is_the_formula(alpha, gamma):
 
 
 def test_focal_is_detectron2s_on_hostile_logits():
-    logits = hostile_logits().requires_grad_()
-    targets = (torch.arange(len(logits)) % 2).float()
+    logits = hostile_logits()
+    targets = torch.cat([torch.zeros_like(logits), torch.ones_like(logits)])
+    logits = logits.repeat(2).requires_grad_()
     ours = sigmoid_focal_loss(logits, targets)
     theirs = fvcore.nn.sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
@@ -49,10 +50,13 @@ def test_smooth_l1_by_hand():
 
 @pytest.mark.parametrize("beta", [0.0, 0.11, 1.0])
 def test_smooth_l1_is_detectron2s(beta):
-    pred = torch.cat([torch.randn(100), torch.tensor([1e30, -1e30])])
+    pred = torch.cat([torch.randn(100), torch.tensor([1e30, -1e30])]).requires_grad_()
+    target = torch.cat([torch.randn(100), torch.zeros(2)])
+    ours = smooth_l1_loss(pred, target, beta)
+    theirs = fvcore.nn.smooth_l1_loss(pred, target, beta)
+    torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(
-        smooth_l1_loss(pred, torch.zeros_like(pred), beta),
-        fvcore.nn.smooth_l1_loss(pred, torch.zeros_like(pred), beta),
+        *(torch.autograd.grad(loss.sum(), pred)[0] for loss in (ours, theirs))
     )
 
 

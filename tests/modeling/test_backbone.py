@@ -20,6 +20,13 @@ def test_resnet10_fpn():
     # One block a stage: stem, 4 x (2 convolutions and a shortcut where the shape changes).
     bottom_up = [m for m in backbone.bottom_up.modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(bottom_up) == 1 + 4 * 2 + 4
+    widths = {name: shape.channels for name, shape in backbone.bottom_up.output_shape().items()}
+    assert widths == {"res3": 128, "res4": 256, "res5": 512}
+    assert backbone.bottom_up.stem.conv1.out_channels == 32
+    # Without normalization, little would be learned from scratch.
+    assert all(isinstance(layer.norm, torch.nn.BatchNorm2d) for layer in bottom_up)
+    lateral = [m for m in backbone.children() if isinstance(m, torch.nn.Conv2d)]
+    assert len(lateral) == 6 and all(isinstance(m.norm, torch.nn.GroupNorm) for m in lateral)
     # DistributedDataParallel stops where a parameter takes no part.
     sum(output.sum() for output in outputs.values()).backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())

@@ -2,11 +2,11 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from corrdet import add_corrdet_config
-from corrdet.evaluation import rank_correlation
+from corrdet.losses import correlation_loss
 
 
 def quick_cfg(**criterion):
@@ -52,8 +52,12 @@ def test_losses_and_gradients_are_detectron2s(localization, num_objects):
     ours, theirs = pair_of_models(quick_cfg(), localization)
     for seed in range(3):  # the normalizer is a running mean: it has to agree step after step
         images = batch(num_objects, seed)
-        with EventStorage():
-            losses = ours(images), theirs(images)
+        losses, positives = [], []
+        for model in (ours, theirs):
+            with EventStorage() as storage:
+                losses.append(model(images))
+            positives.append(storage.latest()["num_pos_anchors"])
+        assert positives[0] == positives[1]
         assert losses[0].keys() == losses[1].keys() == {"loss_cls", "loss_box_reg"}
         for name in losses[0]:
             torch.testing.assert_close(losses[0][name], losses[1][name], rtol=1e-5, atol=1e-7)
@@ -75,6 +79,8 @@ def test_detections_are_detectron2s():
         model.eval()
         model.test_score_thresh = 0.005
     images = batch()
+    for image in images:  # boxes come in the size that the image had before it was resized
+        image["height"], image["width"] = 2 * image["height"], 3 * image["width"]
     with torch.no_grad():
         for result, expected in zip(ours(images), theirs(images), strict=False):
             assert len(expected["instances"]) > 0
@@ -101,25 +107,33 @@ class TestPositives:
         with torch.no_grad():
             return model, model(images)
 
-    def test_are_those_that_training_would_have(self):
+    def test_are_the_anchors_that_detectron2_matches(self):
+        ours, theirs = pair_of_models(quick_cfg())
         images = batch((3, 2))
-        model, outputs = self.evaluate(images)
-        features = model.backbone(model.preprocess_image(images).tensor)
-        features = [features[name] for name in model.head_in_features]
-        matched = model.match_predictions(
-            features, model.head(features), [image["instances"] for image in images]
-        )
-        assert len(matched.positives) > 4
-        scores = torch.cat([output["positives"]["scores"] for output in outputs])
-        ious = torch.cat([output["positives"]["ious"] for output in outputs])
-        torch.testing.assert_close(scores, matched.scores)
-        torch.testing.assert_close(ious, matched.ious)
-        counts = [len(output["positives"]["ious"]) for output in outputs]
-        assert counts == matched.image_ids.bincount(minlength=2).tolist()
-        assert rank_correlation(scores.numpy(), ious.numpy()) is not None
+        with torch.no_grad():
+            outputs = ours.eval()(images)
+            features = theirs.eval().backbone(theirs.preprocess_image(images).tensor)
+            features = [features[name] for name in theirs.head_in_features]
+            logits, deltas = theirs._transpose_dense_predictions(theirs.head(features), [10, 4])
+            logits, deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+        anchors = theirs.anchor_generator(features)
+        labels, gt_boxes = theirs.label_anchors(anchors, [image["instances"] for image in images])
+        anchors = Boxes.cat(anchors).tensor
+        assert len(outputs) == 2
+        for index, output in enumerate(outputs):
+            where = torch.nonzero((labels[index] >= 0) & (labels[index] < 10))[:, 0]
+            assert len(where) > 1
+            boxes = theirs.box2box_transform.apply_deltas(deltas[index, where], anchors[where])
+            ious = pairwise_iou(Boxes(boxes), Boxes(gt_boxes[index][where])).diagonal()
+            scores = logits[index, where, labels[index][where]].sigmoid()
+            torch.testing.assert_close(output["positives"]["scores"], scores)
+            torch.testing.assert_close(output["positives"]["ious"], ious)
 
-    def test_images_without_ground_truth_have_none(self):
-        images = [{"image": image["image"]} for image in batch()]
+    @pytest.mark.parametrize("with_objects", [0, 1])
+    def test_images_without_ground_truth_have_none(self, with_objects):
+        images = batch()
+        for image in images[with_objects:]:
+            del image["instances"]
         _, outputs = self.evaluate(images)
         assert all(output.keys() == {"instances"} for output in outputs)
 
@@ -138,7 +152,15 @@ def test_a_training_step_with_each_coefficient_changes_the_weights():
         with EventStorage():
             losses = model(batch())
         assert losses["loss_correlation"].item() > 0
-        assert model.latest_losses.keys() == losses.keys()
+        latest = model.latest_positives
+        torch.testing.assert_close(
+            correlation_loss(latest["scores"], latest["ious"], coefficient) * 0.1,
+            losses["loss_correlation"],
+        )
+        assert model.latest_losses == losses
+        # Kept until the next step, they would keep the whole graph.
+        kept = [*latest.values(), *model.latest_losses.values()]
+        assert not any(value.requires_grad for value in kept)
         losses["loss_correlation"].backward()
         # From the correlation alone nothing reaches the box branch.
         assert all(p.grad is None for p in model.head.bbox_pred.parameters())
@@ -146,16 +168,24 @@ def test_a_training_step_with_each_coefficient_changes_the_weights():
         assert not torch.equal(model.head.cls_score.weight, before)
 
 
-def test_detectron2s_loss_keys_are_refused_where_they_would_do_nothing():
+@pytest.mark.parametrize(
+    "theirs, value, ours, default",
+    [
+        ("FOCAL_LOSS_ALPHA", 0.5, "SIGMOID_FOCAL.ALPHA", "0.25"),
+        ("FOCAL_LOSS_GAMMA", 1.0, "SIGMOID_FOCAL.GAMMA", "2.0"),
+        ("SMOOTH_L1_LOSS_BETA", 0.5, "SMOOTH_L1.BETA", "0.0"),
+        ("BBOX_REG_LOSS_TYPE", "giou", "LOCALIZATION", "'smooth_l1'"),
+    ],
+)
+def test_detectron2s_loss_keys_are_refused_where_they_would_do_nothing(
+    theirs, value, ours, default
+):
     cfg = quick_cfg()
-    cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA = 0.5
-    with pytest.raises(ValueError, match="set MODEL.CRITERION.SIGMOID_FOCAL.ALPHA, which is 0.25"):
+    cfg.MODEL.RETINANET[theirs] = value
+    with pytest.raises(ValueError, match=f"set MODEL.CRITERION.{ours}, which is {default}"):
         build_model(cfg)
-    cfg.MODEL.CRITERION.SIGMOID_FOCAL.ALPHA = 0.5
+    cfg.merge_from_list([f"MODEL.CRITERION.{ours}", value])
     build_model(cfg)
-    cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE = "diou"
-    with pytest.raises(ValueError, match="set MODEL.CRITERION.LOCALIZATION, which is 'smooth_l1'"):
-        build_model(cfg)
 
 
 def test_autocast_step_is_finite():
