@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -195,6 +196,25 @@ def test_isolated_build_uses_the_environments_torch(project, tmp_path):
     version, path = result.stdout.split()
     assert version == torch.__version__
     assert path.startswith(str(tmp_path))
+
+
+def test_editable_install_is_found_beside_a_clone_of_its_name(project, tmp_path):
+    # Where the folder of the clone is itself named corrdet, Python takes it for a package without
+    # __init__.py, unless the installed one comes first.
+    clone = project.rename(tmp_path / "corrdet")
+    (clone / "corrdet" / "__init__.py").write_text("name = 'the real one'\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    # The packages of this environment, but not the finder of a corrdet that is installed in it.
+    (site_packages / "tests_own.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", clone]
+    environment = {**os.environ, "CORRDET_CUDA": "0", "PIP_NO_INDEX": "1"}
+    assert run_shown(command, environment, tmp_path).returncode == 0
+
+    script = "import torch, corrdet, corrdet._C; print(corrdet.name)"
+    result = run_shown([python, "-c", script], environment, tmp_path)
+    assert result.stdout == "the real one\n"
 
 
 def test_build_without_compiler_says_what_to_do(project):

@@ -26,7 +26,9 @@ def main() -> None:
         name, *values = table_row(loss, results)
         rows.append([name, coupling_weights(output), *values])
     print()
-    print(tabulate(rows, ("loss", "weight", *COLUMNS), floatfmt=".1f", tablefmt="github"))
+    # Weights as they are: rounded like the results, 0.15 would be shown as 0.1.
+    headers = ("loss", "weight", *COLUMNS)
+    print(tabulate(rows, headers, floatfmt=".1f", tablefmt="github", disable_numparse=[1]))
     print(f"\n{ABOUT_BETAS}")
 
 
