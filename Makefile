@@ -21,7 +21,7 @@ CUDA_BUILT = $(BIN)/python -c 'import sys, torch, corrdet._C as c; sys.exit(not 
 # ninja, ruff and clang-format are called from the environment, activated or not.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo compare test lint format cuda-report clean
+.PHONY: help setup demo compare test lint format cuda-report sanitize benchmark clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +32,8 @@ help:
 	@echo 'make lint         style checks alone'
 	@echo 'make format       rewrite the code in style'
 	@echo 'make cuda-report  registers and spills of the CUDA kernels; fails on spills'
+	@echo 'make sanitize     tests of the operators, their CPU code built with GCC sanitizers'
+	@echo 'make benchmark    time the operators, into docs/benchmarks.md (on an idle machine)'
 	@echo 'make clean        remove what was built, but not $(VENV)'
 
 setup: $(VENV)/.corrdet
@@ -44,7 +46,7 @@ compare: setup
 
 test: lint
 	@if $(CUDA_BUILT); then $(MAKE) --no-print-directory cuda-report; fi
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
@@ -58,6 +60,13 @@ format: setup
 
 cuda-report: setup
 	$(BIN)/python tools/cuda_report.py
+
+sanitize: setup
+	PYTHON=$(abspath $(BIN))/python tools/sanitize.sh
+
+benchmark: setup
+	$(BIN)/python -m benchmarks.kernels --device cpu --plots docs/figures \
+	    --markdown docs/benchmarks.md
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV)/.extension

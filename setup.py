@@ -4,7 +4,8 @@ pip builds in isolation: `import torch` does not find the environment's torch th
 that pip fetched for the build could differ from the one that loads the result. So torch is no
 build requirement, and the environment's own is found beside the interpreter.
 
-Environment variables: CORRDET_CUDA (auto, 0 or 1), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS.
+Environment variables: CORRDET_CUDA (auto, 0 or 1), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS,
+and CORRDET_SANITIZE=1 for tools/sanitize.sh.
 """
 
 import os
@@ -30,6 +31,14 @@ DEFAULT_ARCHITECTURES = "8.0;9.0"
 # One folder whatever the command, so that `pip install -e .` after an edit compiles only what
 # changed. setuptools gives editable installs a temporary folder, lost with all objects in it.
 OBJECTS = "build/objects"
+
+# A build to be tested, not used. Conversions of floats to integers too small for them, checks of
+# the standard library's containers, and overflow, which Python's own -fwrapv would allow, are no
+# part of "undefined" by themselves.
+SANITIZE = os.environ.get("CORRDET_SANITIZE") == "1"
+SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv", "-D_GLIBCXX_ASSERTIONS"]
+SANITIZED += SANITIZERS
 
 
 def fail(message):
@@ -219,16 +228,17 @@ def build_extension():
             # -ffp-contract=off: fused multiply-adds would make IoU(a, b) differ from IoU(b, a).
             "cxx": [
                 *("-O3", "-g0", "-ffp-contract=off", *openmp),
+                *(SANITIZED if SANITIZE else ()),
                 *(f'-D{name}="{value}"' for name, value in macros.items()),
             ],
             "nvcc": nvcc_flags,
         },
-        extra_link_args=openmp,
+        extra_link_args=[*openmp, *(SANITIZERS if SANITIZE else ())],
     )
 
     class BuildExtension(cpp_extension.BuildExtension):
         def run(self):
-            self.build_temp = OBJECTS
+            self.build_temp = OBJECTS + "-sanitized" * SANITIZE
             super().run()
 
     print(f"corrdet: compiling {len(extension.sources)} files with {macros}", flush=True)

@@ -30,9 +30,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_rank(const at::Tensor& value
     at::Tensor permutation = at::empty_like(pools);
     return {narrow ? ranks.to(values.scalar_type()) : ranks, permutation, pools};
   }
-  auto [sorted, permutation] = at::sort(input, /*stable=*/true, /*dim=*/-1, /*descending=*/false);
-  sorted = sorted.contiguous();
-  permutation = permutation.contiguous();
+  // Not structured bindings: the lambda below cannot capture them before C++20.
+  const auto order = at::sort(input, /*stable=*/true, /*dim=*/-1, /*descending=*/false);
+  const at::Tensor sorted = std::get<0>(order).contiguous();
+  const at::Tensor permutation = std::get<1>(order).contiguous();
   const int64_t n = input.size(-1);
   const int64_t rows = input.numel() / n;
   const at::Tensor workspace = at::empty({static_cast<int64_t>(input.numel() * sizeof(Pool))},

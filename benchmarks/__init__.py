@@ -1,0 +1,1 @@
+"""Measurements of the operators: ``python -m benchmarks.kernels``."""
