@@ -24,6 +24,7 @@ from corrdet.data import (
     load_dataset,
 )
 from corrdet.evaluation import CorrelationEvaluator
+from corrdet.losses import Criterion
 from corrdet.names import unknown_name
 
 from .checkpoint import SafeCheckpointer
@@ -187,6 +188,8 @@ class CorrdetTrainer(DefaultTrainer):
         state["data_seed"] = self._loader.seed
         # RetinaNet's running mean of positives is not among its weights.
         state["loss_normalizer"] = getattr(self._detector, "loss_normalizer", None)
+        if self._criterion is not None:
+            state["criterion"] = self._criterion.state_dict()
         return state
 
     def load_state_dict(self, state: dict) -> None:
@@ -202,6 +205,14 @@ class CorrdetTrainer(DefaultTrainer):
         self._random_states = state["random_states"]
         if state["loss_normalizer"] is not None:
             self._detector.loss_normalizer = state["loss_normalizer"]
+        if self._criterion is not None:
+            self._criterion.load_state_dict(state.get("criterion", {}))
+
+    @property
+    def _criterion(self) -> Criterion | None:
+        """Of a model of corrdet's."""
+        criterion = getattr(self._detector, "criterion", None)
+        return criterion if isinstance(criterion, Criterion) else None
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)

@@ -1,6 +1,8 @@
 """Loss functions, each usable on its own in any PyTorch project, and their Criterion."""
 
+from . import registered as _registered  # noqa: F401  (registers the losses)
 from .alrp import alrp_loss
+from .association import association_loss
 from .average_precision import ap_loss
 from .correlation import (
     concordance_correlation,
@@ -8,18 +10,29 @@ from .correlation import (
     pearson_correlation,
     spearman_correlation,
 )
-from .criterion import (
-    CLASSIFICATION_LOSSES,
-    COUPLINGS,
-    LOCALIZATION_LOSSES,
-    Criterion,
-    build_criterion,
+from .criterion import Criterion, Weight, build_criterion
+from .distributional_ranking import dr_loss
+from .focal import quality_focal_loss, sigmoid_focal_loss, varifocal_loss
+from .gradient_harmonizing import ghm_c_loss, ghm_r_loss
+from .harmonic import (
+    harmonic_factors,
+    harmonic_iou_loss,
+    harmonic_loss,
+    task_contrastive_loss,
 )
-from .focal import sigmoid_focal_loss
-from .localization import giou_loss, smooth_l1_loss
+from .iou_balanced import iou_balanced_smooth_l1_loss, iou_balanced_weights
+from .localization import (
+    balanced_l1_loss,
+    ciou_loss,
+    diou_loss,
+    giou_loss,
+    iou_loss,
+    smooth_l1_loss,
+)
 from .matched_predictions import MatchedPredictions
 from .pairwise_error import ape_loss, pairwise_error_loss
 from .rank_sort import rank_sort_loss
+from .registry import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 
 __all__ = [
     "CLASSIFICATION_LOSSES",
@@ -27,17 +40,34 @@ __all__ = [
     "LOCALIZATION_LOSSES",
     "Criterion",
     "MatchedPredictions",
+    "Weight",
     "alrp_loss",
     "ap_loss",
     "ape_loss",
+    "association_loss",
+    "balanced_l1_loss",
     "build_criterion",
+    "ciou_loss",
     "concordance_correlation",
     "correlation_loss",
+    "diou_loss",
+    "dr_loss",
+    "ghm_c_loss",
+    "ghm_r_loss",
     "giou_loss",
+    "harmonic_factors",
+    "harmonic_iou_loss",
+    "harmonic_loss",
+    "iou_balanced_smooth_l1_loss",
+    "iou_balanced_weights",
+    "iou_loss",
     "pairwise_error_loss",
     "pearson_correlation",
+    "quality_focal_loss",
     "rank_sort_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
     "spearman_correlation",
+    "task_contrastive_loss",
+    "varifocal_loss",
 ]

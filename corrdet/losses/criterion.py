@@ -4,16 +4,24 @@ A loss that the Criterion can use is a function of a :class:`MatchedPredictions`
 options, registered under a name:
 
 * a classification loss returns one value per sample, (S,), 0 for ignored ones; the Criterion sums
-  them and divides by the normalizer;
-* a localization loss returns one value per positive, (P,), treated likewise;
-* a coupling returns a scalar that is added as it is.
+  them and divides by the normalizer. Or, registered with ``per_sample=False``, the loss itself. If
+  it has an argument ``localization``, it is given the localization loss of each positive, and
+  returns the classification and the localization loss itself;
+* a localization loss returns one value per positive, (P,), or is registered with
+  ``per_sample=False``, likewise;
+* a coupling returns one value per positive, which is summed and divided by the normalizer, or a
+  scalar, which is added as it is. If it has arguments ``classification`` and ``localization``, it
+  is given the two losses of each positive, and returns what is to take their place.
+
+A loss with an argument ``state`` is given a dict of its own, in which it may keep tensors, lists
+and numbers from step to step.
 
 In a config, the options of the loss ``some_loss`` are the keys of ``MODEL.CRITERION.SOME_LOSS``,
-with the function's defaults; couplings have ``WEIGHT`` as well. Losses that are registered before
-:func:`corrdet.add_corrdet_config` is called get these keys by themselves.
+with the function's defaults; couplings have ``WEIGHT``, ``WARMUP_ITERS`` and ``SCHEDULE`` as well.
+Losses that are registered before :func:`corrdet.add_corrdet_config` is called get these keys by
+themselves.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,144 +33,248 @@ from torch import Tensor
 
 from corrdet.names import unknown_name
 
-from .correlation import check_correlation_options, correlation_loss
-from .focal import sigmoid_focal_loss
-from .localization import giou_loss, smooth_l1_loss
 from .matched_predictions import MatchedPredictions
+from .registry import (
+    CLASSIFICATION_LOSSES,
+    COUPLINGS,
+    LOCALIZATION_LOSSES,
+    LossRegistry,
+    RegisteredLoss,
+    refusal,
+)
 
-Loss = Callable[..., Tensor]
+WEIGHTED_BY = ("none", "iou", "score")
+
+# Keys of a coupling that are no options of its function, and their defaults.
+COUPLING_KEYS = {"WEIGHT": 1.0, "WARMUP_ITERS": 0, "SCHEDULE": ()}
 
 
 @dataclass(frozen=True)
-class RegisteredLoss:
-    """A loss function and what it needs.
+class Weight:
+    """The weight of a coupling over the iterations of a training.
 
     Attributes:
-        function: called as ``function(matched, **options)``.
-        activations: the heads it can work with, of "sigmoid" and "softmax".
-        needs_deltas: whether it reads MatchedPredictions.deltas.
-        check: called as ``check(**options)`` with all options before training starts; raises a
-            ValueError for values that the loss cannot work with. None: any will do.
+        value: the weight.
+        warmup_iters: it rises linearly from 0 over so many iterations.
+        schedule: (iteration, factor) pairs, ascending; the weight is multiplied by the factor,
+            which is linear between them and constant before the first and after the last.
+
+    Raises:
+        ValueError: a value or factor that is negative or not finite, or a schedule of another form.
     """
 
-    function: Loss
-    activations: tuple[str, ...]
-    needs_deltas: bool
-    check: Callable[..., None] | None = None
+    value: float = 1.0
+    warmup_iters: int = 0
+    schedule: Sequence[tuple[int, float]] = ()
+
+    def __post_init__(self):
+        if not (math.isfinite(self.value) and self.value >= 0):
+            raise ValueError(f"the weight must be finite and >= 0, got {self.value}")
+        if self.warmup_iters < 0:
+            raise ValueError(f"the warm-up must not be negative, got {self.warmup_iters}")
+        for point in self.schedule:
+            if not (
+                isinstance(point, tuple | list)
+                and len(point) == 2
+                and all(isinstance(value, int | float) and value >= 0 for value in point)
+                and math.isfinite(point[1])
+            ):
+                raise ValueError(
+                    "the schedule must be pairs of an iteration and a factor, both >= 0, such as "
+                    f"((0, 1.0), (5000, 0.5)), got {point!r}"
+                )
+        iterations = [iteration for iteration, _ in self.schedule]
+        if sorted(set(iterations)) != iterations:
+            raise ValueError(f"the schedule's iterations must ascend, got {iterations}")
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The function's keyword arguments and their defaults."""
-        parameters = list(inspect.signature(self.function).parameters.values())[1:]
-        return {parameter.name: parameter.default for parameter in parameters}
+    def is_constant(self) -> bool:
+        return not self.warmup_iters and not self.schedule
 
+    def at(self, iteration: int) -> float:
+        """The weight at an iteration, from 0."""
+        factor = min(1.0, iteration / self.warmup_iters) if self.warmup_iters else 1.0
+        return self.value * factor * self._scheduled(iteration)
 
-class LossRegistry(Mapping[str, RegisteredLoss]):
-    """Losses of one kind by name. ``what`` is the kind, for messages."""
-
-    def __init__(self, what: str):
-        self.what = what
-        self._losses: dict[str, RegisteredLoss] = {}
-
-    def register(
-        self,
-        name: str,
-        *,
-        activations: Sequence[str] = ("sigmoid", "softmax"),
-        needs_deltas: bool = False,
-        check: Callable[..., None] | None = None,
-    ) -> Callable[[Loss], Loss]:
-        """A decorator that registers a function; see :class:`RegisteredLoss` for the arguments.
-
-        Raises:
-            ValueError: the name is taken, or an option has no default.
-        """
-
-        def add(function: Loss) -> Loss:
-            if name in self._losses:
-                raise ValueError(f"there already is a {self.what} named {name!r}")
-            loss = RegisteredLoss(function, tuple(activations), needs_deltas, check)
-            for option, default in loss.options.items():
-                if default is inspect.Parameter.empty:
-                    raise ValueError(
-                        f"the option {option!r} of the {self.what} {name!r} needs a default, which "
-                        "the config takes over"
-                    )
-            self._losses[name] = loss
-            return function
-
-        return add
-
-    def __getitem__(self, name: str) -> RegisteredLoss:
-        if name not in self._losses:
-            # Not a KeyError: that would print the message quoted.
-            raise ValueError(unknown_name(self.what, name, self._losses))
-        return self._losses[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._losses
-
-    def __iter__(self):
-        return iter(self._losses)
-
-    def __len__(self) -> int:
-        return len(self._losses)
-
-
-CLASSIFICATION_LOSSES = LossRegistry("classification loss")
-LOCALIZATION_LOSSES = LossRegistry("localization loss")
-COUPLINGS = LossRegistry("coupling")
+    def _scheduled(self, iteration: int) -> float:
+        before = [point for point in self.schedule if point[0] <= iteration]
+        after = [point for point in self.schedule if point[0] > iteration]
+        if not before or not after:
+            return before[-1][1] if before else after[0][1] if after else 1.0
+        (start, first), (end, last) = before[-1], after[0]
+        return first + (last - first) * (iteration - start) / (end - start)
 
 
 class Criterion:
     """The losses of one training step, each under a name.
 
+    Functions are those of the registries, with their options bound; see the module.
+
     Args:
-        classification: function of a MatchedPredictions, (S,).
-        localization: function of a MatchedPredictions, (P,).
-        couplings: name -> (function of a MatchedPredictions to a scalar, weight).
+        classification: name of a registered classification loss, or such a loss.
+        localization: likewise.
+        couplings: names, or name -> weight, a number or a :class:`Weight`.
+        options: of each loss, by its name.
         classification_weight: factor of ``loss_cls``.
         localization_weight: factor of ``loss_box_reg``.
+        localization_weighted_by: "iou" or "score": the localization loss of each positive is
+            weighted by its IoU or by its score, divided by the mean of these over the positives;
+            "none": it is not.
+
+    Raises:
+        ValueError: an unknown name, losses that cannot be composed, or a value out of range.
     """
 
     def __init__(
         self,
-        classification: Loss,
-        localization: Loss,
-        couplings: Mapping[str, tuple[Loss, float]] = {},  # noqa: B006  (never written to)
+        classification: str,
+        localization: str,
+        couplings: Sequence[str] | Mapping[str, float | Weight] = (),
+        options: Mapping[str, Mapping[str, Any]] = {},  # noqa: B006  (never written to)
         *,
         classification_weight: float = 1.0,
         localization_weight: float = 1.0,
+        localization_weighted_by: str = "none",
     ):
+        if not isinstance(couplings, Mapping):
+            if len(set(couplings)) != len(couplings):
+                raise ValueError(f"couplings name one twice: {list(couplings)}")
+            couplings = dict.fromkeys(couplings, 1.0)
+        reason = refusal(classification, localization, list(couplings))
+        if reason:
+            raise ValueError(reason)
         weights = {"classification": classification_weight, "localization": localization_weight}
-        weights.update({name: weight for name, (_, weight) in couplings.items()})
         for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"the weight of {name} must be finite and >= 0, got {weight}")
-        self.classification = classification
-        self.localization = localization
-        self.couplings = dict(couplings)
+        if localization_weighted_by not in WEIGHTED_BY:
+            raise ValueError(
+                unknown_name("weight", localization_weighted_by, WEIGHTED_BY)
+                + " (the localization loss is weighted by)"
+            )
+        if localization_weighted_by != "none" and not LOCALIZATION_LOSSES[localization].per_sample:
+            raise ValueError(
+                f"the localization loss {localization!r} cannot be weighted by "
+                f"{localization_weighted_by}: it is one sum over all positives"
+            )
         self.classification_weight = classification_weight
         self.localization_weight = localization_weight
+        self.localization_weighted_by = localization_weighted_by
+        self._state: dict[str, dict] = {}
+        self._classification = CLASSIFICATION_LOSSES[classification]
+        self._localization = LOCALIZATION_LOSSES[localization]
+        self.classification = self._bind(classification, self._classification, options)
+        self.localization = self._bind(localization, self._localization, options)
+        self.couplings: dict[str, tuple[Callable, Weight]] = {}
+        for name, weight in couplings.items():
+            weight = weight if isinstance(weight, Weight) else Weight(float(weight))
+            self.couplings[name] = self._bind(name, COUPLINGS[name], options), weight
 
-    def __call__(self, matched: MatchedPredictions) -> dict[str, Tensor]:
+    def _bind(self, name: str, loss: RegisteredLoss, options: Mapping) -> Callable:
+        given = dict(options.get(name, {}))
+        for option in given:
+            if option not in loss.options:
+                raise ValueError(unknown_name(f"option of {name}", option, loss.options))
+        if loss.check is not None:
+            loss.check(**{**loss.options, **given})
+        if loss.has_state:
+            given["state"] = self._state[name] = {}
+        return partial(loss.function, **given)
+
+    def __call__(
+        self, matched: MatchedPredictions, iteration: int | None = None
+    ) -> dict[str, Tensor]:
         """
+        Args:
+            matched: the batch.
+            iteration: of the training, from 0; needed where a weight has a warm-up or a schedule.
+
         Returns:
-            ``loss_cls``, ``loss_box_reg`` and ``loss_<coupling>``: scalars, float32 even under
-            autocast, weighted, and attached to the graph also where there is no positive.
+            ``loss_cls``, ``loss_box_reg`` and, of each coupling that adds a loss,
+            ``loss_<coupling>``: scalars, float32 even under autocast, weighted, and attached to the
+            graph also where there is no positive.
+
+        Raises:
+            ValueError: a weight changes over the iterations, and none is given.
         """
         with torch.autocast(matched.logits.device.type, enabled=False):
-            losses = {
-                "loss_cls": self.classification(matched).sum()
-                / matched.normalizer
-                * self.classification_weight,
-                "loss_box_reg": self.localization(matched).sum()
-                / matched.normalizer
-                * self.localization_weight,
-            }
-            for name, (coupling, weight) in self.couplings.items():
-                losses[f"loss_{name}"] = coupling(matched) * weight
-        return losses
+            return self._losses(matched, iteration)
+
+    def _losses(self, matched: MatchedPredictions, iteration: int | None) -> dict[str, Tensor]:
+        localization = self._weighted(matched, self.localization(matched))
+        if self._classification.takes_localization:
+            classification, localization = self.classification(matched, localization=localization)
+        else:
+            classification = self.classification(matched)
+
+        added = {}
+        for name, (coupling, weight) in self.couplings.items():
+            factor = self._factor(name, weight, iteration)
+            if COUPLINGS[name].takes_localization:
+                classification, localization = self._coupled(
+                    coupling, factor, matched, classification, localization
+                )
+            else:
+                added[f"loss_{name}"] = self._total(coupling(matched), matched) * factor
+        return {
+            "loss_cls": self._total(classification, matched) * self.classification_weight,
+            "loss_box_reg": self._total(localization, matched) * self.localization_weight,
+            **added,
+        }
+
+    def _weighted(self, matched: MatchedPredictions, losses: Tensor) -> Tensor:
+        if self.localization_weighted_by == "none":
+            return losses
+        weights = matched.ious if self.localization_weighted_by == "iou" else matched.scores
+        weights = weights.detach()
+        # Their mean over the positives is 1; all 0 leave nothing to weight.
+        return losses * weights * (len(weights) / weights.sum().clamp(min=1e-6))
+
+    @staticmethod
+    def _coupled(
+        coupling: Callable,
+        factor: float,
+        matched: MatchedPredictions,
+        classification: Tensor,
+        localization: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The losses with what the coupling makes of those of the positives in their place."""
+        per_sample = classification.dim() > 0
+        of_positives = classification[matched.positives] if per_sample else classification
+        coupled = coupling(matched, classification=of_positives, localization=localization)
+        new_classification, new_localization = (
+            # By how far the coupling is switched on.
+            new if factor == 1 else old + factor * (new - old)
+            for old, new in zip((of_positives, localization), coupled, strict=True)
+        )
+        if per_sample:
+            new_classification = classification.index_put((matched.positives,), new_classification)
+        return new_classification, new_localization
+
+    @staticmethod
+    def _total(losses: Tensor, matched: MatchedPredictions) -> Tensor:
+        return losses if losses.dim() == 0 else losses.sum() / matched.normalizer
+
+    @staticmethod
+    def _factor(name: str, weight: Weight, iteration: int | None) -> float:
+        if weight.is_constant:
+            return weight.value
+        if iteration is None:
+            raise ValueError(
+                f"the weight of {name} changes over the iterations: call the criterion with the "
+                "iteration"
+            )
+        return weight.at(iteration)
+
+    def state_dict(self) -> dict[str, dict]:
+        """What losses keep from step to step, by their names; empty where none does."""
+        return {name: dict(state) for name, state in self._state.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
+        """Go on with what :meth:`state_dict` returned; losses that are not there start anew."""
+        for name, own in self._state.items():
+            own.clear()
+            own.update(state.get(name, {}))
 
 
 def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
@@ -175,98 +287,78 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
 
     Raises:
         ValueError: an unknown loss (with the nearest valid name), an option that the loss does not
-            have or a value that it cannot have, or a loss that cannot work with the detector; the
-            message starts with the config's key.
+            have or a value that it cannot have, losses that cannot be composed, or one that cannot
+            work with the detector; the message starts with the config's key.
     """
     node = cfg.MODEL.CRITERION
-
-    def build(key: str, registry: LossRegistry, name: str, skip: Sequence[str] = ()) -> Loss:
-        key = f"MODEL.CRITERION.{key}"
-        if name not in registry:
-            raise ValueError(f"{key}: " + unknown_name(registry.what, name, registry))
-        loss = registry[name]
-        if activation not in loss.activations:
-            raise ValueError(
-                f"{key}: the {registry.what} {name!r} works on "
-                f"{' or '.join(loss.activations)} heads, but {cfg.MODEL.META_ARCHITECTURE} has "
-                f"a {activation} head"
-            )
-        if loss.needs_deltas and not has_deltas:
-            raise ValueError(
-                f"{key}: the {registry.what} {name!r} compares box deltas, which "
-                f"{cfg.MODEL.META_ARCHITECTURE} does not regress; use an IoU loss"
-            )
-        options = {
-            key.lower(): value
-            for key, value in node.get(name.upper(), {}).items()
-            if key not in skip
-        }
-        for option in options:
+    couplings = list(node.COUPLINGS)
+    chosen = [
+        ("CLASSIFICATION", CLASSIFICATION_LOSSES, node.CLASSIFICATION),
+        ("LOCALIZATION", LOCALIZATION_LOSSES, node.LOCALIZATION),
+        *(("COUPLINGS", COUPLINGS, name) for name in couplings),
+    ]
+    options, weights = {}, {}
+    for key, registry, name in chosen:
+        loss = _usable(cfg, f"MODEL.CRITERION.{key}", registry, name, activation, has_deltas)
+        given = dict(node.get(name.upper(), {}))
+        if registry is COUPLINGS:
+            values = {key: given.pop(key, default) for key, default in COUPLING_KEYS.items()}
+            with _ErrorsNaming(f"MODEL.CRITERION.{name.upper()}"):
+                weights[name] = Weight(
+                    float(values["WEIGHT"]), values["WARMUP_ITERS"], tuple(values["SCHEDULE"])
+                )
+        options[name] = {option.lower(): value for option, value in given.items()}
+        for option in options[name]:
             if option not in loss.options:
                 raise ValueError(
                     f"MODEL.CRITERION.{name.upper()}.{option.upper()}: "
                     + unknown_name(f"option of {name}", option, loss.options)
                 )
         if loss.check is not None:
-            try:
-                loss.check(**{**loss.options, **options})
-            except ValueError as error:
-                raise ValueError(f"MODEL.CRITERION.{name.upper()}: {error}") from error
-        return partial(loss.function, **options)
-
-    names = list(node.COUPLINGS)
-    if len(set(names)) != len(names):
-        raise ValueError(f"MODEL.CRITERION.COUPLINGS names one twice: {names}")
-    couplings = {
-        name: (
-            build("COUPLINGS", COUPLINGS, name, skip=("WEIGHT",)),
-            float(node.get(name.upper(), {}).get("WEIGHT", 1.0)),
-        )
-        for name in names
-    }
-    classification = build("CLASSIFICATION", CLASSIFICATION_LOSSES, node.CLASSIFICATION)
-    localization = build("LOCALIZATION", LOCALIZATION_LOSSES, node.LOCALIZATION)
-    try:
+            with _ErrorsNaming(f"MODEL.CRITERION.{name.upper()}"):
+                loss.check(**{**loss.options, **options[name]})
+    if len(set(couplings)) != len(couplings):
+        raise ValueError(f"MODEL.CRITERION.COUPLINGS names one twice: {couplings}")
+    with _ErrorsNaming("MODEL.CRITERION"):
         return Criterion(
-            classification,
-            localization,
-            couplings,
+            node.CLASSIFICATION,
+            node.LOCALIZATION,
+            weights,
+            options,
             classification_weight=node.CLASSIFICATION_WEIGHT,
             localization_weight=node.LOCALIZATION_WEIGHT,
+            localization_weighted_by=node.LOCALIZATION_WEIGHTED_BY,
         )
-    except ValueError as error:
-        raise ValueError(f"MODEL.CRITERION: {error}") from error
 
 
-@CLASSIFICATION_LOSSES.register("sigmoid_focal", activations=("sigmoid",))
-def _sigmoid_focal(
-    matched: MatchedPredictions, *, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:
-    targets = torch.zeros_like(matched.logits)
-    targets[matched.positives, matched.classes] = 1
-    loss = sigmoid_focal_loss(matched.logits, targets, alpha=alpha, gamma=gamma).sum(dim=1)
-    return loss * (matched.labels >= 0)
+def _usable(
+    cfg, key: str, registry: LossRegistry, name: str, activation: str, has_deltas: bool
+) -> RegisteredLoss:
+    """The loss of that name, if the detector can be trained with it."""
+    with _ErrorsNaming(key):
+        loss = registry[name]
+    if activation not in loss.activations:
+        raise ValueError(
+            f"{key}: the {registry.what} {name!r} works on {' or '.join(loss.activations)} heads, "
+            f"but {cfg.MODEL.META_ARCHITECTURE} has a {activation} head"
+        )
+    if loss.needs_deltas and not has_deltas:
+        raise ValueError(
+            f"{key}: the {registry.what} {name!r} compares box deltas, which "
+            f"{cfg.MODEL.META_ARCHITECTURE} does not regress; use an IoU loss"
+        )
+    return loss
 
 
-def _check_smooth_l1(*, beta: float) -> None:
-    if not beta >= 0:
-        raise ValueError(f"beta must not be negative, got {beta}")
+class _ErrorsNaming:
+    """Puts a config's key in front of the message of a ValueError."""
 
+    def __init__(self, key: str):
+        self._key = key
 
-@LOCALIZATION_LOSSES.register("smooth_l1", needs_deltas=True, check=_check_smooth_l1)
-def _smooth_l1(matched: MatchedPredictions, *, beta: float = 0.0) -> Tensor:
-    return smooth_l1_loss(matched.deltas, matched.gt_deltas, beta=beta).sum(dim=1)
+    def __enter__(self):
+        return self
 
-
-@LOCALIZATION_LOSSES.register("giou")
-def _giou(matched: MatchedPredictions) -> Tensor:
-    return giou_loss(matched.boxes, matched.gt_boxes)
-
-
-@COUPLINGS.register("correlation", check=check_correlation_options)
-def _correlation(
-    matched: MatchedPredictions, *, coefficient: str = "concordance", strength=None
-) -> Tensor:
-    return correlation_loss(
-        matched.scores, matched.ious, coefficient=coefficient, strength=strength
-    )
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, ValueError):
+            raise ValueError(f"{self._key}: {error}") from error

@@ -1,7 +1,15 @@
-"""Focal loss for dense object detection (Lin et al., 2017, https://arxiv.org/abs/1708.02002)."""
+"""Focal loss and the losses made from it, per element of a sigmoid head.
 
+Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002), Quality Focal Loss (Li et al. 2020,
+https://arxiv.org/abs/2006.04388) and Varifocal Loss (Zhang et al. 2021,
+https://arxiv.org/abs/2008.13367).
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ._checks import check_same_shape, power, widened
 
 
 def sigmoid_focal_loss(
@@ -11,26 +19,73 @@ def sigmoid_focal_loss(
 
     Args:
         logits: (...) raw scores.
-        targets: (...) 1 for positives, 0 for negatives, same shape and dtype as ``logits``.
+        targets: (...) 1 for positives, 0 for negatives, same shape as ``logits``.
         alpha: weight of the positives, negatives get 1 - alpha; below 0: no such weights.
         gamma: how strongly well-classified elements are weighted down; 0 is cross entropy.
 
     Returns:
-        (...) losses, not negative.
+        (...) losses, not negative, at least float32.
 
     Raises:
-        ValueError: shapes that differ.
+        TypeError, ValueError: not floating point, or shapes that differ.
     """
-    if logits.shape != targets.shape:
-        raise ValueError(
-            "logits and targets must have the same shape, "
-            f"got {tuple(logits.shape)} and {tuple(targets.shape)}"
-        )
+    logits, targets = _checked(logits, targets)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     probability = logits.sigmoid()
     # 1 - p_t
     error = probability + targets - 2 * probability * targets
-    loss = cross_entropy * error**gamma
+    loss = cross_entropy * power(error, gamma)
     if alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
     return loss
+
+
+def quality_focal_loss(logits: Tensor, targets: Tensor, beta: float = 2.0) -> Tensor:
+    """Quality Focal Loss of each element (Li et al. 2020): ``|y - p|^beta`` times cross entropy.
+
+    Args:
+        logits: (...) raw scores.
+        targets: (...) y: the IoU of a positive's box for its ground-truth class, 0 elsewhere.
+        beta: how strongly elements near their target are weighted down; 0 is cross entropy.
+
+    Returns:
+        (...) losses, not negative, at least float32.
+
+    Raises:
+        TypeError, ValueError: not floating point, or shapes that differ.
+    """
+    logits, targets = _checked(logits, targets)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return cross_entropy * power((targets - logits.sigmoid()).abs(), beta)
+
+
+def varifocal_loss(
+    logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
+    """Varifocal Loss of each element (Zhang et al. 2021).
+
+    A positive's cross entropy is weighted by its target q, a negative's by ``alpha * p^gamma``.
+
+    Args:
+        logits: (...) raw scores.
+        targets: (...) q: the IoU of a positive's box for its ground-truth class, 0 elsewhere. A
+            positive whose IoU is 0 is a negative.
+        alpha: weight of the negatives.
+        gamma: how strongly well-classified negatives are weighted down.
+
+    Returns:
+        (...) losses, not negative, at least float32.
+
+    Raises:
+        TypeError, ValueError: not floating point, or shapes that differ.
+    """
+    logits, targets = _checked(logits, targets)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    of_negatives = alpha * power(logits.sigmoid(), gamma)
+    return cross_entropy * torch.where(targets > 0, targets, of_negatives)
+
+
+def _checked(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    check_same_shape(logits=logits, targets=targets)
+    logits = widened(logits)
+    return logits, targets.to(logits.dtype)

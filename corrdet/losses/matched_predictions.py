@@ -21,7 +21,7 @@ class MatchedPredictions:
     Attributes:
         logits: (S, C) for sigmoid heads; (S, C + 1) with the background last for softmax heads.
         labels: (S,) int64; 0..C-1 the class of a positive, C background, -1 ignored.
-        positives: (P,) int64, the indices into the samples of those with a class.
+        positives: (P,) int64, the indices into the samples of those with a class, ascending.
         boxes: (P, 4) decoded predicted boxes of the positives, XYXY in pixels, carrying gradient.
         gt_boxes: (P, 4) the ground-truth boxes that they are matched with.
         image_ids: (P,) int64, position in the batch of the image that each positive belongs to.
@@ -31,7 +31,7 @@ class MatchedPredictions:
         activation: "sigmoid" or "softmax".
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown activation.
+        ValueError: shapes that do not fit together, positives out of order, an unknown activation.
     """
 
     logits: Tensor
@@ -64,6 +64,9 @@ class MatchedPredictions:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+        # On a GPU it would have to be waited for.
+        if self.positives.device.type == "cpu" and (self.positives.diff() <= 0).any():
+            raise ValueError("positives must be ascending")
         for name in ("logits", "boxes", "gt_boxes", "deltas", "gt_deltas"):
             value = getattr(self, name)
             if value is not None and value.dtype in (torch.float16, torch.bfloat16):
@@ -80,12 +83,28 @@ class MatchedPredictions:
         return self.labels[self.positives]
 
     @cached_property
+    def binary_labels(self) -> Tensor:
+        """(S, C) int8: 1 for the class of a positive, -1 in the rows of ignored samples, else 0."""
+        ignored = (self.labels < 0).to(torch.int8).neg()
+        labels = ignored[:, None].repeat(1, self.num_classes)
+        labels[self.positives, self.classes] = 1
+        return labels
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """(P, C) or, of softmax heads, (P, C + 1): of every class, with gradient to the logits."""
+        logits = self.logits[self.positives]
+        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(dim=1)
+
+    @cached_property
     def scores(self) -> Tensor:
         """(P,) the score of each positive's ground-truth class, with gradient to the logits."""
-        logits = self.logits[self.positives]
-        if self.activation == "sigmoid":
-            return logits.gather(1, self.classes[:, None])[:, 0].sigmoid()
-        return logits.softmax(dim=1).gather(1, self.classes[:, None])[:, 0]
+        return self.probabilities.gather(1, self.classes[:, None])[:, 0]
+
+    @cached_property
+    def max_scores(self) -> Tensor:
+        """(P,) the highest score of any class of each positive, with gradient to the logits."""
+        return self.probabilities[:, : self.num_classes].amax(dim=1)
 
     @cached_property
     def ious(self) -> Tensor:

@@ -116,7 +116,7 @@ class CorrdetRetinaNet(RetinaNet):
         num_positives = len(matched.positives)
         get_event_storage().put_scalar("num_pos_anchors", num_positives / len(gt_instances))
         matched.normalizer = self._ema_update("loss_normalizer", max(num_positives, 1), 100)
-        losses = self.criterion(matched)
+        losses = self.criterion(matched, get_event_storage().iter)
         self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
         self.latest_positives = {
             "scores": matched.scores.detach(),

@@ -16,7 +16,8 @@ from corrdet.losses import (
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
-from corrdet.losses.criterion import LossRegistry
+from corrdet.losses.criterion import COUPLING_KEYS
+from corrdet.losses.registry import LossRegistry
 
 
 def matched_predictions(num_positives=5, dtype=torch.float32, **changes):
@@ -172,12 +173,15 @@ class TestCriterion:
         assert attached.grad is not None
 
     def test_autocast_runs_in_float32(self):
+        @COUPLINGS.register("test_only_product")
+        def _product(matched):
+            return (matched.logits @ matched.logits.t())[0].sum()
+
         with torch.autocast("cpu", dtype=torch.bfloat16):
             matched = matched_predictions(dtype=torch.bfloat16)
             losses = build(COUPLINGS=("correlation",))(matched)
             # Autocast lets elementwise functions be, and would run this in bfloat16.
-            product = Criterion(lambda m: (m.logits @ m.logits.t())[0], lambda m: 1 - m.ious)
-            losses["product"] = product(matched)["loss_cls"]
+            losses |= build(COUPLINGS=("test_only_product",))(matched)
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
     def test_nan_is_never_hidden(self):
@@ -193,7 +197,7 @@ class TestCriterion:
                 build(LOCALIZATION_WEIGHT=weight)
             cfg = config(COUPLINGS=("correlation",))
             cfg.MODEL.CRITERION.CORRELATION.WEIGHT = weight
-            with pytest.raises(ValueError, match="weight of correlation must be finite and >= 0"):
+            with pytest.raises(ValueError, match="CORRELATION: the weight must be finite and >= 0"):
                 build_criterion(cfg, activation="sigmoid", has_deltas=True)
 
 
@@ -242,25 +246,23 @@ def test_ones_own_loss_is_a_function_and_a_name():
 
 
 def test_every_registered_default_is_in_the_config():
-    import inspect
-
     cfg = config()
     for registry in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
         for name, loss in registry.items():
             if name.startswith("test_only"):
                 continue
-            parameters = list(inspect.signature(loss.function).parameters.values())[1:]
-            node = cfg.MODEL.CRITERION.get(name.upper(), {})
-            assert {p.name: p.default for p in parameters} == {
-                key.lower(): value for key, value in node.items() if key != "WEIGHT"
-            }
+            expected = {key.upper(): default for key, default in loss.options.items()}
+            if registry is COUPLINGS:
+                expected |= COUPLING_KEYS
+                if name == "correlation":
+                    expected["WEIGHT"] = 0.1
+            assert dict(cfg.MODEL.CRITERION[name.upper()]) == expected, name
 
 
 def test_criterion_without_a_config():
-    criterion = Criterion(
-        lambda matched: matched.logits.square().sum(dim=1), lambda matched: 1 - matched.ious
-    )
-    assert criterion(matched_predictions()).keys() == {"loss_cls", "loss_box_reg"}
+    criterion = Criterion("sigmoid_focal", "giou", {"correlation": 0.3, "association": 1.0})
+    losses = criterion(matched_predictions())
+    assert losses.keys() == {"loss_cls", "loss_box_reg", "loss_correlation", "loss_association"}
 
 
 def test_ones_own_loss_has_its_options_in_the_config():
@@ -271,7 +273,7 @@ def test_ones_own_loss_has_its_options_in_the_config():
 
     cfg = config(COUPLINGS=("test_only_power",))
     node = cfg.MODEL.CRITERION.TEST_ONLY_POWER
-    assert dict(node) == {"POWER": 2.0, "KIND": "mean", "WEIGHT": 1.0}
+    assert dict(node) == {"POWER": 2.0, "KIND": "mean", **COUPLING_KEYS}
     node.POWER, node.KIND, node.WEIGHT = 3.0, "sum", 0.5
     matched = matched_predictions()
     losses = build_criterion(cfg, activation="sigmoid", has_deltas=True)(matched)
@@ -292,7 +294,7 @@ def test_options_need_defaults():
         ("CORRELATION", "COEFFICIENT", "spaerman", "CORRELATION: .*did you mean 'spearman'"),
         ("CORRELATION", "STRENGTH", 0, "CORRELATION: strength must be positive.*got 0"),
         ("CORRELATION", "STRENGTH", "abc", "CORRELATION: strength must be positive.*got 'abc'"),
-        ("CORRELATION", "WEIGHT", -1.0, "the weight of correlation must be finite and >= 0"),
+        ("CORRELATION", "WEIGHT", -1.0, "CORRELATION: the weight must be finite and >= 0"),
         ("SMOOTH_L1", "BETA", -1.0, "SMOOTH_L1: beta must not be negative, got -1.0"),
     ],
 )

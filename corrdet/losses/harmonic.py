@@ -1,0 +1,119 @@
+"""HarmonicDet ("Reconcile Prediction Consistency for Balanced Object Detection")."""
+
+import torch
+from torch import Tensor
+
+from ._checks import check_per_positive, widened
+
+
+def harmonic_factors(classification: Tensor, localization: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of the harmonic loss, Eq. 3: 1 + exp(-L) and 1 + exp(-CE), both with gradient.
+
+    Args:
+        classification: (P,) classification loss CE of each positive.
+        localization: (P,) localization loss L of each positive.
+
+    Returns:
+        factor of the classification loss and factor of the localization loss, (P,) each.
+
+    Raises:
+        TypeError, ValueError: not floating point, or shapes other than the same (P,).
+    """
+    check_per_positive(classification=classification, localization=localization)
+    return 1 + torch.exp(-widened(localization)), 1 + torch.exp(-widened(classification))
+
+
+def harmonic_loss(classification: Tensor, localization: Tensor) -> Tensor:
+    """Harmonic loss of each positive, Eq. 2: ``(1 + exp(-L)) CE + (1 + exp(-CE)) L``.
+
+    Gradient flows through the factors too (Eq. 4 to 7): each task learns from the other.
+
+    Args, Raises: as :func:`harmonic_factors`.
+
+    Returns:
+        (P,) losses, at least float32.
+    """
+    of_classification, of_localization = harmonic_factors(classification, localization)
+    return of_classification * widened(classification) + of_localization * widened(localization)
+
+
+def task_contrastive_loss(
+    probabilities: Tensor, labels: Tensor, ious: Tensor, margin: float = 0.2
+) -> Tensor:
+    """Task-contrastive loss of each positive, Eq. 8: ``max(0, |p - I| - margin) / (1 + exp(E))``.
+
+    p is the probability of the ground-truth class, E the entropy of the probabilities, in nats; the
+    less certain the classifier, the smaller the loss. Gradient flows through both, not through I.
+
+    Args:
+        probabilities: (P, C) of all classes: softmax, the background among them, or sigmoid.
+        labels: (P,) int64, the ground-truth class of each positive.
+        ious: (P,) I, the IoU of each positive's predicted box with its ground truth, in [0, 1].
+        margin: differences up to this cost nothing, not negative.
+
+    Returns:
+        (P,) losses, at least float32.
+
+    Raises:
+        TypeError, ValueError: wrong dtypes or shapes, or a negative margin.
+    """
+    check_task_contrastive_options(margin)
+    if not isinstance(probabilities, Tensor) or not probabilities.is_floating_point():
+        raise TypeError("probabilities must be a floating-point tensor")
+    if probabilities.dim() != 2:
+        raise ValueError(f"probabilities must have shape (P, C), got {tuple(probabilities.shape)}")
+    for name, tensor in (("labels", labels), ("ious", ious)):
+        if tuple(tensor.shape) != (len(probabilities),):
+            raise ValueError(
+                f"{name} must have shape ({len(probabilities)},), got {tuple(tensor.shape)}"
+            )
+    probabilities = widened(probabilities)
+    p = probabilities.gather(1, labels[:, None])[:, 0]
+    gap = ((p - widened(ious.detach())).abs() - margin).clamp(min=0)
+    # Of a probability of 0 the entropy has no gradient.
+    positive = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny)
+    entropy = -(positive * positive.log()).sum(dim=1)
+    # 1 / (1 + exp(E)), which overflows for many classes.
+    return gap * torch.sigmoid(-entropy)
+
+
+def check_task_contrastive_options(margin: float) -> None:
+    """
+    Raises:
+        ValueError: a negative margin.
+    """
+    if not margin >= 0:
+        raise ValueError(f"margin must not be negative, got {margin}")
+
+
+def harmonic_iou_loss(ious: Tensor, gamma: float = 0.8) -> Tensor:
+    """Harmonic IoU loss of each positive, Eq. 10: ``(1 + I)^gamma (1 - I)``.
+
+    Args:
+        ious: (P,) IoU of each positive's predicted box with its ground truth, in [0, 1], with
+            gradient to the box.
+        gamma: how much more boxes of high IoU weigh; at most 1, above which the loss would rise
+            with the IoU where that is small.
+
+    Returns:
+        (P,) losses, at least float32.
+
+    Raises:
+        TypeError: not floating point.
+        ValueError: gamma above 1, or a shape other than (P,).
+    """
+    check_harmonic_iou_options(gamma)
+    check_per_positive(ious=ious)
+    ious = widened(ious)
+    return (1 + ious) ** gamma * (1 - ious)
+
+
+def check_harmonic_iou_options(gamma: float) -> None:
+    """
+    Raises:
+        ValueError: gamma for which :func:`harmonic_iou_loss` is not monotonic.
+    """
+    if not gamma <= 1:
+        raise ValueError(
+            f"gamma must be at most 1, so that the loss falls with the IoU everywhere, got {gamma}"
+        )
