@@ -34,8 +34,8 @@ class Samples:
 
 
 def step(difference: Tensor, delta: float) -> Tensor:
-    """H(x), in place."""
-    return difference.div_(2 * delta).add_(0.5).clamp_(0, 1)
+    """H(x)."""
+    return torch.clamp(difference / (2 * delta) + 0.5, min=0, max=1)
 
 
 def ap_loss(logits: Tensor, labels: Tensor, delta: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def ap_loss(logits: Tensor, labels: Tensor, delta: float = 1.0) -> tuple[Tensor,
         true_positives = among.sum() + 0.5  # itself by 1, not by H(0)
         rank = true_positives + over.sum()
         precision = true_positives / rank
-        update = over.div_(rank)
+        update = over / rank
         if precision >= highest:
             highest = precision
         else:
@@ -74,7 +74,7 @@ def rank_sort_loss(logits: Tensor, targets: Tensor, delta: float = 0.5) -> tuple
         errors[u] = false_positives / rank + sorting
         if false_positives > 0:
             samples.on_positives[u] -= false_positives / rank
-            samples.on_negatives += over.div_(rank)
+            samples.on_negatives += over / rank
         missorted = among - at_least
         total = missorted.sum()
         if total > 0:
@@ -101,7 +101,7 @@ def alrp_loss(
         if false_positives > 0:
             error = (false_positives + (among * localization).sum()) / rank
             samples.on_positives[u] = -error
-            samples.on_negatives += over.mul_(error / false_positives)
+            samples.on_negatives += over * (error / false_positives)
     return 1 - precisions.mean() + errors.mean(), samples.gradient()
 
 
@@ -117,15 +117,15 @@ def ape_loss(
         over = samples.negatives - samples.positives[u]
         among_counts, over_counts = among > -delta, over > -delta
         lower = among_counts & (ious < ious[u])
-        among, over = among.mul_(lam), over.mul_(lam)
+        among, over = among * lam, over * lam
         among_error, over_error = among.sigmoid() * among_counts, over.sigmoid() * over_counts
         share = ious[u] / (among_error.sum() + over_error.sum())
         losses[u] = (softplus(among) * lower).sum() + (softplus(over) * over_counts).sum()
         losses[u] *= share / lam
-        among_error *= lower
+        among_error = among_error * lower
         samples.on_positives[u] -= share * (among_error.sum() + over_error.sum())
-        samples.on_positives += among_error.mul_(share)
-        samples.on_negatives += over_error.mul_(share)
+        samples.on_positives += among_error * share
+        samples.on_negatives += over_error * share
     return losses.mean(), samples.gradient()
 
 
@@ -139,11 +139,11 @@ def sigmoid_error_loss(
         among = samples.positives - samples.positives[u]
         over = samples.negatives - samples.positives[u]
         among_counts, over_counts = among > -delta, over > -delta
-        among = among.mul_(lam).sigmoid_().mul_(among_counts)
-        over = over.mul_(lam).sigmoid_().mul_(over_counts)
+        among = (among * lam).sigmoid() * among_counts
+        over = (over * lam).sigmoid() * over_counts
         error = over.sum()
         rank = among.sum() + 0.5 + error  # itself by 1, not by sigmoid(0)
         losses[u] = error / rank
         samples.on_positives[u] = -error / rank
-        samples.on_negatives += over.div_(rank)
+        samples.on_negatives += over / rank
     return losses.mean(), samples.gradient()
