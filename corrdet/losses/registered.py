@@ -167,8 +167,8 @@ def _ap(
     memory: int = 0,
     state: dict,
 ) -> Tensor:
-    logits, labels, _ = ranked_samples(matched, delta, global_batch, memory, state)
-    return ap_loss(logits, labels, delta, interpolate)
+    logits, labels, ious = ranked_samples(matched, delta, global_batch, memory, state)
+    return ap_loss(logits, labels, delta, interpolate) + _unranked(logits, labels, ious)
 
 
 def _check_pairwise_error(*, distance: str, balance: str, **options) -> None:
@@ -193,8 +193,9 @@ def _pairwise_error(
     memory: int = 0,
     state: dict,
 ) -> Tensor:
-    logits, labels, _ = ranked_samples(matched, delta, global_batch, memory, state)
-    return pairwise_error_loss(logits, labels, distance, balance, lam, delta)
+    logits, labels, ious = ranked_samples(matched, delta, global_batch, memory, state)
+    loss = pairwise_error_loss(logits, labels, distance, balance, lam, delta)
+    return loss + _unranked(logits, labels, ious)
 
 
 def _check_ape(*, weight_by_iou: bool, **options) -> None:
@@ -212,7 +213,15 @@ def _ape(
     state: dict,
 ) -> Tensor:
     logits, labels, ious = ranked_samples(matched, 4 / lam, global_batch, memory, state)
-    return ape_loss(logits, labels, ious, lam, weight_by_iou)
+    loss = ape_loss(logits, labels, ious, lam, weight_by_iou)
+    return loss + _unranked(logits, labels, ious)
+
+
+def _unranked(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+    """0; or NaN, where logits are not finite and, without positives, a ranking does not show it."""
+    if len(ious):
+        return ious.new_zeros(())
+    return torch.where(labels < 0, 0.0, logits.detach() * 0).sum()
 
 
 def _check_self_balance(*, self_balance: bool, **options) -> None:
@@ -233,9 +242,10 @@ def _rank_sort(
     state: dict,
 ) -> tuple[Tensor, Tensor]:
     logits, labels, ious = ranked_samples(matched, delta, global_batch, memory, state)
-    targets = labels.to(ious.dtype).masked_scatter(labels == 1, ious)
+    # A target has to be a number; that it was none shows in the loss all the same.
+    targets = labels.to(ious.dtype).masked_scatter(labels == 1, ious.nan_to_num(1.0))
     ranking, sorting = rank_sort_loss(logits, targets, delta)
-    loss = ranking + sorting
+    loss = ranking + sorting + ious.sum() * 0 + _unranked(logits, labels, ious)
     if not self_balance:
         return loss, localization
     if global_batch:
@@ -260,10 +270,11 @@ def _alrp(
     memory: int = 0,
     state: dict,
 ) -> tuple[Tensor, Tensor]:
-    logits, labels, _ = ranked_samples(matched, delta, global_batch, memory, state)
+    logits, labels, ious = ranked_samples(matched, delta, global_batch, memory, state)
     if global_batch:
         localization = of_all_ranks(localization)
     classification, localization = alrp_loss(logits, labels, localization, delta)
+    classification = classification + _unranked(logits, labels, ious)
     if self_balance:
         localization = _balanced(classification + localization, localization)
     return classification, localization
