@@ -113,7 +113,7 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """1 - DIoU of each pair of boxes (Zheng et al. 2020, https://arxiv.org/abs/1911.08287, Eq. 7).
+    """1 - DIoU of each pair of boxes (Zheng et al. 2020, https://arxiv.org/abs/1911.08287).
 
     Args, Raises: as :func:`iou_loss`.
 
@@ -124,7 +124,7 @@ def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """1 - CIoU of each pair of boxes (Zheng et al. 2020, https://arxiv.org/abs/1911.08287, Eq. 10).
+    """1 - CIoU of each pair of boxes (Zheng et al. 2020, https://arxiv.org/abs/1911.08287).
 
     Args, Raises: as :func:`iou_loss`.
 
