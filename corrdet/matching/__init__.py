@@ -4,16 +4,23 @@ from .atss import atss_matching
 from .fcos import fcos_matching
 from .foveabox import foveabox_matching
 from .max_iou import max_iou_matching
+from .mixture import TwoGaussians, fit_two_gaussians
+from .paa import paa_candidates, paa_matching, paa_star_costs
 from .ssd import hard_negative_mining, refinedet_matching, ssd_matching
 from .targets import labels_and_boxes
 
 __all__ = [
+    "TwoGaussians",
     "atss_matching",
     "fcos_matching",
+    "fit_two_gaussians",
     "foveabox_matching",
     "hard_negative_mining",
     "labels_and_boxes",
     "max_iou_matching",
+    "paa_candidates",
+    "paa_matching",
+    "paa_star_costs",
     "refinedet_matching",
     "ssd_matching",
 ]
