@@ -3,6 +3,7 @@
 from .atss import atss_matching
 from .fcos import fcos_matching
 from .foveabox import foveabox_matching
+from .hungarian import hungarian_matching
 from .max_iou import max_iou_matching
 from .mixture import TwoGaussians, fit_two_gaussians
 from .paa import paa_candidates, paa_matching, paa_star_costs
@@ -16,6 +17,7 @@ __all__ = [
     "fit_two_gaussians",
     "foveabox_matching",
     "hard_negative_mining",
+    "hungarian_matching",
     "labels_and_boxes",
     "max_iou_matching",
     "paa_candidates",
