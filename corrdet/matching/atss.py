@@ -61,9 +61,9 @@ def atss_matching(
     ious = elementwise_iou(priors[candidates].flatten(0, 1), repeated.flatten(0, 1))
     ious = ious.view(num_gts, num_candidates)
 
-    # In float64 the mean of equal values is that value. Otherwise rounding could put the threshold
+    # Of equal values std_mean's mean is that value. Their sum over their number may be rounded up,
     # above all of them, and an object in a regular grid would get no prior.
-    std, mean = torch.std_mean(ious.double(), dim=1, correction=min(1, num_candidates - 1))
+    std, mean = torch.std_mean(ious, dim=1, correction=min(1, num_candidates - 1))
     points = centers(priors)[candidates]
     inside = ((points > repeated[..., :2]) & (points < repeated[..., 2:])).all(dim=2)
     positive = inside & (ious >= (mean + std)[:, None])

@@ -98,7 +98,7 @@ def fit_two_gaussians(
         responsibilities = (log_joint - log_likelihoods[..., None]).exp() * valid[..., None]
         mean_log_likelihood = (log_likelihoods * valid).sum(dim=1) / counts
 
-        # A component that has lost all values keeps a mean and a variance.
+        # As in scikit-learn: a component that has lost all values keeps a mean and a variance.
         totals = responsibilities.sum(dim=1) + 10 * torch.finfo(values.dtype).eps
         means = (responsibilities * values[..., None]).sum(dim=1) / totals
         squares = (values[..., None] - means[:, None]).square()

@@ -71,10 +71,9 @@ def test_random_objects(seed, topk, dtype, device):
 
 
 def test_constant_ious_make_all_candidates_positive(device):
-    # The four priors lie the same way in the object: the standard deviation is 0, and the mean of
-    # equal float32 values, in float32, can be above them.
+    # Rounding must not put the mean of nine equal values above them.
     priors = torch.tensor([[x, y, x + 1.0, y + 1] for x in (1, 5, 8) for y in (1, 5, 8)])
-    gt_boxes = torch.tensor([[0.0, 0, 9, 11]])
+    gt_boxes = torch.tensor([[0.0, 0, 9, 12]])
     labels, _ = atss_matching(
         priors.to(device), gt_boxes.to(device), torch.tensor([2], device=device), [9], NUM_CLASSES
     )

@@ -34,6 +34,13 @@ def test_candidates(name, device):
     assert result.tolist() == plain_candidates(priors, gt_boxes, 0.1)
 
 
+def test_the_threshold_of_candidates_is_included():
+    priors = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 8, 3]])
+    gt_boxes = torch.tensor([[0.0, 0, 8, 8]])
+    assert paa_candidates(priors, gt_boxes, iou_threshold=0.5).tolist() == [0, 0, -1]
+    assert paa_candidates(priors[1:], gt_boxes, iou_threshold=0.6).tolist() == [0, -1]
+
+
 def plain_paa(costs, matched, levels, topk):
     """Procedure 1 with scikit-learn's mixture, one ground truth after the other."""
     positive = [False] * len(costs)
@@ -157,6 +164,9 @@ def test_paa_star_costs(device):
         *(torch.tensor(values, device=device) for values in (scores, ious, matched)), num_gts=4
     )
     torch.testing.assert_close(result[:6].cpu(), torch.tensor(expected))
+    shifted = torch.tensor(scores, device=device) - 5
+    same = paa_star_costs(shifted, *(torch.tensor(v, device=device) for v in (ious, matched)), 4)
+    torch.testing.assert_close(same, result, rtol=1e-4, atol=1e-5)
     nothing = torch.zeros(0, device=device)
     assert paa_star_costs(nothing, nothing, nothing.long(), num_gts=0).shape == (0,)
 

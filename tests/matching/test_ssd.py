@@ -82,6 +82,13 @@ def test_a_claim_beats_a_larger_iou_of_another():
     assert labels.tolist() == [0, 2]
 
 
+def test_the_threshold_is_not_included():
+    priors = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 8, 5]])
+    gt_boxes = torch.tensor([[0.0, 0, 8, 8]])
+    labels, _ = ssd_matching(priors, gt_boxes, torch.tensor([0]), NUM_CLASSES)
+    assert labels.tolist() == [0, NUM_CLASSES, 0]
+
+
 def plain_mining(losses, labels, ratio):
     chosen = []
     for row_losses, row_labels in zip(losses.tolist(), labels.tolist(), strict=True):
