@@ -95,6 +95,4 @@ def centerness(priors: Tensor, gt_boxes: Tensor) -> Tensor:
     to_start, to_end = centers - gt_boxes[:, :2], gt_boxes[:, 2:] - centers
     shorter, longer = torch.minimum(to_start, to_end), torch.maximum(to_start, to_end)
     inside = (shorter > 0).all(dim=1)
-    # Where a location is outside, any divisor will do.
-    ratios = shorter / torch.where(inside[:, None], longer, 1.0)
-    return torch.where(inside, ratios.prod(dim=1), 0.0).sqrt()
+    return torch.where(inside, (shorter / longer).prod(dim=1), 0.0).sqrt()
