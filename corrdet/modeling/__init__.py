@@ -1,16 +1,21 @@
 """Meta-architectures registered with Detectron2."""
 
-from .backbone import build_retinanet_resnet10_fpn_backbone
+from .backbone import build_resnet10_fpn_backbone, build_retinanet_resnet10_fpn_backbone
 from .box_transforms import FoveaTransform
 from .dense_head import DenseHead, centerness
 from .priors import square_priors
+from .rcnn import CorrdetRCNN, CorrdetROIHeads, CriterionOutputLayers
 from .retinanet import CorrdetRetinaNet
 from .score_voting import score_voting
 
 __all__ = [
+    "CorrdetRCNN",
+    "CorrdetROIHeads",
     "CorrdetRetinaNet",
+    "CriterionOutputLayers",
     "DenseHead",
     "FoveaTransform",
+    "build_resnet10_fpn_backbone",
     "build_retinanet_resnet10_fpn_backbone",
     "centerness",
     "score_voting",

@@ -1,9 +1,9 @@
-"""A backbone that learns from scratch on a CPU, for the quick configs."""
+"""Backbones that learn from scratch on a CPU, for the quick configs."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock
 
 
@@ -17,6 +17,21 @@ def build_retinanet_resnet10_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbo
     Returns:
         backbone with the outputs p3..p7, strides 8..128.
     """
+    bottom_up, channels = _resnet10(cfg, input_shape)
+    return _pyramid(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet10_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
+    """The same with the levels of region-based detectors.
+
+    Returns:
+        backbone with the outputs p2..p6, strides 4..64; ``MODEL.FPN.IN_FEATURES`` are res2 to res5.
+    """
+    return _pyramid(cfg, _resnet10(cfg, input_shape)[0], LastLevelMaxPool())
+
+
+def _resnet10(cfg, input_shape: ShapeSpec) -> tuple[ResNet, int]:
     node = cfg.MODEL.RESNETS
     channels = node.STEM_OUT_CHANNELS
     stem = BasicStem(input_shape.channels, channels, norm=node.NORM)
@@ -34,12 +49,15 @@ def build_retinanet_resnet10_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbo
             )
         )
         channels = out_channels
-    bottom_up = ResNet(stem, stages, out_features=["res3", "res4", "res5"])
+    return ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES), channels
+
+
+def _pyramid(cfg, bottom_up: ResNet, top_block) -> FPN:
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

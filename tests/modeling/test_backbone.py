@@ -30,3 +30,15 @@ def test_resnet10_fpn():
     # DistributedDataParallel stops where a parameter takes no part.
     sum(output.sum() for output in outputs.values()).backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_resnet10_fpn_of_region_based_detectors():
+    cfg = get_cfg()
+    add_corrdet_config(cfg)
+    cfg.merge_from_file("configs/quick/Base-rcnn-digits.yaml", False)
+    backbone = build_backbone(cfg)
+    outputs = backbone(torch.rand(1, 3, 128, 160))
+    for index, name in enumerate(("p2", "p3", "p4", "p5", "p6")):
+        stride = 4 * 2**index
+        assert backbone.output_shape()[name].stride == stride
+        assert outputs[name].shape == (1, 64, 128 // stride, -(-160 // stride))
