@@ -122,6 +122,8 @@ class TestTorchvision:
         # Weights load by name.
         num_anchors = model.anchor_generator.num_anchors_per_location()[0]
         own_head = RetinaNetHead(model.backbone.out_channels, num_anchors, 3)
+        # Scores of 1/2: otherwise it would not show whether background and ignored anchors count.
+        torch.nn.init.zeros_(own_head.classification_head.cls_logits.bias)
         model.head.load_state_dict(own_head.state_dict())
         criterion = model.head.criterion
         image = torchvision_["images"][:1]
