@@ -110,13 +110,13 @@ def plot_growth(results: dict, path: str | os.PathLike) -> None:
     plt.close(figure)
 
 
-def split_at_markers(path: str | os.PathLike, device: str) -> tuple[str, str]:
-    """What stands before and after the tables of a device.
+def split_at_markers(path: str | os.PathLike, section: str) -> tuple[str, str]:
+    """What stands before and after a section of a page, such as the tables of a device.
 
     Raises:
-        SystemExit: the markers of the device are missing.
+        SystemExit: the markers of the section are missing.
     """
-    begin, end = f"<!-- {device}: begin -->", f"<!-- {device}: end -->"
+    begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
     text = Path(path).read_text(encoding="utf-8")
     head, found_begin, rest = text.partition(begin)
     _, found_end, tail = rest.partition(end)
@@ -127,7 +127,11 @@ def split_at_markers(path: str | os.PathLike, device: str) -> tuple[str, str]:
 
 def rewrite(path: str | os.PathLike, device: str, results: dict) -> None:
     """Put the tables of this run in the place of the last one's."""
-    head, tail = split_at_markers(path, device)
-    body = f"`{results['command']}`\n\n{tables(results, 'github')}"
+    replace(path, device, f"`{results['command']}`\n\n{tables(results, 'github')}")
+
+
+def replace(path: str | os.PathLike, section: str, body: str) -> None:
+    """Put text between the markers of a section, see :func:`split_at_markers`."""
+    head, tail = split_at_markers(path, section)
     with atomic_write(path) as file:
         file.write(f"{head}\n{body}\n{tail}")

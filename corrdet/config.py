@@ -73,7 +73,7 @@ def add_corrdet_config(cfg) -> None:
     # MODEL.RETINANET.SMOOTH_L1_LOSS_BETA, has the default 0.1, but its RetinaNet configs set 0, as
     # published. A config where the two differ, other than by setting this one, is refused.
     options("SMOOTH_L1", BETA=0.0)
-    # Balanced L1 (Pang et al. 2019, Eq. 8 and 9).
+    # Balanced L1 (Libra R-CNN, Pang et al. 2019).
     options("BALANCED_L1", ALPHA=0.5, GAMMA=1.5)
     # GHM-R (Li et al. 2019): corner of the authentic smooth L1, and as GHM_C.
     options("GHM_R", MU=0.02, BINS=10, MOMENTUM=0.7)

@@ -49,3 +49,32 @@ def test_the_weights_of_couplings_are_read(runs, tmp_path):
         criterion["COUPLINGS"] = couplings
         (tmp_path / "config.yaml").write_text(json.dumps({"MODEL": {"CRITERION": criterion}}))
         assert runs.coupling_weights(tmp_path) == expected
+
+
+def test_the_table_of_what_goes_together_is_up_to_date():
+    """docs/losses.md; python tools/losses_matrix.py rewrites it."""
+    spec = importlib.util.spec_from_file_location("matrix", ROOT / "tools" / "losses_matrix.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shown = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    shown = shown.partition(module.BEGIN)[2].partition(module.END)[0].strip()
+    own = [
+        {name: loss for name, loss in registry.items() if not name.startswith("test_")}
+        for registry in (module.CLASSIFICATION_LOSSES, module.LOCALIZATION_LOSSES)
+    ]
+    assert shown == module.matrix(*own)
+
+
+def test_every_loss_has_its_row():
+    """docs/losses.md names each registered loss and each of its options."""
+    from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
+
+    lines = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8").splitlines()
+    general = {"GLOBAL_BATCH", "MEMORY"}  # described once
+    for registry in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
+        for name, loss in registry.items():
+            if name.startswith("test_"):
+                continue
+            rows = [line for line in lines if line.startswith("|") and f"`{name}`" in line]
+            options = {option.upper() for option in loss.options} - general
+            assert any(all(f"`{option}`" in row for option in options) for row in rows), name

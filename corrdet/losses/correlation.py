@@ -157,7 +157,7 @@ def average_ranks(values: Tensor) -> Tensor:
     Returns:
         (n,) ranks in the dtype of ``values``; all NaN if any value is NaN.
     """
-    values = values.detach()
+    values = values.detach().contiguous()
     ordered = values.sort().values
     below = torch.searchsorted(ordered, values, right=False)
     not_above = torch.searchsorted(ordered, values, right=True)

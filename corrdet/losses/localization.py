@@ -51,7 +51,7 @@ def balanced_l1_loss(
 ) -> Tensor:
     """Balanced L1 of each element (Pang et al. 2019, https://arxiv.org/abs/1904.02701).
 
-    ``alpha / b (b |x| + 1) ln(b |x| + 1) - alpha |x|`` for ``|x| < 1``, else ``gamma |x| + C``;
+    ``alpha / b (b |x| + 1) ln(b |x| + 1) - alpha |x|`` for ``|x| < 1``, else ``gamma |x| + C``,
     with b so that the gradient is continuous, ``alpha ln(b + 1) = gamma``, and C so that the loss
     is.
 
@@ -114,7 +114,7 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """1 - DIoU of each pair of boxes (Zheng et al. 2020, https://arxiv.org/abs/1911.08287, Eq. 7).
+    """1 - DIoU of each pair of boxes (Zheng et al. 2020, https://arxiv.org/abs/1911.08287).
 
     Args, Raises: as :func:`iou_loss`.
 
@@ -125,7 +125,7 @@ def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """1 - CIoU of each pair of boxes (Zheng et al. 2020, https://arxiv.org/abs/1911.08287, Eq. 10).
+    """1 - CIoU of each pair of boxes (Zheng et al. 2020, https://arxiv.org/abs/1911.08287).
 
     Args, Raises: as :func:`iou_loss`.
 

@@ -128,7 +128,8 @@ def _ghm_c(
 def _running_counts(state: dict, bins: int, like: Tensor) -> Tensor:
     if "counts" not in state:
         state["counts"] = torch.full((bins,), -1.0, dtype=like.dtype)
-    state["counts"] = state["counts"].to(like.device)
+    # A copy: what was saved before is not to change.
+    state["counts"] = state["counts"].to(like.device, copy=True)
     return state["counts"]
 
 

@@ -1,6 +1,18 @@
 """Meta-architectures registered with Detectron2."""
 
 from .backbone import build_retinanet_resnet10_fpn_backbone
+from .box_transforms import FoveaTransform
+from .dense_head import DenseHead, centerness
+from .priors import square_priors
 from .retinanet import CorrdetRetinaNet
+from .score_voting import score_voting
 
-__all__ = ["CorrdetRetinaNet", "build_retinanet_resnet10_fpn_backbone"]
+__all__ = [
+    "CorrdetRetinaNet",
+    "DenseHead",
+    "FoveaTransform",
+    "build_retinanet_resnet10_fpn_backbone",
+    "centerness",
+    "score_voting",
+    "square_priors",
+]

@@ -64,6 +64,7 @@ def test_training_and_evaluation(tiny_cfg, tmp_path):
     directory = tmp_path / "two"
     tiny_cfg.OUTPUT_DIR = str(directory)
     tiny_cfg.SOLVER.MAX_ITER = 3
+    tiny_cfg.MODEL.CRITERION.CORRELATION.GLOBAL_BATCH = True
     in_two_processes(directory, train_and_evaluate, tiny_cfg)
     first, second = (torch.load(directory / f"rank{rank}.pth") for rank in (0, 1))
 

@@ -73,8 +73,10 @@ class TestResume:
         subprocess.run(resumed, check=True, capture_output=True)
         assert_same_run(killed, whole)
 
-    def test_with_workers_flips_and_no_seed(self, tiny_cfg, tmp_path):
+    def test_with_workers_flips_memory_and_no_seed(self, tiny_cfg, tmp_path):
         tiny_cfg.SEED = -1
+        tiny_cfg.MODEL.CRITERION.CORRELATION.MEMORY = 3
+        tiny_cfg.MODEL.CRITERION.CORRELATION.WARMUP_ITERS = 12
         tiny_cfg.INPUT.RANDOM_FLIP = "horizontal"
         tiny_cfg.DATALOADER.NUM_WORKERS = 1
         tiny_cfg.SOLVER.MAX_ITER = 20

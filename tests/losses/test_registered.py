@@ -1,0 +1,451 @@
+"""Losses by name: that the Criterion calls the functions with the right parts of the batch."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from corrdet import losses as L
+from corrdet.losses import (
+    CLASSIFICATION_LOSSES,
+    COUPLINGS,
+    LOCALIZATION_LOSSES,
+    Criterion,
+    Weight,
+    build_criterion,
+)
+from corrdet.losses.criterion import COUPLING_KEYS
+from corrdet.losses.registry import refusal
+from tests.losses.test_criterion import build, config, matched_predictions
+
+NORMALIZER = 4.0  # of matched_predictions
+
+
+def softmax_predictions(num_positives=5):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(20, 4, generator=generator).requires_grad_()
+    return matched_predictions(num_positives, logits=logits, activation="softmax")
+
+
+def one_hot(matched, value=1.0):
+    """(18, 3) targets of the samples that are not ignored, which are the fifth and sixth."""
+    targets = torch.zeros(20, 3)
+    targets[matched.positives, matched.classes] = value
+    return targets[keep()]
+
+
+def keep():
+    return [i for i in range(20) if i not in (5, 6)]
+
+
+def of_classification(name, matched=None, **options):
+    matched = matched or matched_predictions()
+    return Criterion(name, "giou", options={name: options})(matched)["loss_cls"]
+
+
+class TestClassification:
+    def test_losses_per_sample(self):
+        matched = matched_predictions()
+        logits, ious = matched.logits[keep()], matched.ious.detach()
+        expected = {
+            "sigmoid_focal": L.sigmoid_focal_loss(logits, one_hot(matched)),
+            "sigmoid_cross_entropy": F.binary_cross_entropy_with_logits(
+                logits, one_hot(matched), reduction="none"
+            ),
+            "quality_focal": L.quality_focal_loss(logits, one_hot(matched, ious)),
+            "varifocal": L.varifocal_loss(logits, one_hot(matched, ious)),
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(of_classification(name), value.sum() / NORMALIZER, msg=name)
+
+    def test_softmax(self):
+        matched = softmax_predictions()
+        value = of_classification("softmax_cross_entropy", matched)
+        expected = F.cross_entropy(matched.logits[keep()], matched.labels[keep()], reduction="sum")
+        torch.testing.assert_close(value, expected / NORMALIZER)
+
+    def test_losses_of_the_batch(self):
+        matched = matched_predictions()
+        logits, labels = matched.logits[keep()].flatten(), one_hot(matched).flatten()
+        ious = matched.ious.detach()
+        targets = one_hot(matched, ious).flatten()
+        expected = {
+            "ghm_c": L.ghm_c_loss(logits, labels, bins=30),  # the first batch: no running mean
+            "dr": L.dr_loss(logits, labels),
+            "ap": L.ap_loss(logits, labels),
+            "pairwise_error": L.pairwise_error_loss(logits, labels),
+            "ape": L.ape_loss(logits, labels, ious),
+            "rank_sort": sum(L.rank_sort_loss(logits, targets)),
+            "alrp": L.alrp_loss(logits, labels, 1 - ious)[0],
+        }
+        assert set(expected) == {n for n, x in CLASSIFICATION_LOSSES.items() if not x.per_sample}
+        for name, value in expected.items():
+            torch.testing.assert_close(of_classification(name), value, msg=name)
+
+    def test_options_arrive(self):
+        matched = matched_predictions()
+        logits, labels = matched.logits[keep()].flatten(), one_hot(matched).flatten()
+        ious = matched.ious.detach()
+        cases = [
+            ("ap", {"delta": 0.3, "interpolate": False}, L.ap_loss(logits, labels, 0.3, False)),
+            (
+                "pairwise_error",
+                {"distance": "sigmoid", "balance": "negatives", "lam": 3.0, "delta": 2.0},
+                L.pairwise_error_loss(logits, labels, "sigmoid", "negatives", 3.0, 2.0),
+            ),
+            (
+                "ape",
+                {"lam": 2.0, "weight_by_iou": False},
+                L.ape_loss(logits, labels, ious, 2.0, False),
+            ),
+            ("dr", {"margin": 0.1}, L.dr_loss(logits, labels, 0.1)),
+        ]
+        for name, options, expected in cases:
+            torch.testing.assert_close(of_classification(name, **options), expected, msg=name)
+
+    def test_ghm_keeps_counts(self):
+        criterion = Criterion("ghm_c", "ghm_r")
+        for _ in range(2):
+            criterion(matched_predictions())
+        state = criterion.state_dict()
+        assert state["ghm_c"]["counts"].sum() == 18 * 3 and state["ghm_r"]["counts"].sum() == 5 * 4
+        other = Criterion("ghm_c", "ghm_r")
+        other.load_state_dict(state)
+        matched = matched_predictions(logits=torch.randn(20, 3))
+        assert other(matched) == criterion(matched) != Criterion("ghm_c", "ghm_r")(matched)
+
+
+class TestSelfBalance:
+    def test_rank_sort(self):
+        matched = matched_predictions()
+        losses = Criterion("rank_sort", "giou")(matched)
+        torch.testing.assert_close(losses["loss_box_reg"], losses["loss_cls"])
+        (gradient,) = torch.autograd.grad(
+            losses["loss_box_reg"], matched.boxes, retain_graph=True
+        )  # fmt: skip
+        box = L.giou_loss(matched.boxes, matched.gt_boxes).sum()
+        (plain,) = torch.autograd.grad(box, matched.boxes)
+        torch.testing.assert_close(gradient, plain * (losses["loss_cls"] / box).detach())
+
+    def test_alrp(self):
+        matched = matched_predictions()
+        losses = Criterion("alrp", "giou")(matched)
+        options = {"alrp": {"self_balance": False}}
+        plain = Criterion("alrp", "giou", options=options)(matched)
+        torch.testing.assert_close(losses["loss_cls"], plain["loss_cls"])
+        torch.testing.assert_close(losses["loss_box_reg"], sum(plain.values()))
+        localization = L.giou_loss(matched.boxes, matched.gt_boxes)
+        logits, labels = matched.logits.flatten(), matched.binary_labels.flatten()
+        expected = L.alrp_loss(logits, labels, localization)[1]
+        torch.testing.assert_close(plain["loss_box_reg"], expected)
+
+    def test_off(self):
+        matched = matched_predictions()
+        options = {"rank_sort": {"self_balance": False}}
+        losses = Criterion("rank_sort", "giou", options=options)(matched)
+        expected = L.giou_loss(matched.boxes, matched.gt_boxes).sum() / NORMALIZER
+        torch.testing.assert_close(losses["loss_box_reg"], expected)
+
+    @pytest.mark.parametrize("name", ["rank_sort", "alrp"])
+    def test_boxes_that_are_exact(self, name):
+        """A box loss of 0 cannot be scaled."""
+        matched = matched_predictions()
+        matched.boxes = matched.gt_boxes.clone().requires_grad_()
+        losses = Criterion(name, "giou")(matched)
+        assert losses["loss_box_reg"] == 0 and losses["loss_cls"].isfinite()
+
+
+def test_localization():
+    matched = matched_predictions()
+    deltas = matched.deltas, matched.gt_deltas
+    boxes = matched.boxes, matched.gt_boxes
+    ious = matched.ious
+    expected = {
+        "smooth_l1": L.smooth_l1_loss(*deltas).sum() / NORMALIZER,
+        "balanced_l1": L.balanced_l1_loss(*deltas).sum() / NORMALIZER,
+        "ghm_r": L.ghm_r_loss(*deltas),
+        "iou_balanced_smooth_l1": L.iou_balanced_smooth_l1_loss(*deltas, ious).sum() / NORMALIZER,
+        "iou": L.iou_loss(*boxes).sum() / NORMALIZER,
+        "giou": L.giou_loss(*boxes).sum() / NORMALIZER,
+        "diou": L.diou_loss(*boxes).sum() / NORMALIZER,
+        "ciou": L.ciou_loss(*boxes).sum() / NORMALIZER,
+        "harmonic_iou": L.harmonic_iou_loss(ious).sum() / NORMALIZER,
+        "smooth_l1_harmonic_iou": (
+            L.smooth_l1_loss(*deltas).sum() + 1.5 * L.harmonic_iou_loss(ious).sum()
+        )
+        / NORMALIZER,
+    }
+    assert set(expected) == {name for name in LOCALIZATION_LOSSES if name[:4] != "test"}
+    for name, value in expected.items():
+        loss = Criterion("sigmoid_focal", name)(matched)["loss_box_reg"]
+        torch.testing.assert_close(loss, value, msg=name)
+
+
+@pytest.mark.parametrize("by", ["iou", "score"])
+def test_localization_weighted_by(by):
+    matched = matched_predictions()
+    weights = (matched.ious if by == "iou" else matched.scores).detach()
+    criterion = Criterion("sigmoid_focal", "giou", localization_weighted_by=by)
+    loss = criterion(matched)["loss_box_reg"]
+    losses = L.giou_loss(matched.boxes, matched.gt_boxes)
+    torch.testing.assert_close(loss, (losses * weights).sum() / weights.mean() / NORMALIZER)
+    # No gradient flows through the weight.
+    assert torch.autograd.grad(loss, matched.logits, allow_unused=True)[0] is None
+    empty = criterion(matched_predictions(0))
+    assert empty["loss_box_reg"].item() == 0
+
+
+class TestCouplings:
+    def test_association(self):
+        matched = matched_predictions()
+        options = {"kind": "pce", "beta": 0.5, "k": 0.8}
+        criterion = Criterion(
+            "sigmoid_focal", "giou", {"association": 0.25}, {"association": options}
+        )
+        expected = L.association_loss(matched.scores, matched.ious, **options).sum()
+        loss = criterion(matched)["loss_association"]
+        torch.testing.assert_close(loss, 0.25 * expected / NORMALIZER)
+        assert torch.autograd.grad(loss, matched.boxes, allow_unused=True)[0] is None
+
+    def test_association_of_the_highest_score(self):
+        matched = matched_predictions()
+        options = {"association": {"max_score": True}}
+        loss = Criterion("sigmoid_focal", "giou", ["association"], options)(matched)
+        highest = matched.logits[:5].sigmoid().amax(dim=1)
+        assert (highest > matched.scores).any()
+        expected = L.association_loss(highest, matched.ious).sum() / NORMALIZER
+        torch.testing.assert_close(loss["loss_association"], expected)
+        softmax = softmax_predictions()
+        expected = softmax.logits[:5].softmax(dim=1)[:, :3].amax(dim=1)
+        torch.testing.assert_close(softmax.max_scores, expected)
+
+    @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+    def test_task_contrastive(self, activation):
+        sigmoid = activation == "sigmoid"
+        matched = matched_predictions() if sigmoid else softmax_predictions()
+        logits = matched.logits[:5]
+        probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+        name = "sigmoid_focal" if sigmoid else "softmax_cross_entropy"
+        options = {"task_contrastive": {"margin": 0.05}}
+        loss = Criterion(name, "giou", ["task_contrastive"], options)(matched)
+        classes = torch.arange(5) % 3
+        expected = L.task_contrastive_loss(probabilities, classes, matched.ious, 0.05).sum()
+        torch.testing.assert_close(loss["loss_task_contrastive"], expected / NORMALIZER)
+
+    @pytest.mark.parametrize("weight", [1.0, 0.3])
+    def test_harmonic_detection(self, weight):
+        """The three together, Eq. 12 and 13."""
+        matched = softmax_predictions()
+        criterion = Criterion(
+            "softmax_cross_entropy",
+            "smooth_l1_harmonic_iou",
+            {"harmonic": weight, "task_contrastive": 1.0},
+        )
+        loss = sum(criterion(matched).values())
+        entropy = F.cross_entropy(
+            matched.logits, matched.labels, ignore_index=-1, reduction="none"
+        )  # fmt: skip
+        localization = L.smooth_l1_loss(matched.deltas, matched.gt_deltas).sum(dim=1)
+        localization = localization + 1.5 * L.harmonic_iou_loss(matched.ious)
+        harmonic = L.harmonic_loss(entropy[:5], localization)
+        plain = entropy[:5] + localization
+        contrastive = L.task_contrastive_loss(
+            matched.logits[:5].softmax(dim=1), matched.classes, matched.ious
+        )
+        of_positives = plain + weight * (harmonic - plain) + contrastive
+        expected = (of_positives.sum() + entropy[7:].sum()) / NORMALIZER
+        torch.testing.assert_close(loss, expected)
+        inputs = matched.logits, matched.deltas, matched.boxes
+        for ours, theirs in zip(
+            torch.autograd.grad(loss, inputs, retain_graph=True),
+            torch.autograd.grad(expected, inputs),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs)
+
+    def test_iou_balanced_keeps_the_sum(self):
+        matched = matched_predictions()
+        plain = Criterion("sigmoid_cross_entropy", "smooth_l1")(matched)
+        balanced = Criterion("sigmoid_cross_entropy", "smooth_l1", ["iou_balanced"])(matched)
+        torch.testing.assert_close(balanced, plain)
+        ours, theirs = (
+            torch.autograd.grad(losses["loss_cls"], matched.logits, retain_graph=True)[0]
+            for losses in (balanced, plain)
+        )
+        torch.testing.assert_close(ours[7:], theirs[7:])
+        targets = torch.zeros(5, 3)
+        targets[range(5), matched.classes] = 1
+        losses = F.binary_cross_entropy_with_logits(
+            matched.logits[:5], targets, reduction="none"
+        ).sum(dim=1)
+        weights = L.iou_balanced_weights(losses, matched.ious)
+        torch.testing.assert_close(ours[:5], theirs[:5] * weights[:, None])
+        assert weights.max() > 1.1
+
+
+def names(registry, activation):
+    return [n for n, x in registry.items() if activation in x.activations and n[:4] != "test"]
+
+
+@pytest.mark.parametrize("num_positives", [5, 1, 0])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_every_composition_is_finite(activation, num_positives):
+    make = matched_predictions if activation == "sigmoid" else softmax_predictions
+    couplings = names(COUPLINGS, activation)
+    checked = 0
+    for classification, localization, coupled, scale in product(
+        names(CLASSIFICATION_LOSSES, activation),
+        names(LOCALIZATION_LOSSES, activation),
+        [(), *((name,) for name in couplings), couplings],
+        (1.0, 1e4),
+    ):
+        if refusal(classification, localization, coupled):
+            with pytest.raises(ValueError, match=refusal(classification, localization, coupled)):
+                Criterion(classification, localization, coupled)
+            continue
+        matched = make(num_positives)
+        matched.logits = (matched.logits.detach() * scale).requires_grad_()
+        loss = sum(Criterion(classification, localization, coupled)(matched).values())
+        loss.backward()
+        what = (classification, localization, coupled, scale)
+        assert loss.isfinite(), what
+        for tensor in (matched.logits, matched.boxes, matched.deltas):
+            assert tensor.grad is None or tensor.grad.isfinite().all(), what
+        assert (matched.logits.grad[5:7] == 0).all() or num_positives < 5  # ignored
+        checked += 1
+    assert checked > 60
+
+
+@pytest.mark.parametrize("name", names(CLASSIFICATION_LOSSES, "sigmoid"))
+def test_nan_is_never_hidden(name):
+    for sample, num_positives in ((0, 5), (15, 5), (15, 0)):
+        matched = matched_predictions(num_positives)
+        with torch.no_grad():
+            matched.logits[sample] = torch.nan
+        assert of_classification(name, matched).isnan()
+    for localization in LOCALIZATION_LOSSES:
+        if refusal(name, localization):
+            continue
+        matched = matched_predictions()
+        with torch.no_grad():
+            matched.boxes[2] = matched.deltas[2] = torch.nan
+        assert Criterion(name, localization)(matched)["loss_box_reg"].isnan()
+
+
+def test_half_precision():
+    for classification, localization in product(
+        names(CLASSIFICATION_LOSSES, "sigmoid"), names(LOCALIZATION_LOSSES, "sigmoid")
+    ):
+        if refusal(classification, localization):
+            continue
+        matched = matched_predictions(dtype=torch.float16)
+        losses = Criterion(classification, localization, ["correlation", "association"])(matched)
+        assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "classification, localization, couplings, message",
+        [
+            ("ap", "giou", ["harmonic"], "'harmonic' needs the classification loss.*'ap'"),
+            ("rank_sort", "giou", ["iou_balanced"], "'iou_balanced' needs.*'rank_sort'"),
+            ("sigmoid_focal", "ghm_r", ["harmonic"], "'harmonic' needs the localiz.*'ghm_r'"),
+            ("rank_sort", "ghm_r", [], "'rank_sort' reads the localization loss.*'ghm_r'"),
+            ("alrp", "smooth_l1", [], "'alrp' ranks by.*'smooth_l1' is not; there are: giou"),
+            ("alrp", "iou", [], "to be bounded, and 'iou' is not"),
+        ],
+    )
+    def test_pairs(self, classification, localization, couplings, message):
+        with pytest.raises(ValueError, match=message):
+            Criterion(classification, localization, couplings)
+        with pytest.raises(ValueError, match=f"^MODEL.CRITERION: .*{message}"):
+            build(
+                CLASSIFICATION=classification, LOCALIZATION=localization, COUPLINGS=couplings
+            )  # fmt: skip
+
+    def test_weighting_a_sum(self):
+        with pytest.raises(ValueError, match="'ghm_r' cannot be weighted by iou"):
+            build(LOCALIZATION="ghm_r", LOCALIZATION_WEIGHTED_BY="iou")
+        with pytest.raises(ValueError, match="'scores'; did you mean 'score'"):
+            build(LOCALIZATION_WEIGHTED_BY="scores")
+
+    def test_unknown_options(self):
+        with pytest.raises(ValueError, match="unknown option of ap 'dleta'.*'delta'"):
+            Criterion("ap", "giou", options={"ap": {"dleta": 1.0}})
+        with pytest.raises(ValueError, match="couplings name one twice"):
+            Criterion("ap", "giou", ["correlation", "correlation"])
+
+    @pytest.mark.parametrize(
+        "name, option, value, message",
+        [
+            ("SIGMOID_FOCAL", "GAMMA", -1.0, "gamma must not be negative"),
+            ("QUALITY_FOCAL", "BETA", -1.0, "beta must not be negative"),
+            ("VARIFOCAL", "GAMMA", -1.0, "gamma must not be negative"),
+            ("GHM_C", "MOMENTUM", 1.0, "momentum must be in"),
+            ("DR", "LAM_NEG", 0.0, "lam_neg must be positive"),
+            ("AP", "DELTA", 0.0, "delta must be positive"),
+            ("AP", "MEMORY", -1, "memory must be a number of batches"),
+            ("PAIRWISE_ERROR", "DISTANCE", "stepp", "unknown distance 'stepp'.*'step'"),
+            ("PAIRWISE_ERROR", "BALANCE", "ranks", "unknown balance 'ranks'.*'rank'"),
+            ("PAIRWISE_ERROR", "LAM", -1.0, "lam must be positive"),
+            ("APE", "LAM", 0.0, "lam must be positive"),
+            ("RANK_SORT", "DELTA", -0.5, "delta must be positive"),
+            ("ALRP", "DELTA", 0.0, "delta must be positive"),
+            ("BALANCED_L1", "ALPHA", 0.0, "alpha must be positive"),
+            ("GHM_R", "MU", 0.0, "mu must be positive"),
+            ("IOU_BALANCED_SMOOTH_L1", "LAM", -1.0, "lam must not be negative"),
+            ("HARMONIC_IOU", "GAMMA", 1.5, "gamma must be at most 1"),
+            ("SMOOTH_L1_HARMONIC_IOU", "GAMMA", 1.5, "gamma must be at most 1"),
+            ("SMOOTH_L1_HARMONIC_IOU", "ALPHA", -1.0, "alpha must be finite"),
+            ("ASSOCIATION", "KIND", "pze", "unknown kind of association loss 'pze'"),
+            ("TASK_CONTRASTIVE", "MARGIN", -0.1, "margin must not be negative"),
+            ("IOU_BALANCED", "ETA", -0.1, "eta must not be negative"),
+            ("CORRELATION", "MEMORY", -1, "memory must be a number of batches"),
+            ("HARMONIC", "WARMUP_ITERS", -1, "warm-up must not be negative"),
+            ("HARMONIC", "SCHEDULE", (1, 2), "schedule must be pairs"),
+        ],
+    )
+    def test_values(self, name, option, value, message):
+        kinds = {
+            "CLASSIFICATION": CLASSIFICATION_LOSSES,
+            "LOCALIZATION": LOCALIZATION_LOSSES,
+        }
+        cfg = config()
+        for key, registry in kinds.items():
+            if name.lower() in registry:
+                cfg.MODEL.CRITERION[key] = name.lower()
+        if name.lower() in COUPLINGS:
+            cfg.MODEL.CRITERION.COUPLINGS = (name.lower(),)
+        setattr(cfg.MODEL.CRITERION[name], option, value)
+        with pytest.raises(ValueError, match=f"^MODEL.CRITERION.{name}: .*{message}"):
+            build_criterion(cfg, activation="sigmoid", has_deltas=True)
+
+
+def test_weights_and_schedules_by_config():
+    cfg = config(COUPLINGS=("association",))
+    cfg.merge_from_list(
+        [
+            "MODEL.CRITERION.ASSOCIATION.WEIGHT", "0.5",
+            "MODEL.CRITERION.ASSOCIATION.WARMUP_ITERS", "10",
+            "MODEL.CRITERION.ASSOCIATION.SCHEDULE", "((10, 1.0), (20, 0.0))",
+        ]
+    )  # fmt: skip
+    criterion = build_criterion(cfg, activation="sigmoid", has_deltas=True)
+    assert criterion.couplings["association"][1] == Weight(0.5, 10, ((10, 1.0), (20, 0.0)))
+    matched = matched_predictions()
+    plain = Criterion("sigmoid_focal", "smooth_l1", ["association"])(matched)["loss_association"]
+    for iteration, factor in ((0, 0.0), (5, 0.25), (10, 0.5), (15, 0.25), (20, 0.0)):
+        loss = criterion(matched, iteration)["loss_association"]
+        torch.testing.assert_close(loss, factor * plain)
+    assert COUPLING_KEYS.keys() == {"WEIGHT", "WARMUP_ITERS", "SCHEDULE"}
+
+
+def test_none_for_a_number_by_config():
+    """IoU-balanced localization in its other normalization."""
+    cfg = config(LOCALIZATION="iou_balanced_smooth_l1")
+    cfg.merge_from_list(["MODEL.CRITERION.IOU_BALANCED_SMOOTH_L1.WEIGHT", "None"])
+    criterion = build_criterion(cfg, activation="sigmoid", has_deltas=True)
+    matched = matched_predictions()
+    expected = L.smooth_l1_loss(matched.deltas, matched.gt_deltas, 0.111).sum() / NORMALIZER
+    torch.testing.assert_close(criterion(matched)["loss_box_reg"], expected)
