@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN: Detectron2's own where the losses are, and every loss that they can have."""
+"""Faster and Mask R-CNN: Detectron2's own where the losses are, and every loss they can have."""
 
 import pytest
 import torch
@@ -123,6 +123,8 @@ def test_detections_are_detectron2s(masks):
 def test_positives_are_the_matched_proposals(agnostic):
     cfg = rcnn_cfg()
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = agnostic
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 1000
+    cfg.MODEL.RPN.NMS_THRESH = 0.95
     model = build_model(cfg).eval()
     images = batch((30, 10))
     with torch.no_grad():
