@@ -12,6 +12,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
+from torch import nn
 from tqdm import tqdm
 
 from benchmarks.kernels import machine, seconds
@@ -59,16 +61,28 @@ def quick_config(device: str) -> CfgNode:
     return cfg
 
 
-def measure(cfg: CfgNode, rounds: int, batches: int = 3) -> list[dict]:
-    """A row for each loss: what, ratio of iterations, seconds of an iteration and of the losses."""
-    device = cfg.MODEL.DEVICE
+def build(cfg: CfgNode, batches: int) -> tuple[nn.Module, list[list[dict]], torch.optim.Optimizer]:
+    """The model, batches of data, and an optimizer that leaves the weights nearly as they are."""
     loader = build_train_loader(cfg, seed=0)
     iterator = iter(loader)
     images = [next(iterator) for _ in range(batches)]
     loader.close()
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    return model, images, torch.optim.SGD(model.parameters(), lr=1e-4)
+
+
+def iterate(model: nn.Module, optimizer: torch.optim.Optimizer, batch: list[dict]) -> None:
+    losses = model(batch)
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    optimizer.step()
+
+
+def measure(cfg: CfgNode, rounds: int, batches: int = 3) -> list[dict]:
+    """A row for each loss: what, ratio of iterations, seconds of an iteration and of the losses."""
+    device = cfg.MODEL.DEVICE
+    model, images, optimizer = build(cfg, batches)
 
     cases = {" + ".join([*BASELINE[:2]]): Criterion(*BASELINE)}
     for classification, localization, couplings in compositions():
@@ -97,12 +111,6 @@ def measure(cfg: CfgNode, rounds: int, batches: int = 3) -> list[dict]:
 
         return call
 
-    def iterate(batch):
-        losses = model(batch)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-
     times: dict[str, list[float]] = {name: [] for name in cases}
     losses_alone: dict[str, float] = {}
     with EventStorage():
@@ -110,13 +118,13 @@ def measure(cfg: CfgNode, rounds: int, batches: int = 3) -> list[dict]:
             model.criterion = timed_criterion(criterion)
             alone.clear()
             for batch in images:
-                iterate(batch)  # warms up, too
+                iterate(model, optimizer, batch)  # warms up, too
             losses_alone[name] = statistics.median(alone)
         for index in tqdm(range(rounds), desc="rounds", disable=None):
             for name, criterion in cases.items():
                 model.criterion = criterion
-                batch = images[index % len(images)]
-                times[name].append(seconds(lambda batch=batch: iterate(batch), device))
+                step = partial(iterate, model, optimizer, images[index % len(images)])
+                times[name].append(seconds(step, device))
     baseline = next(iter(times.values()))
     return [
         {
@@ -127,6 +135,29 @@ def measure(cfg: CfgNode, rounds: int, batches: int = 3) -> list[dict]:
         }
         for name, taken in times.items()
     ]
+
+
+def profile(cfg: CfgNode, folder: str) -> str:
+    """Trace iterations with losses of each kind; returns a table of where the time went.
+
+    Args:
+        cfg: see :func:`quick_config`.
+        folder: for ``trace.json``, which chrome://tracing and Perfetto show.
+    """
+    model, images, optimizer = build(cfg, batches=1)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if cfg.MODEL.DEVICE != "cpu":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    model.criterion = Criterion("rank_sort", "giou", ["correlation"])
+    with EventStorage():
+        iterate(model, optimizer, images[0])  # warms up
+        with torch.profiler.profile(activities=activities) as profiler:
+            for _ in range(3):
+                iterate(model, optimizer, images[0])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(Path(folder) / "trace.json"))
+    by = "self_cpu_time_total" if cfg.MODEL.DEVICE == "cpu" else "self_device_time_total"
+    return profiler.key_averages().table(sort_by=by, row_limit=30)
 
 
 def table(results: dict) -> str:
@@ -158,7 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="default: 15")
     parser.add_argument("--json", metavar="FILE", help="write machine, command and all numbers")
     parser.add_argument("--markdown", metavar="FILE", help="rewrite the table of this device")
+    parser.add_argument("--profile", metavar="DIR", help="instead, trace a few iterations")
     args = parser.parse_args(arguments)
+    if args.profile:
+        torch.set_num_threads(args.threads)
+        print(profile(quick_config(args.device), args.profile))
+        return
     section = f"training {args.device}"
     if args.markdown:
         split_at_markers(args.markdown, section)  # an error now, not after minutes

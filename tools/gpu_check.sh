@@ -33,11 +33,11 @@ for tool in memcheck racecheck synccheck; do
         summary+=("not run $tool: no compute-sanitizer on PATH")
     fi
 done
-if [ -f benchmarks/kernels.py ]; then
-    step benchmarks "$PYTHON" -m benchmarks.kernels --device cuda --json "$OUT/kernels.json"
-fi
+step benchmarks "$PYTHON" -m benchmarks.kernels --device cuda --json "$OUT/kernels.json"
+step training-benchmark "$PYTHON" -m benchmarks.training --device cuda --json "$OUT/training.json"
+step profile "$PYTHON" -m benchmarks.training --device cuda --profile "$OUT/profile"
 step training "$PYTHON" train_net.py --config-file configs/quick/retinanet_concordance.yaml \
-    SOLVER.MAX_ITER 100 OUTPUT_DIR "$OUT/training"
+    MODEL.DEVICE cuda SOLVER.MAX_ITER 100 OUTPUT_DIR "$OUT/training"
 
 echo "== summary"
 printf '%s\n' "${summary[@]}"

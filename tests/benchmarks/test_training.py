@@ -25,6 +25,12 @@ def test_every_loss_is_timed(tiny_cfg):
     assert "1 of 2 above what is demanded." in table and "1 threads of a CPU" in table
 
 
+def test_profile(tiny_cfg, tmp_path):
+    table = training.profile(tiny_cfg, str(tmp_path / "profile"))
+    assert "aten::" in table
+    assert "corrdet::step_error" in (tmp_path / "profile" / "trace.json").read_text()
+
+
 def test_the_page_has_its_place():
     page = training.CONFIG.parents[2] / "docs" / "benchmarks.md"
     assert training.split_at_markers(page, "training cpu")
