@@ -436,3 +436,20 @@ def test_operators_guard_themselves():
             ops.smooth_error(LOGITS, LABELS, *options, None, True)
     with pytest.raises(ValueError):
         ops.weighted_rows(torch.ones(1), torch.ones(2, 3), torch.float32)
+
+
+def test_more_pairs_than_fit_in_32_bits():
+    """50 000 x 50 000, all logits alike: every other sample counts by a half."""
+    count = 50_000
+    logits = torch.zeros(2 * count)
+    labels = (torch.arange(2 * count) % 2).to(torch.int8)
+    rank = 1 + (count - 1) / 2 + count / 2
+    precision, share = (1 + (count - 1) / 2) / rank, count / 2 / rank
+    value, _ = step_error(logits, labels, "average_precision")
+    assert value.item() == pytest.approx(1 - precision, rel=1e-5)
+    assert smooth_error(logits, labels, "sigmoid").item() == pytest.approx(share, rel=1e-5)
+    leaf = logits.requires_grad_()
+    smooth_error(leaf, labels, "cross_entropy").backward()
+    # Each negative is pushed down by every positive, each positive up by all negatives.
+    expected = torch.where(labels == 1, -1.0, 1.0) * (0.5 / rank)
+    torch.testing.assert_close(leaf.grad, expected, rtol=1e-4, atol=0)
