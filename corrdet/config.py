@@ -26,6 +26,16 @@ def add_corrdet_config(cfg) -> None:
     # For example ("correlation",).
     cfg.MODEL.CRITERION.COUPLINGS = ()
 
+    # The losses of the region proposals, by the same names and options, for the
+    # MODEL.PROPOSAL_GENERATOR.NAME CorrdetRPN.
+    cfg.MODEL.RPN_CRITERION = CN()
+    cfg.MODEL.RPN_CRITERION.CLASSIFICATION = "sigmoid_cross_entropy"
+    cfg.MODEL.RPN_CRITERION.CLASSIFICATION_WEIGHT = 1.0
+    cfg.MODEL.RPN_CRITERION.LOCALIZATION = "smooth_l1"
+    cfg.MODEL.RPN_CRITERION.LOCALIZATION_WEIGHT = 1.0
+    cfg.MODEL.RPN_CRITERION.LOCALIZATION_WEIGHTED_BY = "none"
+    cfg.MODEL.RPN_CRITERION.COUPLINGS = ()
+
     def options(name, **defaults):
         node = cfg.MODEL.CRITERION[name] = CN()
         for key, default in defaults.items():

@@ -188,8 +188,9 @@ class CorrdetTrainer(DefaultTrainer):
         state["data_seed"] = self._loader.seed
         # RetinaNet's running mean of positives is not among its weights.
         state["loss_normalizer"] = getattr(self._detector, "loss_normalizer", None)
-        if self._criterion is not None:
-            state["criterion"] = self._criterion.state_dict()
+        state["criteria"] = {
+            name: criterion.state_dict() for name, criterion in self._criteria().items()
+        }
         return state
 
     def load_state_dict(self, state: dict) -> None:
@@ -205,14 +206,13 @@ class CorrdetTrainer(DefaultTrainer):
         self._random_states = state["random_states"]
         if state["loss_normalizer"] is not None:
             self._detector.loss_normalizer = state["loss_normalizer"]
-        if self._criterion is not None:
-            self._criterion.load_state_dict(state.get("criterion", {}))
+        for name, criterion in self._criteria().items():
+            criterion.load_state_dict(state.get("criteria", {}).get(name, {}))
 
-    @property
-    def _criterion(self) -> Criterion | None:
-        """Of a model of corrdet's."""
-        criterion = getattr(self._detector, "criterion", None)
-        return criterion if isinstance(criterion, Criterion) else None
+    def _criteria(self) -> dict[str, Criterion]:
+        """Of the model's parts, by their names; they are no modules themselves."""
+        found = {name: vars(m).get("criterion") for name, m in self._detector.named_modules()}
+        return {name: value for name, value in found.items() if isinstance(value, Criterion)}
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)

@@ -277,20 +277,23 @@ class Criterion:
             own.update(state.get(name, {}))
 
 
-def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
+def build_criterion(cfg, *, activation: str, has_deltas: bool, key: str = "CRITERION") -> Criterion:
     """The Criterion that a config's ``MODEL.CRITERION`` describes.
 
     Args:
         cfg: a config with :func:`corrdet.add_corrdet_config`'s keys.
         activation: "sigmoid" or "softmax", what the detector's head is made for.
         has_deltas: whether the detector regresses deltas.
+        key: of the node in ``MODEL`` that names the losses; their options are in ``CRITERION``
+            all the same.
 
     Raises:
         ValueError: an unknown loss (with the nearest valid name), an option that the loss does not
             have or a value that it cannot have, losses that cannot be composed, or one that cannot
             work with the detector; the message starts with the config's key.
     """
-    node = cfg.MODEL.CRITERION
+    node, of_losses = cfg.MODEL[key], cfg.MODEL.CRITERION
+    path = f"MODEL.{key}"
     couplings = list(node.COUPLINGS)
     chosen = [
         ("CLASSIFICATION", CLASSIFICATION_LOSSES, node.CLASSIFICATION),
@@ -298,9 +301,9 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
         *(("COUPLINGS", COUPLINGS, name) for name in couplings),
     ]
     options, weights = {}, {}
-    for key, registry, name in chosen:
-        loss = _usable(cfg, f"MODEL.CRITERION.{key}", registry, name, activation, has_deltas)
-        given = dict(node.get(name.upper(), {}))
+    for kind, registry, name in chosen:
+        loss = _usable(cfg, f"{path}.{kind}", registry, name, activation, has_deltas)
+        given = dict(of_losses.get(name.upper(), {}))
         if registry is COUPLINGS:
             values = {key: given.pop(key, default) for key, default in COUPLING_KEYS.items()}
             with _ErrorsNaming(f"MODEL.CRITERION.{name.upper()}"):
@@ -318,8 +321,8 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool) -> Criterion:
             with _ErrorsNaming(f"MODEL.CRITERION.{name.upper()}"):
                 loss.check(**{**loss.options, **options[name]})
     if len(set(couplings)) != len(couplings):
-        raise ValueError(f"MODEL.CRITERION.COUPLINGS names one twice: {couplings}")
-    with _ErrorsNaming("MODEL.CRITERION"):
+        raise ValueError(f"{path}.COUPLINGS names one twice: {couplings}")
+    with _ErrorsNaming(path):
         return Criterion(
             node.CLASSIFICATION,
             node.LOCALIZATION,

@@ -6,11 +6,13 @@ from .dense_head import DenseHead, centerness
 from .priors import square_priors
 from .rcnn import CorrdetRCNN, CorrdetROIHeads, CriterionOutputLayers
 from .retinanet import CorrdetRetinaNet
+from .rpn import CorrdetRPN
 from .score_voting import score_voting
 
 __all__ = [
     "CorrdetRCNN",
     "CorrdetROIHeads",
+    "CorrdetRPN",
     "CorrdetRetinaNet",
     "CriterionOutputLayers",
     "DenseHead",

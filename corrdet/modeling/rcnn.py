@@ -1,7 +1,8 @@
 """Faster R-CNN and Mask R-CNN (Ren et al. 2015, He et al. 2017) with the losses of a Criterion.
 
 Detectron2's architecture, weights and inference; the losses of the box head come from
-``MODEL.CRITERION``. Those of the region proposals and of the masks stay Detectron2's.
+``MODEL.CRITERION``. Those of the masks stay Detectron2's, and so do those of the region proposals,
+unless ``MODEL.PROPOSAL_GENERATOR.NAME`` is CorrdetRPN.
 """
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.matching import max_iou_matching
 from corrdet.names import config_value
+
+from .rpn import CorrdetRPN
 
 # As of CorrdetRetinaNet: Detectron2's key, its default, ours for the same, our default.
 _REPLACED_KEYS = (
@@ -178,6 +181,8 @@ class CorrdetRCNN(GeneralizedRCNN):
                 keys asks for another loss than MODEL.CRITERION does.
         """
         criterion = build_criterion(cfg, activation="softmax", has_deltas=True)
+        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "CorrdetRPN":
+            CorrdetRPN.build_criterion(cfg)  # for its checks
         node = cfg.MODEL.CRITERION
         for key, default, replacement, our_default in _REPLACED_KEYS:
             loss, _, option = replacement.partition(".")

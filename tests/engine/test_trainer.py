@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from corrdet.data import AnnotationError, ImageReadError
 from corrdet.engine import CorrdetTrainer
 from corrdet.engine.trainer import truncate_metrics
+from tests.conftest import ROOT
 
 
 def train(cfg, resume=False):
@@ -92,6 +93,35 @@ class TestResume:
         weights = final_weights(tiny_cfg.OUTPUT_DIR)
         assert all(torch.equal(weights[name], reference[name]) for name in reference)
         assert curve(tiny_cfg.OUTPUT_DIR) == written
+
+    def test_what_the_losses_of_every_part_keep_is_saved(self, tiny_cfg, tmp_path):
+        tiny_cfg.merge_from_file(str(ROOT / "configs/quick/faster_rcnn_baseline.yaml"), False)
+        tiny_cfg.merge_from_list(
+            [
+                "DATASETS.TRAIN", ("tiny_train",),
+                "DATASETS.TEST", (),
+                "OUTPUT_DIR", str(tmp_path / "rcnn"),
+                "MODEL.PROPOSAL_GENERATOR.NAME", "CorrdetRPN",
+                "MODEL.RPN_CRITERION.CLASSIFICATION", "ghm_c",
+                "MODEL.CRITERION.COUPLINGS", ("correlation",),
+                "MODEL.CRITERION.CORRELATION.MEMORY", 2,
+                "SOLVER.IMS_PER_BATCH", 2,
+                "SOLVER.MAX_ITER", 3,
+            ]
+        )  # fmt: skip
+        trained = train(tiny_cfg)
+        tiny_cfg.SOLVER.MAX_ITER = 4
+        other = CorrdetTrainer(tiny_cfg)
+        other.resume_or_load(resume=True)
+        ours, theirs = (
+            {name: criterion.state_dict() for name, criterion in trainer._criteria().items()}
+            for trainer in (trained, other)
+        )
+        assert ours.keys() == theirs.keys() == {"proposal_generator", "roi_heads.box_predictor"}
+        counts = [x["proposal_generator"]["ghm_c"]["counts"] for x in (ours, theirs)]
+        assert torch.equal(*counts) and counts[0].sum() > 0
+        memory = [x["roi_heads.box_predictor"]["correlation"]["ious"] for x in (ours, theirs)]
+        assert len(memory[0]) == 2 and all(map(torch.equal, *memory))
 
     def test_without_a_checkpoint_starts_from_the_beginning(self, tiny_cfg):
         tiny_cfg.DATASETS.TEST = ()

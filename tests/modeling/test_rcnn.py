@@ -209,3 +209,51 @@ def test_many_objects_and_tiny_ones():
     losses, gradients = step(model, images)
     assert all(loss.isfinite() for loss in losses.values())
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+class TestRegionProposals:
+    def cfg(self, **criterion):
+        cfg = rcnn_cfg()
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "CorrdetRPN"
+        for key, value in criterion.items():
+            cfg.MODEL.RPN_CRITERION[key] = value
+        return cfg
+
+    @pytest.mark.parametrize("num_objects", [(3, 1), (0, 4), (0, 0)])
+    @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 3.0)])
+    def test_losses_and_gradients_are_detectron2s(self, num_objects, weights):
+        cfg = self.cfg()
+        cfg.MODEL.RPN.LOSS_WEIGHT, cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT = weights
+        ours = build_model(cfg)
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+        theirs = theirs_of(cfg, ours)
+        images = batch(num_objects)
+        (losses, gradients), (expected, expected_gradients) = (
+            step(ours, images),
+            step(theirs, images),
+        )
+        assert losses.keys() == expected.keys()
+        for name in losses:
+            torch.testing.assert_close(losses[name], expected[name], rtol=1e-5, atol=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(
+                gradient, expected_gradients[name], rtol=1e-3, atol=1e-5, msg=name
+            )
+
+    def test_harmonic_detection(self):
+        cfg = self.cfg(
+            LOCALIZATION="smooth_l1_harmonic_iou",
+            COUPLINGS=("harmonic", "task_contrastive"),
+        )
+        plain, _ = step(build_model(self.cfg()), batch())
+        torch.manual_seed(0)
+        losses, gradients = step(build_model(cfg), batch())
+        assert losses.keys() == plain.keys() | {"loss_rpn_task_contrastive"}
+        assert all(loss.isfinite() for loss in losses.values())
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+    def test_refusals_name_the_key(self):
+        with pytest.raises(ValueError, match="^MODEL.RPN_CRITERION: the coupling 'harmonic' needs"):
+            build_model(self.cfg(CLASSIFICATION="ap", COUPLINGS=("harmonic",)))
+        with pytest.raises(ValueError, match="^MODEL.RPN_CRITERION.LOCALIZATION: unknown"):
+            build_model(self.cfg(LOCALIZATION="smoothl1"))
