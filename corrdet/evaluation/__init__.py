@@ -1,5 +1,6 @@
 """Measures of how well scores and IoUs agree, and the Detectron2 evaluator that reports them."""
 
+from .bootstrap import Bootstrap, bootstrap
 from .coco_files import (
     CocoFileError,
     Detections,
@@ -21,12 +22,14 @@ from .matching import Matches, match
 from .measures import Results, measure
 
 __all__ = [
+    "Bootstrap",
     "CocoFileError",
     "CorrelationEvaluator",
     "Detections",
     "GroundTruth",
     "Matches",
     "Results",
+    "bootstrap",
     "bound_scores",
     "correlations",
     "detections_from_coco",

@@ -100,7 +100,7 @@ def measure(
         recalls[f"AR{area[0]}"] = average_recall(matches, area)
     per_class = {"AP": precision.mean(axis=(0, 2))}
     for percent in AT_THRESHOLDS:
-        per_class[f"AP{percent}"] = precision[_row(percent)].mean(axis=1)
+        per_class[f"AP{percent}"] = precision[threshold_row(percent)].mean(axis=1)
     for area in ("small", "medium", "large"):
         per_class[f"AP{area[0]}"] = precision_of_area[area].mean(axis=(0, 2))
     per_class |= {key: recall.mean(axis=0) for key, recall in recalls.items()}
@@ -113,8 +113,8 @@ def measure(
     }
     for bound, curve in bounds.items():
         per_class[f"AP_{bound}"] = curve.mean(axis=(0, 2))
-        per_class[f"AP75_{bound}"] = curve[_row(75)].mean(axis=1)
-    measures = {key: _mean(values) for key, values in per_class.items()}
+        per_class[f"AP75_{bound}"] = curve[threshold_row(75)].mean(axis=1)
+    measures = {key: mean_of_defined(values) for key, values in per_class.items()}
 
     coefficients = "PCC", "SCC", "KCC"
     is_near = matches.best_ious > MIN_CORRELATION_IOU
@@ -169,11 +169,12 @@ def class_correlations(matches: Matches) -> np.ndarray:
     return np.array(values)
 
 
-def _row(percent: int) -> int:
+def threshold_row(percent: int) -> int:
+    """Place of an IoU threshold, in percent, among ``IOU_THRESHOLDS``."""
     return int(np.flatnonzero(np.isclose(IOU_THRESHOLDS, percent / 100))[0])
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_defined(values: np.ndarray) -> float:
     """Mean over the categories where it is defined; NaN where it is for none."""
     defined = values[np.isfinite(values)]
     return float(defined.mean()) if len(defined) else float("nan")
