@@ -107,11 +107,7 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
         "ground_truths": int(result.matches.num_gt[0].sum()),
         "detections": len(result.detections.scores),
         "detections_left_out": result.num_left_out,
-        **{key: _defined(value) for key, value in result.measures.items()},
-        "per_class": {
-            name: {key: _defined(values[row].item()) for key, values in result.per_class.items()}
-            for row, name in enumerate(gt.category_names)
-        },
+        **result.as_dict(),
     }
     if samples:
         keys = samples.samples
@@ -126,15 +122,13 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
                 key: _interval(samples.difference(key, file, 0, CONFIDENCE)) for key in keys
             }
     if file:
-        first = results[0].measures
+        differences = {
+            key: value - results[0].measures[key] for key, value in result.measures.items()
+        }
         entry["differences"] = {
-            key: _defined(value - first[key]) for key, value in result.measures.items()
+            key: value if math.isfinite(value) else None for key, value in differences.items()
         }
     return entry
-
-
-def _defined(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _interval(bounds: tuple[float, float]) -> list[float] | None:
@@ -192,7 +186,7 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
     ]
     if absent:
         named = ", ".join(absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
-        lines.append(f"{len(absent)} classes have no ground truth and are left out: {named}.")
+        lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
     for result in results:
         if not len(result.detections.scores):
             lines.append(f"{result.name} holds no detection.")

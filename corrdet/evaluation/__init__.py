@@ -11,7 +11,6 @@ from .coco_files import (
     read_ground_truth,
 )
 from .correlation import (
-    bound_scores,
     correlations,
     inconsistency,
     rank_correlation,
@@ -30,7 +29,6 @@ __all__ = [
     "Matches",
     "Results",
     "bootstrap",
-    "bound_scores",
     "correlations",
     "detections_from_coco",
     "ground_truth_from_coco",

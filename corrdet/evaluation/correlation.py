@@ -56,26 +56,6 @@ def inconsistency(scores: np.ndarray, ious: np.ndarray) -> tuple[float, float]:
     return float(gaps.sum()), float(gaps.mean()) if len(gaps) else float("nan")
 
 
-def bound_scores(scores: np.ndarray, ious: np.ndarray, *, upper: bool) -> np.ndarray:
-    """The same scores, given to the positives in the order of their IoUs, or against it.
-
-    For the bounds at image level ("Correlation Loss", section 3.2.1, Table 3.1): with the scores of
-    an image's positives changed in this way, beta_img is 1 or -1.
-
-    Args:
-        scores: (n,) of an image's positives, for their ground-truth class.
-        ious: (n,).
-        upper: the largest score to the largest IoU, else to the smallest.
-
-    Returns:
-        (n,), dtype of ``scores``.
-    """
-    scores, ious = np.asarray(scores), np.asarray(ious)
-    bound = np.empty_like(scores)
-    bound[np.argsort(ious if upper else -ious, kind="stable")] = np.sort(scores)
-    return bound
-
-
 def true_positives(coco_eval: COCOeval) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Scores and IoUs of a class's true positives, as COCO matches them at IoU 0.5.
 

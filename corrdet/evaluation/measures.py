@@ -5,6 +5,7 @@ In percent, as Detectron2 prints; NaN where a measure is not defined.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +58,17 @@ class Results:
     def boxes(self) -> np.ndarray:
         """(D, 4) XYWH of the evaluated detections."""
         return self.detections.boxes[self.matches.detections]
+
+    def as_dict(self) -> dict:
+        """Measures, and under ``per_class`` those of each class, for JSON: undefined is None."""
+        names = unique_names(self.ground_truth)
+        return {
+            **{key: _defined(value) for key, value in self.measures.items()},
+            "per_class": {
+                name: {key: _defined(values[row].item()) for key, values in self.per_class.items()}
+                for row, name in enumerate(names)
+            },
+        }
 
     @property
     def num_left_out(self) -> int:
@@ -169,9 +181,22 @@ def class_correlations(matches: Matches) -> np.ndarray:
     return np.array(values)
 
 
+def unique_names(ground_truth: GroundTruth) -> list[str]:
+    """Names of the categories; with the id where several have the same."""
+    names = ground_truth.category_names
+    return [
+        f"{name} ({category})" if names.count(name) > 1 else name
+        for name, category in zip(names, ground_truth.category_ids, strict=True)
+    ]
+
+
 def threshold_row(percent: int) -> int:
     """Place of an IoU threshold, in percent, among ``IOU_THRESHOLDS``."""
     return int(np.flatnonzero(np.isclose(IOU_THRESHOLDS, percent / 100))[0])
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def mean_of_defined(values: np.ndarray) -> float:
