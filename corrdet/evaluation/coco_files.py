@@ -234,8 +234,7 @@ def detections_from_coco(
     masks = None
     if iou_type == "segm":
         masks = [row["segmentation"] for row in content]
-        if masks:
-            areas = mask_utils.area(masks).astype(np.float64)
+        areas = _of_masks(mask_utils.area, masks, 1)[:, 0]
     return Detections(scores=scores, areas=areas, masks=masks, **arrays)
 
 
@@ -337,7 +336,7 @@ def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) ->
             # What the results say of boxes, if anything, is another head's.
             masks = [row["segmentation"] for row in rows]
             try:
-                return np.array(mask_utils.toBbox(masks), dtype=np.float64).reshape(-1, 4)
+                return _of_masks(mask_utils.toBbox, masks, 4)
             except Exception as error:
                 raise CocoFileError(
                     f"{source}: expected masks as compressed run-length encodings: {error}"
@@ -369,6 +368,15 @@ def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) ->
                 f"{boxes[bad[0]].tolist()}{_more(bad)}"
             )
     return boxes
+
+
+def _of_masks(function, masks: list[dict], columns: int) -> np.ndarray:
+    """(n, columns) values of masks; pycocotools 2.0.11 cannot take more than 63 with numpy 2."""
+    parts = [
+        np.asarray(function(masks[start : start + 63]), dtype=np.float64).reshape(-1, columns)
+        for start in range(0, len(masks), 63)
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, columns))
 
 
 def _is_box(value) -> bool:
