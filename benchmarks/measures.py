@@ -72,6 +72,13 @@ def make_problem(
     logits = np.concatenate([quality, np.full(others, -3.0)]) + rng.normal(0, 1, detections)
     scores = (1 / (1 + np.exp(-logits))).round(5)
 
+    columns = (image + 1, category + 1, boxes, area, is_crowd.astype(int))
+    annotations = [
+        {"id": i, "image_id": im, "category_id": c, "bbox": box, "area": a, "iscrowd": crowd}
+        for i, (im, c, box, a, crowd) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True), 1
+        )
+    ]
     content = {
         "info": {"description": f"made by benchmarks.measures, seed {seed}"},
         "images": [
@@ -79,23 +86,12 @@ def make_problem(
             for i in range(1, images + 1)
         ],
         "categories": [{"id": i, "name": f"class {i}"} for i in range(1, categories + 1)],
-        "annotations": [
-            {"id": i, "image_id": int(im), "category_id": int(c), "bbox": box, "area": a,
-             "iscrowd": int(crowd)}
-            for i, (im, c, box, a, crowd) in enumerate(
-                zip(image + 1, category + 1, boxes.tolist(), area.tolist(), is_crowd, strict=True), 1
-            )
-        ],
-    }  # fmt: skip
+        "annotations": annotations,
+    }
+    columns = (dt_image + 1, dt_category + 1, dt_boxes, scores)
     results = [
         {"image_id": im, "category_id": c, "bbox": box, "score": score}
-        for im, c, box, score in zip(
-            (dt_image + 1).tolist(),
-            (dt_category + 1).tolist(),
-            dt_boxes.tolist(),
-            scores.tolist(),
-            strict=True,
-        )
+        for im, c, box, score in zip(*(column.tolist() for column in columns), strict=True)
     ]
     return content, results
 

@@ -79,7 +79,9 @@ def bootstrap(
     return Bootstrap(
         seed=seed,
         samples={
-            name: np.array([[sample[file][name] for sample in drawn] for file in range(len(results))])
+            name: np.array(
+                [[sample[file][name] for sample in drawn] for file in range(len(results))]
+            )
             for name in names
         },
     )
@@ -143,7 +145,7 @@ class ImageSample:
 
 
 class GroupCorrelation:
-    """Correlations of weighted pairs within each of several groups; sorts once, not for a sample."""
+    """Correlations of weighted pairs within groups; sorts once, not for each sample."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray, num_groups: int):
         """

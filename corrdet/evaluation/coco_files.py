@@ -130,8 +130,8 @@ def ground_truth_from_coco(
         source: where it is from, for messages.
 
     Raises:
-        CocoFileError: a list, id, box or mask is missing; an id occurs twice or is unknown; a box is
-            not four finite numbers, or has a negative size.
+        CocoFileError: a list, id, box or mask is missing; an id occurs twice or is unknown; a box
+            is not four finite numbers, or has a negative size; an area is not a number.
     """
     _check_iou_type(iou_type)
     if not isinstance(content, dict):
@@ -152,13 +152,11 @@ def ground_truth_from_coco(
     arrays = _rows(annotations, "annotations", source, image_index, category_index, iou_type)
     ids = [annotation.get("id", index) for index, annotation in enumerate(annotations, 1)]
     _check_unique(ids, "annotations", source)
-    areas = [annotation.get("area") for annotation in annotations]
-    areas = np.array(
-        [w * h if area is None else area for area, (_, _, w, h) in zip(areas, arrays["boxes"])]
-        if any(area is None for area in areas)
-        else areas,
-        dtype=np.float64,
-    )
+    box_areas = (arrays["boxes"][:, 2] * arrays["boxes"][:, 3]).tolist()
+    with_area = [
+        annotation if "area" in annotation else {"area": area}
+        for annotation, area in zip(annotations, box_areas, strict=True)
+    ]
     masks = None
     if iou_type == "segm":
         masks = []
@@ -174,7 +172,7 @@ def ground_truth_from_coco(
         category_ids=[category["id"] for category in categories],
         category_names=[str(category.get("name", category["id"])) for category in categories],
         ids=np.array(ids),
-        areas=areas,
+        areas=_numbers(with_area, "area", "annotations", source),
         is_crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
         masks=masks,
         **arrays,
@@ -254,7 +252,7 @@ def _check_iou_type(iou_type: str) -> None:
 def _by_id(rows: list, what: str, source: str) -> tuple[list[dict], list]:
     """Rows in the order of their ids, and the ids."""
     for index, row in enumerate(rows):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), (int, str)):
+        if not isinstance(row, dict) or "id" not in row:
             raise CocoFileError(
                 f"{source}: {what}[{index}]: expected an object with an id, got {_describe(row)}"
             )
@@ -270,6 +268,12 @@ def _by_id(rows: list, what: str, source: str) -> tuple[list[dict], list]:
 
 
 def _check_unique(ids: list, what: str, source: str) -> None:
+    for index, value in enumerate(ids):
+        if not isinstance(value, (int, str)):
+            raise CocoFileError(
+                f"{source}: {what}[{index}]: expected a number or a text as id, got "
+                f"{_describe(value)}"
+            )
     if len(set(ids)) != len(ids):
         seen = {}
         for index, value in enumerate(ids):
@@ -389,7 +393,11 @@ def _is_box(value) -> bool:
 
 def _numbers(rows: list, key: str, what: str, source: str) -> np.ndarray:
     try:
-        return np.array([row[key] for row in rows], dtype=np.float64).reshape(len(rows))
+        numbers = [row[key] for row in rows]
+        values = np.array(numbers, dtype=np.float64).reshape(len(rows))
+        if np.isnan(values).any() and None in numbers:  # which numpy takes for NaN
+            raise TypeError
+        return values
     except (KeyError, TypeError, ValueError):
         index, row = next(
             (index, row)

@@ -130,7 +130,9 @@ def average_recall(matches: Matches, area: str = "all", max_detections: int = 10
     area = list(AREA_RANGES).index(area)
     num_gt = matches.num_gt[area]
     counted = matches.true_positives[area] & (matches.ranks < max_detections)
-    found = np.stack([np.bincount(matches.categories[row], minlength=len(num_gt)) for row in counted])
+    found = np.stack(
+        [np.bincount(matches.categories[row], minlength=len(num_gt)) for row in counted]
+    )
     with np.errstate(invalid="ignore"):
         return found / num_gt  # 0 / 0 is NaN
 
@@ -157,8 +159,8 @@ class OptimalLRP:
 class LocalizationRecallPrecision:
     """Optimal Localization Recall Precision error at tau = 0.5 (Oksuz et al., ECCV 2018).
 
-    LRP(s) = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN) of the detections with
-    a score of at least s, with s in 0:0.01:1; oLRP is its minimum.
+    LRP(s) = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN) of the detections
+    with a score of at least s, with s in 0:0.01:1; oLRP is its minimum.
     """
 
     def __init__(self, matches: Matches):
@@ -195,7 +197,9 @@ class LocalizationRecallPrecision:
             lrp = (error / (1 - 0.5) + fp + fn) / (tp + fp + fn)
             lrp[num_gt == 0] = np.nan
             best = np.argmin(lrp, axis=1, keepdims=True)
-            lrp, tp, error, fp = (np.take_along_axis(a, best, 1)[:, 0] for a in (lrp, tp, error, fp))
+            lrp, tp, error, fp = (
+                np.take_along_axis(a, best, 1)[:, 0] for a in (lrp, tp, error, fp)
+            )
             # Without ground truth or true positives, 0 / 0 is NaN.
             has_true = np.where(tp > 0, 1, np.nan)
             return OptimalLRP(

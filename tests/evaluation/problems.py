@@ -15,7 +15,9 @@ SIZE = 200
 def ground_truth(annotations, images=(1, 2), categories=(1, 2)) -> dict:
     """annotations: (image, category, xywh), and crowd and area if given."""
     content = {
-        "images": [{"id": i, "width": SIZE, "height": SIZE, "file_name": f"{i}.jpg"} for i in images],
+        "images": [
+            {"id": i, "width": SIZE, "height": SIZE, "file_name": f"{i}.jpg"} for i in images
+        ],
         "categories": [{"id": c, "name": f"class {c}"} for c in categories],
         "annotations": [],
     }

@@ -124,7 +124,11 @@ class TestByHand:
     def test_a_crowd_takes_any_number_and_none_counts(self):
         is_true, ignored, _ = self.flags(
             [(1, 1, (0, 0, 100, 100), 1)],
-            [(1, 1, (0, 0, 10, 10), 0.9), (1, 1, (50, 50, 10, 10), 0.8), (1, 1, (150, 0, 9, 9), 0.7)],
+            [
+                (1, 1, (0, 0, 10, 10), 0.9),
+                (1, 1, (50, 50, 10, 10), 0.8),
+                (1, 1, (150, 0, 9, 9), 0.7),
+            ],
         )
         assert is_true == [False] * 3 and ignored == [True, True, False]
 
