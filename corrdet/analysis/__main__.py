@@ -64,8 +64,8 @@ def analyze(
     gt = read_ground_truth(ground_truth, iou_type)
     if not (~gt.is_crowd).any():
         raise CocoFileError(
-            f"{ground_truth}: expected annotations of objects, got {len(gt.ids)}, none of which "
-            "is not a crowd: there is nothing to find"
+            f"{ground_truth}: expected annotations of objects, got "
+            f"{f'{len(gt.ids)} of crowds' if len(gt.ids) else 'none'}: there is nothing to find"
         )
     results = [
         measure(gt, read_detections(path, gt, iou_type), iou_type=iou_type, name=name)

@@ -316,8 +316,8 @@ def _rows(
         unknown = np.flatnonzero(column < 0)
         if len(unknown):
             raise CocoFileError(
-                f"{source}: {what}[{unknown[0]}]: expected a {key} of the {len(known)} {name} of "
-                f"the ground truth, got {rows[unknown[0]][key]!r}{_more(unknown)}"
+                f"{source}: {what}[{unknown[0]}]: expected {key} to be of the {len(known)} {name} "
+                f"of the ground truth, got {rows[unknown[0]][key]!r}{_more(unknown)}"
             )
         columns[name] = column
     columns["boxes"] = _boxes(rows, what, source, iou_type, check=check_boxes)

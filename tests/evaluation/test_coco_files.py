@@ -113,9 +113,13 @@ BAD_ROWS = [
     (
         2,
         {"image_id": 77},
-        r"\[2\]: expected a image_id of the 2 images of the ground truth, got 77",
+        r"\[2\]: expected image_id to be of the 2 images of the ground truth, got 77",
     ),
-    (2, {"category_id": 77}, r"\[2\]: expected a category_id of the 2 categories of .*, got 77"),
+    (
+        2,
+        {"category_id": 77},
+        r"\[2\]: expected category_id to be of the 2 categories of .*, got 77",
+    ),
     (2, {"image_id": [1]}, r"\[2\]: expected an object with image_id, got dict"),
 ]
 
@@ -195,12 +199,12 @@ def test_a_model_that_diverged_is_measured(content, rows):
         ("images", 1, {"id": "two"}, r"images: expected ids of one type, got numbers and texts"),
         ("images", 1, {"id": None}, r"images\[1\]: expected a number or a text as id, got nothing"),
         ("annotations", 0, {"id": [1]}, r"annotations\[0\]: expected a number or a text as id"),
-        ("annotations", 1, {"image_id": 9}, r"annotations\[1\]: expected a image_id of the 2"),
+        ("annotations", 1, {"image_id": 9}, r"annotations\[1\]: expected image_id to be of the 2"),
         (
             "annotations",
             1,
             {"category_id": 9},
-            r"annotations\[1\]: expected a category_id of the 2",
+            r"annotations\[1\]: expected category_id to be of the 2",
         ),
         ("annotations", 0, {"bbox": [0, 0, -1, 5]}, r"annotations\[0\]: expected no negative"),
         ("annotations", 0, {"bbox": "box"}, r"annotations\[0\]: expected four numbers under bbox"),
