@@ -67,15 +67,14 @@ class TestAgainstPycocotools:
     def test_without_objects(self):
         assert_measures_are_pycocotools(ground_truth([]), detections([(1, 1, (0, 0, 10, 10), 0.5)]))
 
-    def test_many_objects_of_a_class(self):
-        # Recalls of n / 300, n / 301, ...: the thresholds fall on them or next to them.
-        for count in (300, 307):
-            boxes = [(i % 15 * 12.0, i // 15 * 9.0, 10.0, 8.0) for i in range(count)]
-            content = ground_truth([(i % 4 + 1, 1, b) for i, b in enumerate(boxes)], range(1, 5))
-            rng = np.random.default_rng(count)
-            rows = [(i % 4 + 1, 1, b, rng.random()) for i, b in enumerate(boxes)]
-            rows += [(i % 4 + 1, 1, (150, 180, 9, 9), rng.random()) for i in range(60)]
-            assert_measures_are_pycocotools(content, detections(rows))
+    @pytest.mark.parametrize("count", [20, 25, 50, 100, 307])
+    def test_recalls_on_the_thresholds(self, count):
+        # A false positive after each true one: precision tells which recall each threshold takes.
+        boxes = [(i % 15 * 12.0, i // 15 * 9.0, 10.0, 8.0) for i in range(count)]
+        content = ground_truth([(i % 4 + 1, 1, b) for i, b in enumerate(boxes)], range(1, 5))
+        rows = [(i % 4 + 1, 1, b, 1 - i / count / 2) for i, b in enumerate(boxes)]
+        rows += [(i % 4 + 1, 1, (150, 180, 9, 9), 1 - (i + 0.5) / count / 2) for i in range(count)]
+        assert_measures_are_pycocotools(content, detections(rows))
 
 
 class TestByHand:
@@ -148,6 +147,23 @@ class TestBounds:
         upper = bound_order(categories, is_true, ious, upper=True)
         assert upper.tolist() == [2, 1, 3, 0, 4, 5, 6]
         assert bound_order(categories, is_true, ious, upper=False).tolist() == [0, 1, 3, 2, 4, 6, 5]
+
+    def test_what_is_ignored_moves_along(self):
+        # The last fits its object with 0.8; at higher thresholds it goes to the crowd.
+        content = ground_truth(
+            [(1, 1, (0, 0, 10, 10)), (1, 1, (50, 0, 10, 10)), (1, 1, (0, 0, 40, 40), 1)]
+        )
+        rows = [
+            (1, 1, (50, 0, 10, 10), 0.9),
+            (1, 1, (0, 90, 5, 5), 0.8),
+            (1, 1, (0, 0, 10, 8), 0.7),
+        ]
+        results = results_of(content, detections(rows))
+        assert results.matches.ignored[0, :, 2].tolist() == [False] * 7 + [True] * 3
+        # At 0.9, true, false, ignored: 1 for 51 of 101 recalls; lower, ignored, false, true: 1/2.
+        assert results.precision[8, 0].sum() == pytest.approx(51)
+        assert results.precision_upper[8, 0].sum() == pytest.approx(51)
+        assert results.precision_lower[8, 0].sum() == pytest.approx(51 / 2)
 
     def test_rank_correlation_of_the_bounds_is_one(self):
         """What the permuted ranking gives when it is measured from the start."""
