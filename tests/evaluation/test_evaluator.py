@@ -8,6 +8,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
+from pycocotools import mask as mask_utils
 
 from corrdet.evaluation import (
     CorrelationEvaluator,
@@ -18,6 +19,7 @@ from corrdet.evaluation import (
     read_detections,
     read_ground_truth,
 )
+from tests.evaluation.problems import SIZE, random_problem
 
 
 def run(evaluator, outputs, img_ids=None):
@@ -186,3 +188,41 @@ def test_a_diverged_model_is_measured(evaluator):
     outputs = detections(lambda iou, noise: noise)
     outputs[0]["instances"].pred_boxes.tensor[:] = math.nan
     assert run(evaluator, outputs)["bbox"]["oLRP"] > 0
+
+
+def test_masks(tmp_path):
+    content, _ = random_problem(3, images=4, masks=True)
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps(content))
+    name = "masks_val"
+    DatasetCatalog.register(name, lambda: [])
+    MetadataCatalog.get(name).set(json_file=str(path))
+    try:
+        evaluator = CorrelationEvaluator(name, output_dir=str(tmp_path))
+        evaluator.reset()
+        gt = ground_truth_from_coco(content, "segm")
+        for image, image_id in enumerate(gt.image_ids):
+            rows = np.flatnonzero((gt.images == image) & ~gt.is_crowd)
+            instances = Instances((SIZE, SIZE))
+            masks = [mask_utils.decode(gt.masks[row]) for row in rows]
+            masks = torch.tensor(np.array(masks).reshape(-1, SIZE, SIZE)).bool()
+            instances.pred_masks = masks & (torch.arange(SIZE) % 7 > 0)  # with stripes left out
+            corners = gt.boxes[rows].copy()
+            corners[:, 2:] += corners[:, :2]
+            instances.pred_boxes = Boxes(torch.tensor(corners))
+            instances.pred_classes = torch.tensor(np.array(gt.category_ids)[gt.categories[rows]])
+            instances.scores = torch.linspace(0.1, 0.9, len(rows))
+            evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+        results = evaluator.evaluate()
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert results["bbox"]["oLRP_Loc"] == pytest.approx(0, abs=0.01)
+    assert results["segm"]["oLRP_Loc"] == pytest.approx(100 / 7, abs=3)
+    # Theirs, and ours of the file.
+    detected = read_detections(tmp_path / "coco_instances_results.json", gt, "segm")
+    expected = measure(gt, detected, iou_type="segm")
+    assert results["segm"]["AP"] == pytest.approx(expected.measures["AP"])
+    assert results["segm"]["AP_upper"] == pytest.approx(expected.measures["AP_upper"])
+    written = json.loads((tmp_path / "measures.json").read_text())
+    assert written.keys() == {"bbox", "segm"} and written["segm"] == expected.as_dict()
