@@ -52,6 +52,11 @@ class CorrdetRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg):
+        if cfg.TEST.IMAGE_BOUNDS and not cfg.TEST.BETA_IMG:
+            raise ValueError(
+                "TEST.IMAGE_BOUNDS True needs the ground truth at evaluation: expected "
+                "TEST.BETA_IMG True, got False"
+            )
         criterion = cls.build_criterion(cfg)
         parameters = super().from_config(cfg)
         for loss_parameter in (

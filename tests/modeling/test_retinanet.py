@@ -194,6 +194,13 @@ class TestImageBounds:
         assert all(output.keys() == {"instances"} for output in model(images))
 
 
+def test_image_bounds_need_the_ground_truth():
+    cfg = quick_cfg()
+    cfg.TEST.IMAGE_BOUNDS, cfg.TEST.BETA_IMG = True, False
+    with pytest.raises(ValueError, match="expected TEST.BETA_IMG True, got False"):
+        build_model(cfg)
+
+
 def test_a_training_step_with_each_coefficient_changes_the_weights():
     for coefficient in ("pearson", "spearman", "concordance"):
         cfg = quick_cfg(COUPLINGS=("correlation",))
