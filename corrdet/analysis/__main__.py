@@ -187,6 +187,11 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
     if absent:
         named = ", ".join(absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
         lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
+    if (first.ground_truth.ids == 0).any():
+        lines.append(
+            "An annotation has the id 0: pycocotools counts what finds it as a false positive; here "
+            "it can be found, so AP may be a little higher."
+        )
     for result in results:
         if not len(result.detections.scores):
             lines.append(f"{result.name} holds no detection.")

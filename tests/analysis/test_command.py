@@ -110,6 +110,16 @@ def test_an_empty_results_file_is_measured(files, capsys):
     assert line.split(maxsplit=1)[1].strip() == "not defined"
 
 
+def test_an_annotation_of_id_0_is_pointed_out(files, capsys):
+    run(files, "a")
+    assert "pycocotools" not in capsys.readouterr().out
+    content = json.loads((files / "gt.json").read_text())
+    content["annotations"][0]["id"] = 0
+    (files / "gt.json").write_text(json.dumps(content))
+    run(files, "a")
+    assert "An annotation has the id 0: pycocotools counts" in capsys.readouterr().out
+
+
 class TestErrors:
     def test_no_ground_truth(self, files):
         content = ground_truth([(1, 1, (0, 0, 10, 10), 1)])
