@@ -67,14 +67,12 @@ def analyze(
             f"{ground_truth}: expected annotations of objects, got "
             f"{f'{len(gt.ids)} of crowds' if len(gt.ids) else 'none'}: there is nothing to find"
         )
-    results = [
-        measure(gt, read_detections(path, gt, iou_type), iou_type=iou_type, name=name)
-        for path, name in zip(
-            tqdm(detections, desc="reading and matching", unit="file", disable=not progress),
-            names_of(detections),
-            strict=True,
-        )
-    ]
+    # Closed also when a file is bad, so that the error has a line of its own.
+    with tqdm(detections, desc="reading and matching", unit="file", disable=not progress) as paths:
+        results = [
+            measure(gt, read_detections(path, gt, iou_type), iou_type=iou_type, name=name)
+            for path, name in zip(paths, names_of(detections), strict=True)
+        ]
     return results, bootstrap(results, samples, seed, progress=progress) if samples else None
 
 
@@ -187,10 +185,10 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
     if absent:
         named = ", ".join(absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
         lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
-    if (first.ground_truth.ids == 0).any():
+    if 0 in first.ground_truth.ids.tolist():
         lines.append(
-            "An annotation has the id 0: pycocotools counts what finds it as a false positive; here "
-            "it can be found, so AP may be a little higher."
+            "An annotation has the id 0: pycocotools counts what finds it as a false positive; "
+            "here it can be found, so AP may be a little higher."
         )
     for result in results:
         if not len(result.detections.scores):
