@@ -150,3 +150,6 @@ def add_corrdet_config(cfg) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Measure beta_img (the thesis, Eq. 3.1), which needs the ground truth at evaluation.
     cfg.TEST.BETA_IMG = True
+    # Also measure the upper and lower bounds of AP at image level (the thesis, Table 3.1), which
+    # takes two more post-processings of every image; needs BETA_IMG.
+    cfg.TEST.IMAGE_BOUNDS = False

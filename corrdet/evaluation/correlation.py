@@ -1,8 +1,8 @@
-"""How well scores rank the IoUs: what beta_img and beta_cls are averages of."""
+"""How well scores agree with IoUs: rank correlations, their bounds, and inconsistency."""
 
 import numpy as np
 from pycocotools.cocoeval import COCOeval
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 
 
 def rank_correlation(scores: np.ndarray, ious: np.ndarray) -> float | None:
@@ -20,6 +20,40 @@ def rank_correlation(scores: np.ndarray, ious: np.ndarray) -> float | None:
     if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(ious) == 0:
         return None
     return float(np.corrcoef(rankdata(scores), rankdata(ious))[0, 1])
+
+
+def correlations(scores: np.ndarray, ious: np.ndarray) -> tuple[float, float, float]:
+    """PCC, SCC and KCC ("Association loss" Table II, "AP loss revisited" Table 5).
+
+    Args:
+        scores: (n,).
+        ious: (n,), of the detections with an IoU above 0.5.
+
+    Returns:
+        Pearson's, Spearman's and Kendall's coefficient (tau-b), in [-1, 1]; NaN where they are not
+        defined: fewer than two pairs, or one of the two constant.
+    """
+    scores, ious = np.asarray(scores, dtype=np.float64), np.asarray(ious, dtype=np.float64)
+    spearman = rank_correlation(scores, ious)
+    if spearman is None:
+        return (float("nan"),) * 3
+    pearson = float(np.corrcoef(scores, ious)[0, 1])
+    return pearson, spearman, float(kendalltau(scores, ious).statistic)
+
+
+def inconsistency(scores: np.ndarray, ious: np.ndarray) -> tuple[float, float]:
+    """Average Inconsistency Coefficient, AIC ("HarmonicDet", Eq. 14), and what its name says.
+
+    Args:
+        scores: (n,) of the positives, for their ground-truth class.
+        ious: (n,).
+
+    Returns:
+        sum over the positives of abs(score - IoU), as the paper defines it, and their mean; the
+        mean of none is NaN.
+    """
+    gaps = np.abs(np.asarray(scores, dtype=np.float64) - np.asarray(ious, dtype=np.float64))
+    return float(gaps.sum()), float(gaps.mean()) if len(gaps) else float("nan")
 
 
 def true_positives(coco_eval: COCOeval) -> dict[int, tuple[np.ndarray, np.ndarray]]:

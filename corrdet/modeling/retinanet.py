@@ -28,18 +28,23 @@ class CorrdetRetinaNet(RetinaNet):
     """Detectron2's RetinaNet, anchors, head, weights and inference, with the losses of a Criterion.
 
     At evaluation, images that come with ``instances`` (the ground truth) also get ``positives`` in
-    their output: the matched anchors' scores and IoUs before post-processing, for beta_img.
+    their output: the matched anchors' scores and IoUs before post-processing, for beta_img. With
+    ``image_bounds`` they get ``instances_upper`` and ``instances_lower`` too: what comes out of
+    post-processing when an image's positives have their scores in the order of their IoUs, or
+    against it, for the bounds of AP at image level.
     """
 
     @configurable
-    def __init__(self, *, criterion: Criterion, **kwargs):
+    def __init__(self, *, criterion: Criterion, image_bounds: bool = False, **kwargs):
         """
         Args:
             criterion: the losses.
+            image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
             kwargs: as detectron2's RetinaNet, without its loss parameters.
         """
         super().__init__(**kwargs)
         self.criterion = criterion
+        self.image_bounds = image_bounds
         # Of the latest training batch, without gradient, for logging and error messages: the losses
         # by name, and the positives' scores and IoUs, (P,) each.
         self.latest_losses: dict[str, Tensor] | None = None
@@ -47,6 +52,11 @@ class CorrdetRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg):
+        if cfg.TEST.IMAGE_BOUNDS and not cfg.TEST.BETA_IMG:
+            raise ValueError(
+                "TEST.IMAGE_BOUNDS True needs the ground truth at evaluation: expected "
+                "TEST.BETA_IMG True, got False"
+            )
         criterion = cls.build_criterion(cfg)
         parameters = super().from_config(cfg)
         for loss_parameter in (
@@ -57,6 +67,7 @@ class CorrdetRetinaNet(RetinaNet):
         ):
             del parameters[loss_parameter]
         parameters["criterion"] = criterion
+        parameters["image_bounds"] = cfg.TEST.IMAGE_BOUNDS
         return parameters
 
     @classmethod
@@ -84,7 +95,7 @@ class CorrdetRetinaNet(RetinaNet):
         return criterion
 
     def forward(self, batched_inputs: list[dict]):
-        """As detectron2's DenseDetector.forward; see the class for ``positives``."""
+        """As detectron2's DenseDetector.forward; see the class for what else is in the output."""
         if self.training:
             return super().forward(batched_inputs)
         images = self.preprocess_image(batched_inputs)
@@ -93,6 +104,7 @@ class CorrdetRetinaNet(RetinaNet):
         predictions = self.head(features)
 
         outputs = [{} for _ in batched_inputs]
+        to_process = {"instances": predictions}
         if all("instances" in image for image in batched_inputs):
             gt_instances = [image["instances"].to(self.device) for image in batched_inputs]
             matched = self.match_predictions(features, predictions, gt_instances)
@@ -102,13 +114,18 @@ class CorrdetRetinaNet(RetinaNet):
                     "scores": matched.scores[of_image],
                     "ious": matched.ious[of_image],
                 }
-        results = self.forward_inference(images, features, predictions)
-        for output, result, image, size in zip(
-            outputs, results, batched_inputs, images.image_sizes, strict=False
-        ):
-            output["instances"] = detector_postprocess(
-                result, image.get("height", size[0]), image.get("width", size[1])
-            )
+            if self.image_bounds:
+                for bound in ("upper", "lower"):
+                    logits = _bound_logits(matched, predictions[0], upper=bound == "upper")
+                    to_process[f"instances_{bound}"] = logits, predictions[1]
+        for name, to_infer in to_process.items():
+            results = self.forward_inference(images, features, to_infer)
+            for output, result, image, size in zip(
+                outputs, results, batched_inputs, images.image_sizes, strict=False
+            ):
+                output[name] = detector_postprocess(
+                    result, image.get("height", size[0]), image.get("width", size[1])
+                )
         return outputs
 
     def forward_training(self, images, features, predictions, gt_instances):
@@ -180,3 +197,37 @@ class CorrdetRetinaNet(RetinaNet):
             for instances in gt_instances
         ]
         return [labels for labels, _ in matches], [boxes for _, boxes in matches]
+
+
+def _bound_logits(
+    matched: MatchedPredictions, level_logits: list[Tensor], *, upper: bool
+) -> list[Tensor]:
+    """Logits that give an image's positives their scores in the order of their IoUs, or against it.
+
+    Only the logits of positives for their own class change, and only places ("Correlation Loss",
+    section 3.2.1).
+
+    Args:
+        matched: of :meth:`CorrdetRetinaNet.match_predictions`.
+        level_logits: the head's, per level (N, A x K, H, W).
+        upper: the largest score to the largest IoU, else to the smallest.
+
+    Returns:
+        new logits, shaped as the head's.
+    """
+    logits, num_images = matched.logits.clone(), len(level_logits[0])
+    rows, columns = matched.positives, matched.labels[matched.positives]
+    for image_id in range(num_images):
+        of_image = torch.nonzero(matched.image_ids == image_id)[:, 0]
+        values = logits[rows[of_image], columns[of_image]].sort().values
+        by_iou = of_image[matched.ious[of_image].argsort(descending=not upper, stable=True)]
+        logits[rows[by_iou], columns[by_iou]] = values
+
+    sizes = [level[0].numel() // logits.shape[1] for level in level_logits]
+    levels = logits.view(num_images, -1, logits.shape[1]).split(sizes, dim=1)
+    bound = []
+    for values, level in zip(levels, level_logits, strict=True):
+        height, width = level.shape[-2:]
+        values = values.reshape(num_images, height, width, -1)  # (N, H, W, A x K)
+        bound.append(values.permute(0, 3, 1, 2))
+    return bound

@@ -8,16 +8,26 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
+from pycocotools import mask as mask_utils
 
-from corrdet.evaluation import CorrelationEvaluator, rank_correlation
+from corrdet.evaluation import (
+    CorrelationEvaluator,
+    detections_from_coco,
+    ground_truth_from_coco,
+    measure,
+    rank_correlation,
+    read_detections,
+    read_ground_truth,
+)
+from tests.evaluation.problems import SIZE, random_problem
 
 
-def run(evaluator, outputs):
+def run(evaluator, outputs, img_ids=None):
     dicts = DatasetCatalog.get("tiny_val")
     evaluator.reset()
     for image, output in zip(dicts, outputs, strict=False):
         evaluator.process([image], [output])
-    return evaluator.evaluate()
+    return evaluator.evaluate(img_ids=img_ids)
 
 
 def detections(quality, seed=0):
@@ -103,6 +113,7 @@ def test_without_detections_beta_cls_is_nan(evaluator):
         output["instances"] = output["instances"][torch.zeros(0, dtype=torch.int64)]
     results = run(evaluator, outputs)["bbox"]
     assert math.isnan(results["beta_cls"]) and results["beta_cls-classes"] == 0
+    assert results["oLRP"] == 100 and results["AP60"] == 0
 
 
 def test_results_are_written_in_coco_format(evaluator, tmp_path):
@@ -110,3 +121,108 @@ def test_results_are_written_in_coco_format(evaluator, tmp_path):
     written = json.loads((tmp_path / "coco_instances_results.json").read_text())
     content = json.loads(Path(MetadataCatalog.get("tiny_val").json_file).read_text())
     assert len(written) == len(content["annotations"])
+
+
+def test_all_measures_are_those_of_the_written_files(evaluator, tmp_path):
+    results = run(evaluator, detections(lambda iou, noise: noise))["bbox"]
+    gt = read_ground_truth(MetadataCatalog.get("tiny_val").json_file)
+    detected = read_detections(tmp_path / "coco_instances_results.json", gt)
+    expected = measure(gt, detected)
+    for name, value in expected.measures.items():
+        assert results[name] == pytest.approx(value, nan_ok=True), name
+    written = json.loads((tmp_path / "measures.json").read_text())
+    assert written == {"bbox": expected.as_dict()}
+    assert {"oLRP", "AP_upper", "PCC", "AR100"} <= results.keys()
+
+
+def test_of_some_of_the_images(evaluator, tmp_path):
+    outputs = detections(lambda iou, noise: noise)
+    image_ids = [image["image_id"] for image in DatasetCatalog.get("tiny_val")][:3]
+    some = run(evaluator, outputs, image_ids)["bbox"]
+    content = json.loads(Path(MetadataCatalog.get("tiny_val").json_file).read_text())
+    results = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    for key, id_key in (("images", "id"), ("annotations", "image_id")):
+        content[key] = [row for row in content[key] if row[id_key] in image_ids]
+    gt = ground_truth_from_coco(content)
+    kept = [row for row in results if row["image_id"] in image_ids]
+    expected = measure(gt, detections_from_coco(kept, gt)).measures
+    assert some["oLRP"] == pytest.approx(expected["oLRP"])
+    assert some["AP"] == pytest.approx(expected["AP"])
+    assert some["correlated-detections"] == expected["correlated-detections"]
+
+
+def test_aic_of_the_positives(evaluator):
+    outputs = detections(lambda iou, noise: noise)
+    positives = [([0.1, 0.5], [0.2, 0.3]), ([0.9], [0.5]), ([], [])]
+    for output, (scores, ious) in zip(outputs, positives, strict=False):
+        output["positives"] = {"scores": torch.tensor(scores), "ious": torch.tensor(ious)}
+    for _ in range(2):
+        results = run(evaluator, outputs)["bbox"]
+        assert results["AIC"] == pytest.approx(0.1 + 0.2 + 0.4)
+        assert results["AIC-mean"] == pytest.approx(100 * 0.7 / 3)
+    assert "AIC" not in run(evaluator, detections(lambda iou, noise: noise))["bbox"]
+
+
+def test_bounds_at_image_level(evaluator):
+    outputs, upper, lower = (
+        detections(quality)
+        for quality in (
+            lambda iou, noise: noise,
+            lambda iou, noise: iou,
+            lambda iou, noise: 1 - iou,
+        )
+    )
+    for output, best, worst in zip(outputs, upper, lower, strict=True):
+        output["instances_upper"], output["instances_lower"] = best["instances"], worst["instances"]
+    for _ in range(2):
+        results = run(evaluator, outputs)["bbox"]
+        for bound, alone in (("upper", upper), ("lower", lower)):
+            expected = run(evaluator, alone)["bbox"]
+            assert "AP_img_upper" not in expected
+            for name in ("AP", "AP50", "AP75"):
+                assert results[f"{name}_img_{bound}"] == pytest.approx(expected[name])
+    assert results["AP_img_lower"] < results["AP"] < results["AP_img_upper"]
+
+
+def test_a_diverged_model_is_measured(evaluator):
+    outputs = detections(lambda iou, noise: noise)
+    outputs[0]["instances"].pred_boxes.tensor[:] = math.nan
+    assert run(evaluator, outputs)["bbox"]["oLRP"] > 0
+
+
+def test_masks(tmp_path):
+    content, _ = random_problem(3, images=4, masks=True)
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps(content))
+    name = "masks_val"
+    DatasetCatalog.register(name, lambda: [])
+    MetadataCatalog.get(name).set(json_file=str(path))
+    try:
+        evaluator = CorrelationEvaluator(name, output_dir=str(tmp_path))
+        evaluator.reset()
+        gt = ground_truth_from_coco(content, "segm")
+        for image, image_id in enumerate(gt.image_ids):
+            rows = np.flatnonzero((gt.images == image) & ~gt.is_crowd)
+            instances = Instances((SIZE, SIZE))
+            masks = [mask_utils.decode(gt.masks[row]) for row in rows]
+            masks = torch.tensor(np.array(masks).reshape(-1, SIZE, SIZE)).bool()
+            instances.pred_masks = masks & (torch.arange(SIZE) % 7 > 0)  # with stripes left out
+            corners = gt.boxes[rows].copy()
+            corners[:, 2:] += corners[:, :2]
+            instances.pred_boxes = Boxes(torch.tensor(corners))
+            instances.pred_classes = torch.tensor(np.array(gt.category_ids)[gt.categories[rows]])
+            instances.scores = torch.linspace(0.1, 0.9, len(rows))
+            evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+        results = evaluator.evaluate()
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert results["bbox"]["oLRP_Loc"] == pytest.approx(0, abs=0.01)
+    assert results["segm"]["oLRP_Loc"] == pytest.approx(100 / 7, abs=3)
+    # Theirs, and ours of the file.
+    detected = read_detections(tmp_path / "coco_instances_results.json", gt, "segm")
+    expected = measure(gt, detected, iou_type="segm")
+    assert results["segm"]["AP"] == pytest.approx(expected.measures["AP"])
+    assert results["segm"]["AP_upper"] == pytest.approx(expected.measures["AP_upper"])
+    written = json.loads((tmp_path / "measures.json").read_text())
+    assert written.keys() == {"bbox", "segm"} and written["segm"] == expected.as_dict()

@@ -7,6 +7,7 @@ from detectron2.utils.events import EventStorage
 
 from corrdet import add_corrdet_config
 from corrdet.losses import correlation_loss
+from corrdet.modeling.retinanet import _bound_logits
 
 
 def quick_cfg(**criterion):
@@ -140,6 +141,64 @@ class TestPositives:
     def test_images_without_objects(self):
         _, outputs = self.evaluate(batch((0, 0)))
         assert [len(output["positives"]["scores"]) for output in outputs] == [0, 0]
+
+
+class TestImageBounds:
+    @pytest.fixture
+    def model(self):
+        cfg = quick_cfg()
+        cfg.TEST.IMAGE_BOUNDS = True
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+        torch.nn.init.normal_(model.head.cls_score.weight, std=0.1)  # scores that differ
+        return model
+
+    @torch.no_grad()
+    def test_only_the_order_of_the_positives_scores_changes(self, model):
+        images = batch((3, 2))
+        features = model.backbone(model.preprocess_image(images).tensor)
+        features = [features[name] for name in model.head_in_features]
+        logits, deltas = model.head(features)
+        instances = [image["instances"] for image in images]
+        before = model.match_predictions(features, (logits, deltas), instances)
+        for upper in (True, False):
+            bound = _bound_logits(before, logits, upper=upper)
+            assert [level.shape for level in bound] == [level.shape for level in logits]
+            after = model.match_predictions(features, (bound, deltas), instances)
+            torch.testing.assert_close(after.ious, before.ious)
+            entries = before.positives, before.labels[before.positives]
+            others = torch.ones_like(before.logits, dtype=torch.bool)
+            others[entries] = False
+            assert torch.equal(after.logits[others], before.logits[others])
+            for image_id in range(2):
+                of_image = before.image_ids == image_id
+                scores, ious = after.scores[of_image], after.ious[of_image]
+                assert len(scores) > 3 and before.scores[of_image].std() > 0
+                assert torch.equal(scores.sort().values, before.scores[of_image].sort().values)
+                assert torch.equal(scores[ious.argsort(descending=not upper)], scores.sort().values)
+                assert not torch.equal(scores, before.scores[of_image])
+
+    @torch.no_grad()
+    def test_are_in_the_output(self, model):
+        images = batch((3, 2))
+        outputs = model(images)
+        names = {"instances", "positives", "instances_upper", "instances_lower"}
+        assert all(output.keys() == names for output in outputs)
+        model.image_bounds = False
+        for output, without in zip(outputs, model(images), strict=True):
+            assert without.keys() == {"instances", "positives"}
+            assert torch.equal(output["instances"].scores, without["instances"].scores)
+        for image in images:
+            del image["instances"]
+        model.image_bounds = True
+        assert all(output.keys() == {"instances"} for output in model(images))
+
+
+def test_image_bounds_need_the_ground_truth():
+    cfg = quick_cfg()
+    cfg.TEST.IMAGE_BOUNDS, cfg.TEST.BETA_IMG = True, False
+    with pytest.raises(ValueError, match="expected TEST.BETA_IMG True, got False"):
+        build_model(cfg)
 
 
 def test_a_training_step_with_each_coefficient_changes_the_weights():

@@ -1,0 +1,241 @@
+"""Measures of the agreement of scores and boxes, for results of any detector in any framework.
+
+``python -m corrdet.analysis --ground-truth gt.json --detections a.json [b.json ...] --output DIR``
+takes COCO-format files, prints a table and writes ``metrics.json``. With several results files, the
+others are compared with the first, on the same images. docs/measures.md tells what the measures
+mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from corrdet.data.files import atomic_write
+from corrdet.evaluation import (
+    Bootstrap,
+    CocoFileError,
+    Results,
+    bootstrap,
+    measure,
+    read_detections,
+    read_ground_truth,
+)
+from corrdet.evaluation.coco_files import IOU_TYPES
+
+CONFIDENCE = 0.95
+MAX_NAMES = 5
+
+
+def analyze(
+    ground_truth: str,
+    detections: Sequence[str],
+    *,
+    iou_type: str = "bbox",
+    samples: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[list[Results], Bootstrap | None]:
+    """Read files and measure them.
+
+    Args:
+        ground_truth: COCO annotation file.
+        detections: COCO results files.
+        iou_type: "bbox" or "segm".
+        samples: of the bootstrap; 0 for none.
+        seed: of the bootstrap.
+        progress: show progress bars.
+
+    Returns:
+        the results of each file, and the bootstrap of all of them.
+
+    Raises:
+        CocoFileError: a file is not what COCO's format has, or there is nothing to find.
+        OSError: a file cannot be read.
+    """
+    gt = read_ground_truth(ground_truth, iou_type)
+    if not (~gt.is_crowd).any():
+        raise CocoFileError(
+            f"{ground_truth}: expected annotations of objects, got "
+            f"{f'{len(gt.ids)} of crowds' if len(gt.ids) else 'none'}: there is nothing to find"
+        )
+    # Closed also when a file is bad, so that the error has a line of its own.
+    with tqdm(detections, desc="reading and matching", unit="file", disable=not progress) as paths:
+        results = [
+            measure(gt, read_detections(path, gt, iou_type), iou_type=iou_type, name=name)
+            for path, name in zip(paths, names_of(detections), strict=True)
+        ]
+    return results, bootstrap(results, samples, seed, progress=progress) if samples else None
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of the paths that tell them apart, without the suffix; else numbered."""
+    parts = [Path(path).with_suffix("").absolute().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{part[-1]} ({index})" for index, part in enumerate(parts, 1)]
+
+
+def metrics(results: Sequence[Results], samples: Bootstrap | None) -> dict:
+    """The content of metrics.json: the first file's measures, and under ``others`` the others'.
+
+    In percent; counts and ``oLRP_threshold`` are not. What is not defined is None.
+    """
+    entries = [_entry(results, file, samples) for file in range(len(results))]
+    return {**entries[0], "others": entries[1:]}
+
+
+def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> dict:
+    result = results[file]
+    gt = result.ground_truth
+    entry = {
+        "name": result.name,
+        "iou_type": result.iou_type,
+        "images": len(gt.image_ids),
+        "ground_truths": int(result.matches.num_gt[0].sum()),
+        "detections": len(result.detections.scores),
+        "detections_left_out": result.num_left_out,
+        **result.as_dict(),
+    }
+    if samples:
+        keys = samples.samples
+        entry["bootstrap"] = {
+            "samples": len(samples.samples["AP"][0]),
+            "seed": samples.seed,
+            "confidence": CONFIDENCE,
+            "intervals": {key: _interval(samples.interval(key, file, CONFIDENCE)) for key in keys},
+        }
+        if file:
+            entry["bootstrap"]["differences"] = {
+                key: _interval(samples.difference(key, file, 0, CONFIDENCE)) for key in keys
+            }
+    if file:
+        differences = {
+            key: value - results[0].measures[key] for key, value in result.measures.items()
+        }
+        entry["differences"] = {
+            key: value if math.isfinite(value) else None for key, value in differences.items()
+        }
+    return entry
+
+
+def _interval(bounds: tuple[float, float]) -> list[float] | None:
+    return list(bounds) if math.isfinite(bounds[0]) else None
+
+
+def table(results: Sequence[Results], samples: Bootstrap | None) -> str:
+    """All measures, a column for each file, then one for each difference from the first."""
+    rows = []
+    for key, first in results[0].measures.items():
+        is_count = isinstance(first, int)
+        row = [key]
+        for file, result in enumerate(results):
+            bounds = samples.interval(key, file) if samples and key in samples.samples else None
+            row.append(_cell(result.measures[key], bounds, is_count=is_count))
+        for file, result in enumerate(results[1:], 1):
+            bounds = samples.difference(key, file) if samples and key in samples.samples else None
+            row.append(_cell(result.measures[key] - first, bounds, "+", is_count=is_count))
+        rows.append(row)
+    names = [result.name for result in results]
+    headers = ["", *names, *(f"{name} - {names[0]}" for name in names[1:])]
+    return tabulate(rows, headers, disable_numparse=True, colalign=("left",) * len(headers))
+
+
+def _cell(value: float, bounds, sign: str = "", *, is_count: bool = False) -> str:
+    if is_count:
+        return f"{value:{sign}d}"
+    if not math.isfinite(value):
+        return "not defined"
+    text = f"{value:{sign}.2f}"
+    if bounds is not None and math.isfinite(bounds[0]):
+        text += f"  [{bounds[0]:{sign}.2f}, {bounds[1]:{sign}.2f}]"
+        if sign and (bounds[0] > 0 or bounds[1] < 0):
+            text += " *"
+    return text
+
+
+def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
+    """What a reader of the table has to know."""
+    lines = ["In percent. oLRP and its parts: lower is better."]
+    if samples:
+        lines.append(
+            f"[low, high]: {100 * CONFIDENCE:.0f} % intervals of a bootstrap over images "
+            f"({len(samples.samples['AP'][0])} samples)."
+        )
+        if len(results) > 1:
+            lines.append("*: the interval of the difference, on the same images, excludes 0.")
+    first = results[0]
+    absent = [
+        name
+        for name, count in zip(
+            first.ground_truth.category_names, first.per_class["ground_truths"], strict=True
+        )
+        if not count
+    ]
+    if absent:
+        named = ", ".join(absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
+        lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
+    if 0 in first.ground_truth.ids.tolist():
+        lines.append(
+            "An annotation has the id 0: pycocotools counts what finds it as a false positive; "
+            "here it can be found, so AP may be a little higher."
+        )
+    for result in results:
+        if not len(result.detections.scores):
+            lines.append(f"{result.name} holds no detection.")
+        if result.num_left_out:
+            lines.append(
+                f"{result.name}: COCO evaluates the 100 best detections of an image and class; "
+                f"{result.num_left_out} others are left out."
+            )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="corrdet.analysis", description=__doc__.splitlines()[0])
+    parser.add_argument("--ground-truth", required=True, help="COCO annotation file")
+    parser.add_argument(
+        "--detections", required=True, nargs="+", metavar="FILE", help="COCO results files"
+    )
+    parser.add_argument("--output", required=True, help="folder for metrics.json")
+    parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox", help="default: bbox")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="samples of the images for confidence intervals; 0 for none (default: 1000)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    args = parser.parse_args(arguments)
+    if args.bootstrap < 0:
+        parser.error(f"expected a number of samples for --bootstrap, got {args.bootstrap}")
+    try:
+        results, samples = analyze(
+            args.ground_truth,
+            args.detections,
+            iou_type=args.iou_type,
+            samples=args.bootstrap,
+            seed=args.seed,
+        )
+        path = os.path.join(args.output, "metrics.json")
+        with atomic_write(path) as file:
+            json.dump(metrics(results, samples), file, indent=1, allow_nan=False)
+    except (CocoFileError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(table(results, samples))
+    print("\n".join(["", *notes(results, samples), f"All of it, by class too: {path}"]))
+
+
+if __name__ == "__main__":
+    main()

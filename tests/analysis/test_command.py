@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from corrdet.analysis.__main__ import analyze, main, metrics, names_of, table
+from corrdet.evaluation import detections_from_coco, ground_truth_from_coco, measure
+from tests.evaluation.problems import detections, ground_truth, random_problem
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Ground truth, a results file, and one of a worse detector."""
+    content, rows = random_problem(0, images=20)
+    shifted = [{**row, "bbox": [row["bbox"][0] + 4, *row["bbox"][1:]]} for row in rows]
+    for name, data in (("gt", content), ("a", rows), ("b", shifted)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+    return tmp_path
+
+
+def run(folder, *names, options=()):
+    detections = [str(folder / f"{name}.json") for name in names]
+    main(["--ground-truth", str(folder / "gt.json"), "--detections", *detections,
+          "--output", str(folder / "out"), "--bootstrap", "20", *options])  # fmt: skip
+    return json.loads((folder / "out" / "metrics.json").read_text())
+
+
+def error_of(folder, *names, options=()):
+    with pytest.raises(SystemExit) as caught:
+        run(folder, *names, options=options)
+    assert not (folder / "out").exists()
+    message = caught.value.code
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def test_one_file(files, capsys):
+    written = run(files, "a")
+    content, rows = (json.loads((files / f"{name}.json").read_text()) for name in ("gt", "a"))
+    (result,), _ = analyze(str(files / "gt.json"), [str(files / "a.json")], samples=0)
+    assert written["name"] == "a" and written["others"] == []
+    assert written["images"] == 20 and written["detections"] == len(rows)
+    assert written["ground_truths"] == sum(not a["iscrowd"] for a in content["annotations"])
+    assert written["detections_left_out"] == result.num_left_out > 0
+    for name in ("AP", "AP50", "AP75", "oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN", "beta_cls",
+                 "AP_upper", "AP_lower", "PCC", "SCC", "KCC"):  # fmt: skip
+        assert written[name] == result.measures[name]
+        if not name.endswith("CC"):
+            values = result.per_class[name]
+            assert written["per_class"]["class 1"][name] == values[0]
+    assert written["per_class"]["class 4"]["AP"] is None
+    assert written["per_class"]["class 4"]["ground_truths"] == 0
+    assert written["bootstrap"]["samples"] == 20
+    low, high = written["bootstrap"]["intervals"]["AP"]
+    assert low < written["AP"] < high
+    printed = capsys.readouterr().out
+    assert f"{written['AP']:.2f}  [{low:.2f}, {high:.2f}]" in printed
+    assert "Classes without ground truth, left out: 1 (class 4)." in printed
+    assert f"{result.num_left_out} others are left out" in printed
+    assert not [path for path in (files / "out").iterdir() if path.name != "metrics.json"]
+
+
+def test_two_files_are_compared(files, capsys):
+    written = run(files, "a", "b")
+    (other,) = written["others"]
+    assert other["name"] == "b" and other["AP"] < written["AP"]
+    assert other["differences"]["AP"] == other["AP"] - written["AP"]
+    low, high = other["bootstrap"]["differences"]["oLRP_Loc"]
+    assert 0 < low < other["differences"]["oLRP_Loc"] < high
+    assert "differences" not in written
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["a", "b", "b", "-", "a"]
+    (line,) = (line for line in lines if line.startswith("oLRP_Loc "))
+    assert f"{other['differences']['oLRP_Loc']:+.2f}  [{low:+.2f}, {high:+.2f}] *" in line
+
+
+def test_without_bootstrap(files, capsys):
+    written = run(files, "a", "b", options=("--bootstrap", "0"))
+    assert "bootstrap" not in written and written["others"][0]["differences"]["AP"] < 0
+    assert "[" not in capsys.readouterr().out
+
+
+def test_the_seed_decides(files):
+    first, again, other = (
+        run(files, "a", options=("--seed", seed))["bootstrap"]["intervals"] for seed in "001"
+    )
+    assert first == again != other
+
+
+def test_masks(tmp_path):
+    content, rows = random_problem(1, images=6, masks=True)
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    written = run(tmp_path, "a", options=("--iou-type", "segm"))
+    gt = ground_truth_from_coco(content, "segm")
+    assert written["iou_type"] == "segm" and written["ground_truths"] == (~gt.is_crowd).sum()
+
+
+def test_an_empty_results_file_is_measured(files, capsys):
+    (files / "a.json").write_text("[]")
+    written = run(files, "a")
+    assert written["AP"] == 0 and written["oLRP"] == 100 and written["PCC"] is None
+    printed = capsys.readouterr().out
+    assert "a holds no detection." in printed
+    (line,) = (line for line in printed.splitlines() if line.startswith("PCC "))
+    assert line.split(maxsplit=1)[1].strip() == "not defined"
+
+
+def test_an_annotation_of_id_0_is_pointed_out(files, capsys):
+    run(files, "a")
+    assert "pycocotools" not in capsys.readouterr().out
+    content = json.loads((files / "gt.json").read_text())
+    content["annotations"][0]["id"] = 0
+    (files / "gt.json").write_text(json.dumps(content))
+    run(files, "a")
+    assert "An annotation has the id 0: pycocotools counts" in capsys.readouterr().out
+
+
+class TestErrors:
+    def test_no_ground_truth(self, files):
+        content = ground_truth([(1, 1, (0, 0, 10, 10), 1)])
+        (files / "gt.json").write_text(json.dumps(content))
+        assert "gt.json: expected annotations of objects, got 1 of crowds" in error_of(files, "a")
+        content["annotations"] = []
+        (files / "gt.json").write_text(json.dumps(content))
+        assert "expected annotations of objects, got none" in error_of(files, "a")
+
+    def test_a_file_that_is_missing(self, files):
+        assert "No such file" in (message := error_of(files, "c")) and "c.json" in message
+
+    def test_a_file_that_is_cut_off(self, files):
+        text = (files / "b.json").read_text()
+        (files / "b.json").write_text(text[: len(text) // 2])
+        assert "b.json: expected JSON, it may be incomplete" in error_of(files, "a", "b")
+
+    def test_a_bad_row(self, files):
+        rows = json.loads((files / "a.json").read_text())
+        rows[3]["image_id"] = -5
+        (files / "a.json").write_text(json.dumps(rows))
+        assert "a.json: detections[3]: expected image_id" in error_of(files, "a")
+
+    def test_annotations_in_place_of_results(self, files):
+        assert "gt.json: expected a list of detections, got dict" in error_of(files, "gt")
+
+    def test_negative_samples(self, files, capsys):
+        with pytest.raises(SystemExit):
+            run(files, "a", options=("--bootstrap", "-1"))
+        assert "expected a number of samples for --bootstrap, got -1" in capsys.readouterr().err
+
+    def test_earlier_metrics_stay_when_it_fails(self, files):
+        before = run(files, "a")
+        (files / "a.json").write_text("{")
+        with pytest.raises(SystemExit):
+            run(files, "a")
+        assert json.loads((files / "out" / "metrics.json").read_text()) == before
+
+
+def test_names():
+    assert names_of(["x/a.json", "y/b.json"]) == ["a", "b"]
+    assert names_of(["x/a.json", "y/a.json"]) == ["x/a", "y/a"]
+    assert names_of(["x/a.json", "x/a.json"]) == ["a (1)", "a (2)"]
+
+
+def test_infinite_differences_are_not_written():
+    gt = ground_truth_from_coco(ground_truth([(1, 1, (0, 0, 10, 10))]))
+    found = [
+        measure(gt, detections_from_coco(rows, gt), name=name)
+        for name, rows in (("a", []), ("b", detections([(1, 1, (0, 0, 10, 10), 0.9)])))
+    ]
+    entry = metrics(found, None)["others"][0]
+    assert entry["differences"]["oLRP"] == -100 and entry["differences"]["oLRP_Loc"] is None
+    (line,) = (line for line in table(found, None).splitlines() if line.startswith("oLRP_Loc"))
+    assert line.split(maxsplit=1)[1].split() == ["not", "defined", "0.00", "not", "defined"]
+
+
+def test_as_a_module(files):
+    done = subprocess.run(
+        [sys.executable, "-m", "corrdet.analysis", "--ground-truth", files / "gt.json",
+         "--detections", files / "a.json", "--output", files / "out", "--bootstrap", "2"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "AP50" in done.stdout and "bootstrap: 100%" in done.stderr
+    assert (files / "out" / "metrics.json").is_file()
