@@ -10,8 +10,10 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "common/simd.h"
 #include "pairwise_error/pairwise_error.h"
 #include "pairwise_error/samples_cpu.h"
 #include "pairwise_error/sigmoid_series.h"
@@ -116,20 +118,148 @@ void direct_gradients(const T* logits, const Samples& samples, const Positives& 
   });
 }
 
+// The degrees and parts that sums over samples take. Samples are summed in parts of cells, which do
+// with fewer powers than whole cells: half a part leaves (1 / 32)^(part_degree + 1) /
+// (part_degree + 1)!, 4e-8 and 6e-15.
+constexpr int kParts = 8;  // of a cell
+constexpr int kFine = 32;  // where edges are searched for, most of which have none
+
+template <typename T>
+struct Degrees {
+  static constexpr int cell = Series<T>::degree;
+  static constexpr int part = (cell + 1) / 2;
+};
+
+// Sums over samples of the powers of their offsets; or, for the gradient, coefficients of a
+// polynomial in the offset. Offsets are from the centre of the cell or part, in widths of it.
+template <int degree, typename T = double>
+using Powers = std::array<T, degree + 1>;
+
+template <int degree>
+CORRDET_INLINE void add_sample(double offset, Powers<degree>& powers) {
+  // In pairs, for processors that add two at once.
+  const double square = offset * offset;
+  double pair[2] = {1.0, offset};
+  for (int k = 0; k < degree; k += 2) {
+    for (int i = 0; i < 2; ++i) powers[k + i] += pair[i];
+    for (int i = 0; i < 2; ++i) pair[i] *= square;
+  }
+  if (degree % 2 == 0) powers[degree] += pair[0];
+}
+
+template <int degree>
+double dot(const Powers<degree>& coefficients, const Powers<degree>& powers) {
+  double sum = 0.0;
+  for (int k = 0; k <= degree; ++k) sum += coefficients[k] * powers[k];
+  return sum;
+}
+
+template <int degree>
+void add(const Powers<degree>& powers, Powers<degree>& sum) {
+  for (int k = 0; k <= degree; ++k) sum[k] += powers[k];
+}
+
+template <int degree, typename T>
+CORRDET_INLINE T evaluate(const Powers<degree, T>& polynomial, T offset) {
+  T value = polynomial[degree];
+  for (int k = degree; k > 0; --k) value = value * offset + polynomial[k - 1];
+  return value;
+}
+
+// From offsets z in a part of a cell to offsets in the cell, z / kParts + shift: the coefficients
+// of z^j in the powers of those.
+template <int degree, int part_degree>
+class PartOfCell {
+ public:
+  static const PartOfCell& at(int part) {
+    static const std::array<PartOfCell, kParts> all = [] {
+      std::array<PartOfCell, kParts> parts{};
+      for (int p = 0; p < kParts; ++p) parts[p].expand((p + 0.5) / kParts - 0.5);
+      return parts;
+    }();
+    return all[part];
+  }
+
+  void add_powers(const Powers<part_degree>& powers, Powers<degree>& sum) const {
+    for (int k = 0; k <= degree; ++k) {
+      for (int j = 0; j <= std::min(k, part_degree); ++j) sum[k] += rows_[k][j] * powers[j];
+    }
+  }
+
+  template <typename T>
+  void restrict_polynomial(const Powers<degree>& polynomial, Powers<part_degree, T>& result) const {
+    Powers<part_degree> sum{};
+    for (int k = 0; k <= degree; ++k) {
+      for (int j = 0; j <= std::min(k, part_degree); ++j) sum[j] += rows_[k][j] * polynomial[k];
+    }
+    for (int j = 0; j <= part_degree; ++j) result[j] = static_cast<T>(sum[j]);
+  }
+
+ private:
+  void expand(double shift) {
+    rows_[0][0] = 1.0;
+    for (int k = 1; k <= degree; ++k) {
+      for (int j = 0; j <= part_degree; ++j) {
+        rows_[k][j] = rows_[k - 1][j] * shift + (j > 0 ? rows_[k - 1][j - 1] / kParts : 0.0);
+      }
+    }
+  }
+
+  std::array<Powers<part_degree>, degree + 1> rows_;
+};
+
+// Where a value is in a run of cells: in which place of `scale` per unit, counted from the run's
+// start, and how far from the centre of its part, in parts. All from `last` on is one place, and
+// what is below the start is in the first.
+struct Fine {
+  int32_t fine;
+  double offset;
+};
+
+constexpr int kFinePerPart = kFine / kParts;
+
+CORRDET_INLINE Fine locate_in_run(double value, double start, double scale, double last) {
+  double place = (value - start) * scale;
+  place = place > 0.0 ? place : 0.0;
+  const int32_t fine = static_cast<int32_t>(place < last ? place : last);
+  return {fine, place * (1.0 / kFinePerPart) - static_cast<double>(fine / kFinePerPart) - 0.5};
+}
+
+template <typename T>
+CORRDET_SIMD void locate_in_run(const T* __restrict__ values, int64_t count, double start,
+                                double scale, double last, int32_t* __restrict__ fine,
+                                double* __restrict__ offsets) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Fine place = locate_in_run(static_cast<double>(values[i]), start, scale, last);
+    fine[i] = place.fine;
+    offsets[i] = place.offset;
+  }
+}
+
+template <typename T>
+CORRDET_SIMD void find_bins(const double* __restrict__ edges,
+                            const int32_t* __restrict__ first_edges, const T* __restrict__ values,
+                            int64_t count, int32_t* __restrict__ bins) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = first_edges[bins[i]], end = first_edges[bins[i] + 1];
+    const int64_t below = count_edges_below(edges, begin, end, static_cast<double>(values[i]));
+    bins[i] = bins[i] / kFinePerPart + static_cast<int32_t>(below);
+  }
+}
+
 // The line of logits in cells of equal width, kCellWidth / lambda. Only where positives need them:
 // their windows, from the edge up to where the sigmoid is 1, are joined to runs of cells. Each run
-// ends with an open cell that takes all up to the next run. Edges cut their cells into bins, so
-// that no bin has an edge within.
+// ends with an open cell that takes all up to the next run. Edges cut the parts of their cells into
+// bins, so that no bin has an edge within.
 class Cells {
  public:
   struct Place {
     int64_t cell;
-    int64_t bin;
-    double offset;  // from the centre of the cell, in cells
+    double offset;
   };
 
   Cells(const Positives& positives, double lam, double saturated, int64_t most)
-      : edges_(positives.edges), edge_count_(positives.size()), width_(kCellWidth / lam) {
+      : edges_(positives.edges), width_(kCellWidth / lam) {
     const double reach = saturated / lam;
     double end = -std::numeric_limits<double>::infinity();
     double cells = 0.0;
@@ -152,105 +282,113 @@ class Cells {
     first_cells_.push_back(static_cast<int64_t>(cells));
     usable_ = true;
     first_edges_.assign(kFine * cell_count() + 1, 0);
-    for (const double edge : edges_) ++first_edges_[locate_fine(edge).fine + 1];
+    for (const double edge : positives.edges) ++first_edges_[locate_fine(edge).fine + 1];
     edges_.insert(edges_.end(), kEdgePadding, std::numeric_limits<double>::infinity());
     for (size_t i = 1; i < first_edges_.size(); ++i) first_edges_[i] += first_edges_[i - 1];
   }
 
   bool usable() const { return usable_; }
   int64_t cell_count() const { return first_cells_.back(); }
-  int64_t bin_count() const { return cell_count() + edge_count_; }
+  int64_t bin_count() const { return kParts * cell_count() + first_edges_.back(); }
   double low() const { return starts_.front(); }
   double width() const { return width_; }
 
-  int64_t first_bin(int64_t cell) const { return cell + first_edges_[kFine * cell]; }
-  int64_t end_bin(int64_t cell) const { return cell + first_edges_[kFine * (cell + 1)] + 1; }
+  // The number of edges below a part; its first bin is that many after the part's own number.
+  int64_t first_edge(int64_t part) const { return first_edges_[kFinePerPart * part]; }
 
   double center(int64_t cell) const {
-    const int64_t run =
-        std::upper_bound(first_cells_.begin(), first_cells_.end(), cell) - first_cells_.begin() - 1;
+    const int64_t run = run_of(cell);
     return starts_[run] + (static_cast<double>(cell - first_cells_[run]) + 0.5) * width_;
   }
 
-  // Of a finite value above low().
+  bool is_open(int64_t cell) const { return cell + 1 == first_cells_[run_of(cell) + 1]; }
+
+  // Of a finite value above low(), or of an edge.
   Place locate(double value) const {
     const Fine place = locate_fine(value);
-    const int64_t j = count_edges_below(edges_.data(), first_edges_[place.fine],
-                                        first_edges_[place.fine + 1], value);
-    const int64_t cell = place.fine / kFine;
-    return {cell, cell + j, place.offset};
-  }
-
-  // The cell of an edge, and the first bin of what is above it.
-  Place locate_edge(int64_t u) const {
-    const Fine place = locate_fine(edges_[u]);
-    const auto begin = edges_.begin();
-    const auto above = std::upper_bound(begin + first_edges_[place.fine],
-                                        begin + first_edges_[place.fine + 1], edges_[u]);
-    const int64_t cell = place.fine / kFine;
-    return {cell, cell + (above - begin), place.offset};
+    const double part = static_cast<double>(place.fine % kFine / kFinePerPart);
+    return {place.fine / kFine, (part + 0.5 + place.offset) / kParts - 0.5};
   }
 
   // The first cell that lies above a value within a run.
-  int64_t cell_after(double value) const { return locate_fine(value).fine / kFine + 1; }
+  int64_t cell_after(double value) const { return locate(value).cell + 1; }
+
+  // Places of any values, and their offsets in parts.
+  template <typename T>
+  void locate(const T* values, int64_t count, int32_t* places, double* offsets) const {
+    if (starts_.size() == 1) {
+      locate_in_run(values, count, starts_[0], kFine / width_,
+                    static_cast<double>(kFine * (cell_count() - 1)), places, offsets);
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        const Fine place = locate_fine(static_cast<double>(values[i]));
+        places[i] = place.fine;
+        offsets[i] = place.offset;
+      }
+    }
+  }
+
+  // From places to bins. What is not above low() is in bin 0, below all edges.
+  template <typename T>
+  void find_bins(const T* values, int64_t count, int32_t* places) const {
+    corrdet::find_bins(edges_.data(), first_edges_.data(), values, count, places);
+  }
 
  private:
-  // Cells are searched in parts, most of which have no edge.
-  static constexpr int64_t kFine = 32;
-  struct Fine {
-    int64_t fine;
-    double offset;
-  };
-
-  // Monotonic, also as rounded: what is in a higher part is higher.
+  // Monotonic, also as rounded: what is in a higher place is higher.
   Fine locate_fine(double value) const {
-    size_t run = 0;
+    int64_t run = 0;
     if (starts_.size() > 1) {
-      run = std::lower_bound(starts_.begin(), starts_.end(), value) - starts_.begin();
-      // A run's start is itself an edge of its first cell.
-      if (run == starts_.size() || starts_[run] != value) --run;
+      run = std::upper_bound(starts_.begin(), starts_.end(), value) - starts_.begin();
+      run = std::max<int64_t>(run - 1, 0);
     }
-    const double place = (value - starts_[run]) * (1.0 / width_);
-    const int64_t last = first_cells_[run + 1] - first_cells_[run] - 1;
-    int64_t fine = kFine * last;
-    if (place < static_cast<double>(last)) fine = static_cast<int64_t>(place * kFine);
-    return {kFine * first_cells_[run] + fine, place - static_cast<double>(fine / kFine) - 0.5};
+    const int64_t first = first_cells_[run], last = first_cells_[run + 1] - first - 1;
+    Fine place =
+        locate_in_run(value, starts_[run], kFine / width_, static_cast<double>(kFine * last));
+    place.fine += static_cast<int32_t>(kFine * first);
+    return place;
+  }
+
+  int64_t run_of(int64_t cell) const {
+    return std::upper_bound(first_cells_.begin(), first_cells_.end(), cell) - first_cells_.begin() -
+           1;
   }
 
   std::vector<double> edges_;  // and the padding
-  int64_t edge_count_;
   double width_;
   std::vector<double> starts_;        // of the runs
   std::vector<int64_t> first_cells_;  // of the runs, and the number of all cells
-  std::vector<int32_t> first_edges_;  // of the parts of cells
+  std::vector<int32_t> first_edges_;  // of the places
   bool usable_ = false;
 };
 
-// Sums over the samples of a bin or cell of the powers of their offsets; or, for the gradient,
-// coefficients of a polynomial in the offset.
-template <int degree>
-using Powers = std::array<double, degree + 1>;
+// Values of cells, a row for each power, for loops over several cells at once.
+constexpr int kLanes = 4;
 
 template <int degree>
-void add_sample(double offset, Powers<degree>& powers) {
-  double power = 1.0;
-  for (int k = 0; k <= degree; ++k) {
-    powers[k] += power;
-    power *= offset;
+class CellPowers {
+ public:
+  explicit CellPowers(int64_t cells) : stride_(cells + kLanes), data_((degree + 1) * stride_) {}
+
+  int64_t stride() const { return stride_; }
+  double* at(int64_t cell) { return data_.data() + cell; }
+  const double* at(int64_t cell) const { return data_.data() + cell; }
+  double count(int64_t cell) const { return data_[cell]; }
+
+  Powers<degree> operator[](int64_t cell) const {
+    Powers<degree> powers;
+    for (int k = 0; k <= degree; ++k) powers[k] = data_[k * stride_ + cell];
+    return powers;
   }
-}
 
-template <int degree>
-double dot(const double* coefficients, const Powers<degree>& powers) {
-  double sum = 0.0;
-  for (int k = 0; k <= degree; ++k) sum += coefficients[k] * powers[k];
-  return sum;
-}
+  void add(int64_t cell, const Powers<degree>& powers) {
+    for (int k = 0; k <= degree; ++k) data_[k * stride_ + cell] += powers[k];
+  }
 
-template <int degree>
-void add(const Powers<degree>& powers, Powers<degree>& sum) {
-  for (int k = 0; k <= degree; ++k) sum[k] += powers[k];
-}
+ private:
+  int64_t stride_;
+  std::vector<double> data_;
+};
 
 // Sums over prefixes of an array that changes (Fenwick).
 template <int channels>
@@ -276,169 +414,335 @@ class PrefixSums {
   std::vector<std::array<double, channels>> sums_;
 };
 
-// The cells that samples may be summed in, so that all tables together take about 40 bytes per
-// sample. With fewer samples than cells, pairs one by one are cheaper too.
-template <int degree>
-int64_t most_cells(int64_t samples) {
-  return samples * 4 / static_cast<int64_t>(sizeof(Powers<degree>));
-}
-
-// Samples summed up per bin, and from there per cell and over everything above a cell.
-template <int degree>
+// The negatives summed up: per cell, above each edge within its cell, and over all above a cell.
+template <typename T>
 struct Table {
-  explicit Table(const Cells& cells) : bins(cells.bin_count()) {}
+  static constexpr int degree = Degrees<T>::cell, part_degree = Degrees<T>::part;
 
-  void finish(const Cells& cells) {
-    totals.resize(cells.cell_count());
-    counts.assign(cells.cell_count() + 1, 0.0);
-    values.assign(cells.cell_count() + 1, 0.0);
-    origin = cells.center(cells.cell_count() - 1);
+  Table(const Cells& cells, const std::vector<Powers<part_degree>>& bins, int64_t edges)
+      : totals(cells.cell_count()),
+        above(edges),
+        counts(cells.cell_count() + 1),
+        values(cells.cell_count() + 1),
+        origin(cells.center(cells.cell_count() - 1)) {
     for (int64_t c = cells.cell_count() - 1; c >= 0; --c) {
-      for (int64_t bin = cells.end_bin(c) - 2; bin >= cells.first_bin(c); --bin) {
-        add<degree>(bins[bin + 1], bins[bin]);
+      Powers<degree> sum{};
+      for (int p = kParts - 1; p >= 0; --p) {
+        const auto& part = PartOfCell<degree, part_degree>::at(p);
+        const int64_t first = kParts * c + p;
+        Powers<part_degree> here{};
+        for (int64_t u = cells.first_edge(first + 1) - 1; u >= cells.first_edge(first); --u) {
+          add<part_degree>(bins[first + u + 1], here);
+          above[u] = sum;
+          part.add_powers(here, above[u]);
+        }
+        add<part_degree>(bins[first + cells.first_edge(first)], here);
+        part.add_powers(here, sum);
       }
-      totals[c] = bins[cells.first_bin(c)];
-      counts[c] = counts[c + 1] + totals[c][0];
-      values[c] = values[c + 1] +
-                  (totals[c][0] * (cells.center(c) - origin) + totals[c][1] * cells.width());
+      counts[c] = counts[c + 1] + sum[0];
+      values[c] = values[c + 1] + (sum[0] * (cells.center(c) - origin) + sum[1] * cells.width());
+      // An open cell has no bounds, so that its powers say nothing and may overflow.
+      if (cells.is_open(c)) std::fill(sum.begin() + 1, sum.end(), 0.0);
+      totals.add(c, sum);
     }
   }
 
-  std::vector<Powers<degree>> bins;    // after finish: of this bin and those above in its cell
-  std::vector<Powers<degree>> totals;  // of cells
+  CellPowers<degree> totals;
+  std::vector<Powers<degree>> above;
   std::vector<double> counts, values;  // of a cell and all above: samples, and logits from origin
-  double origin = 0.0;
+  double origin;
 };
 
-// False if a logit that counts is not finite.
+// Samples that are located together.
+constexpr int64_t kBlock = 512;
+
+// Which samples are negatives above `low`; false if a negative's logit is not finite.
+template <typename T>
+CORRDET_SIMD bool find_counted(const T* __restrict__ logits, const int8_t* __restrict__ kinds,
+                               int64_t count, T low, uint8_t* __restrict__ counted) {
+  constexpr T highest = std::numeric_limits<T>::max();
+  uint8_t faults = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint8_t negative = kinds[i] == kNegative;
+    const uint8_t above_all = !(logits[i] <= highest), below_all = !(logits[i] >= -highest);
+    counted[i] = negative & static_cast<uint8_t>(logits[i] > low);
+    faults |= negative & (above_all | below_all);
+  }
+  return faults == 0;
+}
+
+template <int degree>
+CORRDET_SIMD void add_samples(const double* __restrict__ offsets, const int32_t* __restrict__ bins,
+                              int64_t count, Powers<degree>* __restrict__ table) {
+  for (int64_t i = 0; i < count; ++i) add_sample<degree>(offsets[i], table[bins[i]]);
+}
+
+// Sums over the negatives of each bin; none if a negative's logit is not finite. `bin_of` receives
+// the bins of the samples, 0 where they do not count.
 template <typename T, int degree>
-bool add_negatives(const T* logits, const Samples& samples, const Cells& cells,
-                   Table<degree>& table) {
+std::vector<Powers<degree>> sum_bins(const T* logits, const Samples& samples, const Cells& cells,
+                                     std::vector<int32_t>& bin_of) {
   const int64_t count = static_cast<int64_t>(samples.kinds.size());
   const int64_t bytes = cells.bin_count() * static_cast<int64_t>(sizeof(Powers<degree>));
   const int64_t chunks = count_chunks(count, bytes);
   std::vector<std::vector<Powers<degree>>> partial(chunks);
   std::vector<char> finite(chunks, 1);
+  // A logit is above the lowest edge where it is above that in its own type, rounded down.
+  T low = static_cast<T>(cells.low());
+  if (low > cells.low()) low = std::nextafter(low, -std::numeric_limits<T>::infinity());
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    std::array<uint8_t, kBlock> is_counted;
+    std::array<T, kBlock> counted;
+    std::array<int32_t, kBlock> bins, samples_of;
+    std::array<double, kBlock> offsets;
     for (int64_t chunk = first; chunk < last; ++chunk) {
-      std::vector<Powers<degree>>& bins = partial[chunk];
-      bins.resize(cells.bin_count());
-      const int8_t* const kinds = samples.kinds.data();
-      const double low = cells.low();
-      bool all_finite = true;
-      for (int64_t i = count * chunk / chunks; i < count * (chunk + 1) / chunks; ++i) {
-        if (kinds[i] != kNegative) continue;
-        const double x = static_cast<double>(logits[i]);
-        all_finite &= std::abs(x) <= std::numeric_limits<double>::max();
-        if (!(x > low) || !all_finite) continue;
-        const Cells::Place place = cells.locate(x);
-        add_sample<degree>(place.offset, bins[place.bin]);
+      partial[chunk].resize(cells.bin_count());
+      const int64_t end = count * (chunk + 1) / chunks;
+      for (int64_t begin = count * chunk / chunks; finite[chunk] && begin < end; begin += kBlock) {
+        const int64_t size = std::min(kBlock, end - begin);
+        finite[chunk] =
+            find_counted(logits + begin, &samples.kinds[begin], size, low, is_counted.data());
+        int64_t found = 0;
+        for (int64_t i = 0; i < size; ++i) {
+          counted[found] = logits[begin + i];
+          samples_of[found] = static_cast<int32_t>(i);
+          found += is_counted[i];
+        }
+        cells.locate(counted.data(), found, bins.data(), offsets.data());
+        cells.find_bins(counted.data(), found, bins.data());
+        for (int64_t i = 0; i < found; ++i) bin_of[begin + samples_of[i]] = bins[i];
+        add_samples<degree>(offsets.data(), bins.data(), found, partial[chunk].data());
       }
-      finite[chunk] = all_finite;
     }
   });
-  for (const auto& bins : partial) {
-    for (int64_t bin = 0; bin < cells.bin_count(); ++bin) add<degree>(bins[bin], table.bins[bin]);
-  }
-  return std::all_of(finite.begin(), finite.end(), [](char value) { return value != 0; });
+  if (!std::all_of(finite.begin(), finite.end(), [](char value) { return value != 0; })) return {};
+  at::parallel_for(0, cells.bin_count(), 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      for (int64_t bin = begin; bin < end; ++bin) add<degree>(partial[chunk][bin], partial[0][bin]);
+    }
+  });
+  return std::move(partial[0]);
 }
 
-// exp(-y) at the centres of successive cells.
-class DecayingExponential {
- public:
-  explicit DecayingExponential(double y) : y_(y), value_(start(y)) {}
-  double value() const { return value_; }
-  double y() const { return y_; }
-
-  void step() {
-    static const double factor = std::exp(-kCellWidth);
-    y_ += kCellWidth;
-    // Anew from time to time, before rounding adds up.
-    value_ = (++steps_ & 15) == 0 ? start(y_) : value_ * factor;
+// exp(-y) and the sigmoid of y at cells in a row; `factors` are exp(-kCellWidth i).
+CORRDET_SIMD void decay_from(double decay, const double* __restrict__ factors, int64_t count,
+                             double* __restrict__ decays, double* __restrict__ sigmoids) {
+  for (int64_t i = 0; i < count; ++i) {
+    decays[i] = decay * factors[i];
+    sigmoids[i] = 1.0 / (1.0 + decays[i]);
   }
+}
+
+// exp(-y) and the sigmoid of y at the centres of the cells of a positive's window. In whole groups
+// of kLanes cells, with a sigmoid of 0 in what is not asked for, as then its series is 0 too.
+class Window {
+ public:
+  explicit Window(int64_t cells) : decays_(cells + 2 * kLanes), sigmoids_(cells + 2 * kLanes) {}
+
+  // Of the cells [begin, end) of a window that starts at `cell`, whose centre is at y. The same
+  // whatever `begin` is, to the bit.
+  void fill(int64_t cell, double y, int64_t begin, int64_t end) {
+    static const std::array<double, kStretch> factors = [] {
+      std::array<double, kStretch> values{};
+      for (int64_t i = 0; i < kStretch; ++i) values[i] = std::exp(-kCellWidth * i);
+      return values;
+    }();
+    first_ = begin / kLanes * kLanes;
+    end_ = (end + kLanes - 1) / kLanes * kLanes;
+    std::fill_n(sigmoids_.begin(), begin - first_, 0.0);
+    std::fill_n(sigmoids_.begin() + (end - first_), end_ - end, 0.0);
+    // Anew for each stretch, as far below 0 exp(-y) is infinite.
+    for (int64_t i = begin; i < end;) {
+      const int64_t within = (i - cell) % kStretch, count = std::min(kStretch - within, end - i);
+      const double start = y + kCellWidth * static_cast<double>(i - within - cell);
+      decay_from(std::exp(std::min(-start, 700.0)), &factors[within], count, &decays_[i - first_],
+                 &sigmoids_[i - first_]);
+      i += count;
+    }
+  }
+
+  int64_t first() const { return first_; }
+  int64_t size() const { return end_ - first_; }
+  double decay(int64_t cell) const { return decays_[cell - first_]; }
+  double& sigmoid(int64_t cell) { return sigmoids_[cell - first_]; }
+  const double* sigmoids() const { return sigmoids_.data(); }
 
  private:
-  static double start(double y) { return std::exp(std::min(-y, 700.0)); }
-  double y_, value_;
-  int steps_ = 0;
+  static constexpr int64_t kStretch = 64;
+  int64_t first_ = 0, end_ = 0;
+  std::vector<double> decays_, sigmoids_;
 };
 
-template <typename T, int degree>
-void cell_sums(const Positives& positives, const Cells& cells, const Table<degree>& negatives,
-               double lam, const std::vector<int64_t>& by_iou, int64_t samples_count, Sums& sums) {
+// sigmoid_series of several cells at once.
+template <int degree>
+CORRDET_INLINE void sigmoid_series_lanes(const double* sigmoids,
+                                         double (&coefficients)[degree + 1][kLanes]) {
+  for (int lane = 0; lane < kLanes; ++lane) coefficients[0][lane] = sigmoids[lane];
+  for (int k = 0; k < degree; ++k) {
+    double square[kLanes] = {};
+    for (int i = 0; i <= k; ++i) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        square[lane] += coefficients[i][lane] * coefficients[k - i][lane];
+      }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      coefficients[k + 1][lane] = (coefficients[k][lane] - square[lane]) * (kCellWidth / (k + 1));
+    }
+  }
+}
+
+struct WindowSums {
+  double rank, error, loss;
+};
+
+// Sums over the cells of a window, of the sigmoid over all samples and the false positives, and,
+// where there are `integrals`, of the softplus over the latter.
+template <int degree>
+CORRDET_SIMD WindowSums sum_window(const double* __restrict__ sigmoids,
+                                   const double* __restrict__ integrals, int64_t count,
+                                   const double* __restrict__ all,
+                                   const double* __restrict__ errors, int64_t stride) {
+  double rank[kLanes] = {}, error[kLanes] = {}, loss[kLanes] = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    double coefficients[degree + 1][kLanes];
+    sigmoid_series_lanes<degree>(sigmoids + i, coefficients);
+    for (int k = 0; k <= degree; ++k) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        rank[lane] += coefficients[k][lane] * all[k * stride + i + lane];
+        error[lane] += coefficients[k][lane] * errors[k * stride + i + lane];
+      }
+    }
+    if (integrals == nullptr) continue;
+    for (int lane = 0; lane < kLanes; ++lane) loss[lane] += integrals[i + lane] * errors[i + lane];
+    for (int k = 0; k < degree; ++k) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        loss[lane] +=
+            coefficients[k][lane] * (kCellWidth / (k + 1)) * errors[(k + 1) * stride + i + lane];
+      }
+    }
+  }
+  WindowSums sums{};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sums.rank += rank[lane];
+    sums.error += error[lane];
+    sums.loss += loss[lane];
+  }
+  return sums;
+}
+
+// Adds the series of a window, times `share`, to the polynomials of its cells.
+template <int degree>
+CORRDET_SIMD void add_window(const double* __restrict__ sigmoids, int64_t count, double share,
+                             double* __restrict__ cells, int64_t stride) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    double coefficients[degree + 1][kLanes];
+    sigmoid_series_lanes<degree>(sigmoids + i, coefficients);
+    for (int k = 0; k <= degree; ++k) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        cells[k * stride + i + lane] += share * coefficients[k][lane];
+      }
+    }
+  }
+}
+
+// Where the positives, their edges and the ends of their windows are.
+struct Places {
+  Places(const Positives& positives, const Cells& cells, double reach) {
+    for (int64_t u = 0; u < positives.size(); ++u) {
+      own.push_back(cells.locate(positives.scores[u]));
+      edge_cells.push_back(cells.locate(positives.edges[u]).cell);
+      ends.push_back(cells.cell_after(positives.scores[u] + reach));
+      // The positives above an edge; those are not fewer that are above a lower one.
+      int64_t v = u > 0 ? first_above.back() : 0;
+      while (v < positives.size() && !(positives.scores[v] > positives.edges[u])) ++v;
+      first_above.push_back(v);
+    }
+  }
+
+  std::vector<Cells::Place> own;
+  std::vector<int64_t> edge_cells, ends;  // ends: the first cells where the sigmoid is 1
+  std::vector<int64_t> first_above;       // the first positive above the edge
+};
+
+template <typename T>
+void cell_sums(const Positives& positives, const Cells& cells, const Places& places,
+               const Table<T>& negatives, const SmoothLoss& options,
+               const std::vector<int64_t>& by_iou, int64_t room, Sums& sums) {
+  constexpr int degree = Degrees<T>::cell;
   const int64_t count = positives.size();
-  const double reach = Series<T>::saturated / lam;
-  // All samples, for the rank.
-  Table<degree> everything(cells);
-  std::vector<Cells::Place> places(count);
-  for (int64_t v = 0; v < count; ++v) {
-    places[v] = cells.locate(positives.scores[v]);
-    add_sample<degree>(places[v].offset, everything.bins[places[v].bin]);
+  // All samples, for the rank: in cells, above edges in their cell, and the number above a cell.
+  CellPowers<degree> everything = negatives.totals;
+  std::vector<Powers<degree>> above = negatives.above;
+  std::vector<double> counts(cells.cell_count() + 1, 0.0);
+  Powers<degree> positives_above{};
+  for (int64_t u = count - 1, v = count - 1; u >= 0; --u) {
+    for (; v >= places.first_above[u]; --v) {
+      const auto& [cell, offset] = places.own[v];
+      if (v + 1 == count || cell != places.own[v + 1].cell) positives_above = {};
+      add_sample<degree>(offset, positives_above);
+      ++counts[cell];
+      Powers<degree> powers{};
+      add_sample<degree>(offset, powers);
+      everything.add(cell, powers);
+    }
+    if (v + 1 < count && places.own[v + 1].cell == places.edge_cells[u]) {
+      add<degree>(positives_above, above[u]);
+    }
   }
-  everything.finish(cells);
-  for (size_t i = 0; i < everything.bins.size(); ++i) {
-    add<degree>(negatives.bins[i], everything.bins[i]);
-  }
-  for (size_t i = 0; i < everything.totals.size(); ++i) {
-    add<degree>(negatives.totals[i], everything.totals[i]);
-  }
-  for (size_t i = 0; i < everything.counts.size(); ++i) {
-    everything.counts[i] += negatives.counts[i];
-  }
+  for (int64_t c = cells.cell_count() - 1; c >= 0; --c) counts[c] += counts[c + 1];
+  for (int64_t c = 0; c < cells.cell_count(); ++c) counts[c] += negatives.counts[c];
 
   // In order of IoU, each task adding to the negatives the positives of lower IoU. Additions are in
   // that order too, whatever the number of tasks.
-  const int64_t room = std::max<int64_t>(most_cells<degree>(samples_count) / cells.bin_count(), 1);
   const int64_t tasks =
       std::min<int64_t>({at::get_num_threads(), room, std::max<int64_t>(count / 64, 1)});
   at::parallel_for(0, tasks, 1, [&](int64_t first_task, int64_t last_task) {
     for (int64_t task = first_task; task < last_task; ++task) {
-      std::vector<Powers<degree>> added_bins, totals = negatives.totals;
+      CellPowers<degree> totals = negatives.totals;
       PrefixSums<2> added(positives.paired() ? cells.cell_count() : 0);
-      if (positives.paired()) added_bins.resize(cells.bin_count());
+      Window window(cells.cell_count());
+      std::vector<double> integrals(cells.cell_count() + 2 * kLanes);
       int64_t added_count = 0;
       for (int64_t i = count * task / tasks; i < count * (task + 1) / tasks; ++i) {
         const int64_t u = by_iou[i];
         while (positives.paired() && positives.ious[by_iou[added_count]] < positives.ious[u]) {
           const int64_t v = by_iou[added_count++];
-          add_sample<degree>(places[v].offset, added_bins[places[v].bin]);
-          add_sample<degree>(places[v].offset, totals[places[v].cell]);
-          added.insert(places[v].cell, {1.0, positives.scores[v] - negatives.origin});
+          Powers<degree> powers{};
+          add_sample<degree>(places.own[v].offset, powers);
+          totals.add(places.own[v].cell, powers);
+          added.insert(places.own[v].cell, {1.0, positives.scores[v] - negatives.origin});
         }
         const double score = positives.scores[u];
-        const Cells::Place edge = cells.locate_edge(u);
-        const int64_t end = cells.cell_after(score + reach);
-        Powers<degree> errors{}, all{};
-        if (edge.bin < cells.end_bin(edge.cell)) {
-          errors = negatives.bins[edge.bin];
-          all = everything.bins[edge.bin];
-          for (int64_t bin = edge.bin; positives.paired() && bin < cells.end_bin(edge.cell);
-               ++bin) {
-            add<degree>(added_bins[bin], errors);
-          }
+        const int64_t first = places.edge_cells[u], end = places.ends[u];
+        const double y = options.lam * (cells.center(first) - score);
+        window.fill(first, y, first, end);
+        const auto integral = [&](int64_t cell) {
+          const double at = y + kCellWidth * static_cast<double>(cell - first);
+          const double decay = window.decay(cell);
+          return at > 0.0 ? at + std::log1p(decay) : std::log1p(1.0 / decay);
+        };
+        for (int64_t i = 0; options.cross_entropy && i < window.size(); ++i) {
+          const int64_t c = window.first() + i;
+          integrals[i] = c > first && c < end && totals.count(c) > 0.0 ? integral(c) : 0.0;
         }
-        sums.negatives[u] = negatives.counts[edge.cell + 1];
-        if (edge.bin < cells.end_bin(edge.cell)) {
-          sums.negatives[u] += negatives.bins[edge.bin][0];
+        // The cell of the edge counts in part: what is above the edge.
+        Powers<degree> coefficients;
+        sigmoid_series<degree>(std::exchange(window.sigmoid(first), 0.0), coefficients.data());
+        Powers<degree> errors = negatives.above[u];
+        for (int64_t v = places.first_above[u];
+             positives.paired() && v < count && places.own[v].cell == first; ++v) {
+          if (positives.ious[v] < positives.ious[u])
+            add_sample<degree>(places.own[v].offset, errors);
         }
-        double rank = 0.0, error = 0.0, loss = 0.0;
-        DecayingExponential decay(lam * (cells.center(edge.cell) - score));
-        for (int64_t c = edge.cell; c < end; ++c, decay.step()) {
-          const Powers<degree>& error_powers = c == edge.cell ? errors : totals[c];
-          const Powers<degree>& rank_powers = c == edge.cell ? all : everything.totals[c];
-          if (rank_powers[0] == 0.0) continue;
-          const double value = 1.0 / (1.0 + decay.value());
-          double coefficients[degree + 1];
-          sigmoid_series<degree>(value, coefficients);
-          rank += dot<degree>(coefficients, rank_powers);
-          if (error_powers[0] == 0.0) continue;
-          error += dot<degree>(coefficients, error_powers);
-          const double y = decay.y();
-          const double integral =
-              y > 0.0 ? y + std::log1p(decay.value()) : std::log1p(1.0 / decay.value());
-          double primitive[degree + 1];
-          softplus_series<degree>(integral, coefficients, primitive);
-          loss += dot<degree>(primitive, error_powers);
+        WindowSums inside = sum_window<degree>(
+            window.sigmoids(), options.cross_entropy ? integrals.data() : nullptr, window.size(),
+            everything.at(window.first()), totals.at(window.first()), totals.stride());
+        inside.rank += dot<degree>(coefficients, above[u]);
+        inside.error += dot<degree>(coefficients, errors);
+        if (options.cross_entropy && errors[0] > 0.0) {
+          Powers<degree> primitive;
+          softplus_series<degree>(integral(first), coefficients.data(), primitive.data());
+          inside.loss += dot<degree>(primitive, errors);
         }
         // Beyond, the sigmoid is 1 and the softplus is y.
         double beyond = negatives.counts[end];
@@ -451,9 +755,10 @@ void cell_sums(const Positives& positives, const Cells& cells, const Table<degre
           distance +=
               (all_added[1] - below[1]) - (all_added[0] - below[0]) * (score - negatives.origin);
         }
-        sums.rank[u] = rank + everything.counts[end];
-        sums.error[u] = error + beyond;
-        sums.loss[u] = loss / lam + distance;
+        sums.negatives[u] = negatives.counts[first + 1] + negatives.above[u][0];
+        sums.rank[u] = inside.rank + counts[end];
+        sums.error[u] = inside.error + beyond;
+        sums.loss[u] = inside.loss / options.lam + distance;
       }
     }
   });
@@ -461,71 +766,75 @@ void cell_sums(const Positives& positives, const Cells& cells, const Table<degre
 
 // For each bin the polynomial of the sum over positives of shares[u] * sigmoid(lam (x - s_u)); and
 // for each positive v that sum over the positives of higher IoU.
-template <typename T, int degree>
-std::vector<Powers<degree>> cell_gradients(const Positives& positives, const Cells& cells,
-                                           double lam, const std::vector<int64_t>& by_iou,
-                                           const std::vector<double>& shares,
-                                           std::vector<double>& on_positives) {
+template <typename T>
+std::vector<Powers<Degrees<T>::part, T>> cell_gradients(const Positives& positives,
+                                                        const Cells& cells, const Places& places,
+                                                        double lam,
+                                                        const std::vector<int64_t>& by_iou,
+                                                        const std::vector<double>& shares,
+                                                        std::vector<double>& on_positives) {
+  constexpr int degree = Degrees<T>::cell, part_degree = Degrees<T>::part;
   const int64_t count = positives.size();
-  const double reach = Series<T>::saturated / lam;
-  std::vector<Cells::Place> edges(count), places(count);
-  std::vector<int64_t> ends(count);
   std::vector<double> saturated(cells.cell_count() + 1, 0.0);
-  for (int64_t u = 0; u < count; ++u) {
-    edges[u] = cells.locate_edge(u);
-    places[u] = cells.locate(positives.scores[u]);
-    ends[u] = cells.cell_after(positives.scores[u] + reach);
-    saturated[ends[u]] += shares[u];
-  }
+  for (int64_t u = 0; u < count; ++u) saturated[places.ends[u]] += shares[u];
   for (int64_t c = 0; c < cells.cell_count(); ++c) saturated[c + 1] += saturated[c];
-  std::vector<Powers<degree>> bins(cells.bin_count(), Powers<degree>{});
-  std::vector<Powers<degree>> totals(cells.cell_count(), Powers<degree>{});
+  CellPowers<degree> totals(cells.cell_count());
+  std::vector<Powers<degree>> above(count);  // what an edge adds to the rest of its cell
+  std::vector<Powers<part_degree, T>> bins(cells.bin_count());
   // Each task has its own cells, and goes through all positives from the highest IoU down.
+  const int64_t groups = (cells.cell_count() + kLanes - 1) / kLanes;
   const int64_t tasks =
       std::min<int64_t>(2 * at::get_num_threads(), std::max<int64_t>(count / 64, 1));
   at::parallel_for(0, tasks, 1, [&](int64_t first_task, int64_t last_task) {
     for (int64_t task = first_task; task < last_task; ++task) {
-      const int64_t first_cell = cells.cell_count() * task / tasks;
-      const int64_t end_cell = cells.cell_count() * (task + 1) / tasks;
+      const int64_t first_cell = kLanes * (groups * task / tasks);
+      const int64_t end_cell = std::min(kLanes * (groups * (task + 1) / tasks), cells.cell_count());
       PrefixSums<1> added(positives.paired() ? cells.cell_count() + 1 : 0);
+      Window window(cells.cell_count());
       int64_t added_count = count;
       const auto add_positive = [&](int64_t u) {
-        if (positives.paired()) added.insert(ends[u], {shares[u]});
-        const int64_t begin = std::max(edges[u].cell, first_cell);
-        const int64_t end = std::min(ends[u], end_cell);
+        if (positives.paired()) added.insert(places.ends[u], {shares[u]});
+        const int64_t edge_cell = places.edge_cells[u];
+        const int64_t begin = std::max(edge_cell, first_cell);
+        const int64_t end = std::min(places.ends[u], end_cell);
         if (begin >= end) return;
-        DecayingExponential decay(lam * (cells.center(begin) - positives.scores[u]));
-        for (int64_t c = begin; c < end; ++c, decay.step()) {
-          Powers<degree> coefficients;
-          sigmoid_series<degree>(1.0 / (1.0 + decay.value()), coefficients.data());
-          for (double& coefficient : coefficients) coefficient *= shares[u];
-          if (c != edges[u].cell) {
-            add<degree>(coefficients, totals[c]);
-            continue;
-          }
-          for (int64_t bin = edges[u].bin; bin < cells.end_bin(c); ++bin) {
-            add<degree>(coefficients, bins[bin]);
-          }
+        const double y = lam * (cells.center(edge_cell) - positives.scores[u]);
+        window.fill(edge_cell, y, begin, end);
+        if (begin == edge_cell) {
+          sigmoid_series<degree>(std::exchange(window.sigmoid(begin), 0.0), above[u].data());
+          for (double& coefficient : above[u]) coefficient *= shares[u];
         }
+        add_window<degree>(window.sigmoids(), window.size(), shares[u], totals.at(window.first()),
+                           totals.stride());
       };
       for (int64_t i = count - 1; positives.paired() && i >= 0; --i) {
         const int64_t v = by_iou[i];
         while (positives.ious[by_iou[added_count - 1]] > positives.ious[v]) {
           add_positive(by_iou[--added_count]);
         }
-        const Cells::Place& place = places[v];
-        if (place.cell < first_cell || place.cell >= end_cell) continue;
-        double powers[degree + 1] = {1.0};
-        for (int k = 0; k < degree; ++k) powers[k + 1] = powers[k] * place.offset;
-        on_positives[v] = added.before(place.cell + 1)[0] +
-                          dot<degree>(powers, totals[place.cell]) +
-                          dot<degree>(powers, bins[place.bin]);
+        const auto& [cell, offset] = places.own[v];
+        if (cell < first_cell || cell >= end_cell) continue;
+        double sum = added.before(cell + 1)[0] + evaluate<degree>(totals[cell], offset);
+        const int64_t end_edge = cells.first_edge(kParts * (cell + 1));
+        for (int64_t u = cells.first_edge(kParts * cell); u < end_edge; ++u) {
+          if (!(positives.edges[u] < positives.scores[v])) break;
+          if (positives.ious[u] > positives.ious[v]) sum += evaluate<degree>(above[u], offset);
+        }
+        on_positives[v] = sum;
       }
       while (added_count > 0) add_positive(by_iou[--added_count]);
       for (int64_t c = first_cell; c < end_cell; ++c) {
-        for (int64_t bin = cells.first_bin(c); bin < cells.end_bin(c); ++bin) {
-          add<degree>(totals[c], bins[bin]);
-          bins[bin][0] += saturated[c];
+        Powers<degree> polynomial = totals[c];
+        polynomial[0] += saturated[c];
+        for (int p = 0; p < kParts; ++p) {
+          const auto& part = PartOfCell<degree, part_degree>::at(p);
+          const int64_t first = kParts * c + p;
+          int64_t u = cells.first_edge(first);
+          part.restrict_polynomial(polynomial, bins[first + u]);
+          for (; u < cells.first_edge(first + 1); ++u) {
+            add<degree>(above[u], polynomial);
+            part.restrict_polynomial(polynomial, bins[first + u + 1]);
+          }
         }
       }
     }
@@ -533,36 +842,46 @@ std::vector<Powers<degree>> cell_gradients(const Positives& positives, const Cel
   return bins;
 }
 
+template <int degree, typename T>
+CORRDET_SIMD void evaluate_samples(const double* __restrict__ offsets,
+                                   const int32_t* __restrict__ bins, int64_t count,
+                                   const Powers<degree, T>* __restrict__ polynomials,
+                                   T* __restrict__ gradient) {
+  for (int64_t i = 0; i < count; ++i) {
+    // Open cells, and bin 0, have a constant alone, which an infinite offset would spoil.
+    const T offset = static_cast<T>(offsets[i] < 1.0 ? offsets[i] : 1.0);
+    gradient[i] = evaluate<degree, T>(polynomials[bins[i]], offset);
+  }
+}
+
 template <typename T, int degree>
-void negatives_gradient(const T* logits, const Samples& samples, const Cells& cells,
-                        const std::vector<Powers<degree>>& bins, T* gradient) {
-  const double low = cells.low();
-  at::parallel_for(0, static_cast<int64_t>(samples.kinds.size()), kSampleGrain,
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i) {
-                       const double x = static_cast<double>(logits[i]);
-                       if (samples.kinds[i] != kNegative || !(x > low)) {
-                         gradient[i] = T(0);
-                         continue;
-                       }
-                       const Cells::Place place = cells.locate(x);
-                       const Powers<degree>& polynomial = bins[place.bin];
-                       // Open cells have a constant alone.
-                       double value = 0.0;
-                       if (std::abs(place.offset) < 1.0) {
-                         for (int k = degree; k > 0; --k) {
-                           value = (value + polynomial[k]) * place.offset;
-                         }
-                       }
-                       gradient[i] = static_cast<T>(value + polynomial[0]);
-                     }
-                   });
+void negatives_gradient(const T* logits, const Cells& cells, const std::vector<int32_t>& bin_of,
+                        const std::vector<Powers<degree, T>>& polynomials, T* gradient) {
+  const int64_t count = static_cast<int64_t>(bin_of.size());
+  at::parallel_for(0, count, kSampleGrain, [&](int64_t first, int64_t last) {
+    std::array<int32_t, kBlock> places;
+    std::array<double, kBlock> offsets;
+    for (int64_t begin = first; begin < last; begin += kBlock) {
+      const int64_t size = std::min(kBlock, last - begin);
+      cells.locate(logits + begin, size, places.data(), offsets.data());
+      evaluate_samples<degree, T>(offsets.data(), &bin_of[begin], size, polynomials.data(),
+                                  gradient + begin);
+    }
+  });
+}
+
+// The cells that samples may be summed in, so that all tables together take about 40 bytes per
+// sample where they are not small anyway. With few pairs, taking them one by one is cheaper.
+template <typename T>
+int64_t most_cells(int64_t samples, int64_t positives) {
+  constexpr int64_t bytes = kParts * sizeof(Powers<Degrees<T>::part>) + kFine * sizeof(int32_t) +
+                            4 * sizeof(Powers<Degrees<T>::cell>);
+  return std::min(samples * positives / 4, std::max<int64_t>(samples * 40 / bytes, 2048));
 }
 
 template <typename T>
 void smooth_error_kernel(const T* logits, const Samples& samples, const std::vector<double>& ious,
                          const SmoothLoss& loss, T* value, T* gradient) {
-  constexpr int degree = Series<T>::degree;
   const int64_t samples_count = static_cast<int64_t>(samples.kinds.size());
   const int64_t count = static_cast<int64_t>(samples.positives.size());
   const auto undefined = [&] {
@@ -585,13 +904,20 @@ void smooth_error_kernel(const T* logits, const Samples& samples, const std::vec
   std::iota(by_iou.begin(), by_iou.end(), 0);
   if (positives.paired()) by_iou = ascending_order(positives.ious);
 
-  const Cells cells(positives, loss.lam, Series<T>::saturated, most_cells<degree>(samples_count));
+  const int64_t most = most_cells<T>(samples_count, count);
+  const Cells cells(positives, loss.lam, Series<T>::saturated, most);
+  std::optional<Places> places;
+  std::vector<int32_t> bin_of;
   Sums sums(count);
   if (cells.usable()) {
-    Table<degree> negatives(cells);
-    if (!add_negatives<T, degree>(logits, samples, cells, negatives)) return undefined();
-    negatives.finish(cells);
-    cell_sums<T, degree>(positives, cells, negatives, loss.lam, by_iou, samples_count, sums);
+    places.emplace(positives, cells, Series<T>::saturated / loss.lam);
+    bin_of.resize(samples_count);
+    auto bins = sum_bins<T, Degrees<T>::part>(logits, samples, cells, bin_of);
+    if (bins.empty()) return undefined();
+    const Table<T> negatives(cells, bins, count);
+    bins = {};
+    const int64_t room = std::max<int64_t>(most / cells.cell_count(), 1);
+    cell_sums<T>(positives, cells, *places, negatives, loss, by_iou, room, sums);
   } else {
     for (int64_t i = 0; i < samples_count; ++i) {
       if (samples.kinds[i] == kNegative && !std::isfinite(logits[i])) return undefined();
@@ -614,8 +940,8 @@ void smooth_error_kernel(const T* logits, const Samples& samples, const std::vec
   std::vector<double> on_positives(count, 0.0);
   if (cells.usable()) {
     const auto bins =
-        cell_gradients<T, degree>(positives, cells, loss.lam, by_iou, shares, on_positives);
-    negatives_gradient<T, degree>(logits, samples, cells, bins, gradient);
+        cell_gradients<T>(positives, cells, *places, loss.lam, by_iou, shares, on_positives);
+    negatives_gradient<T, Degrees<T>::part>(logits, cells, bin_of, bins, gradient);
   } else {
     direct_gradients(logits, samples, positives, loss.lam, shares, gradient, on_positives);
   }

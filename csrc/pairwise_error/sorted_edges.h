@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/device.h"
+
 namespace corrdet {
 
 // How many edges may be read past the end of a list of them: fill it up with infinity.
@@ -15,7 +17,8 @@ constexpr int64_t kEdgePadding = 4;
 // The number of edges below `value`, where all before `begin` are, and none from `end` on. Mostly
 // end - begin is small, but not in a way that the processor could predict: the first few edges are
 // compared without asking, those from `end` on being higher anyway.
-inline int64_t count_edges_below(const double* edges, int64_t begin, int64_t end, double value) {
+CORRDET_INLINE int64_t count_edges_below(const double* edges, int64_t begin, int64_t end,
+                                         double value) {
   if (end - begin > kEdgePadding) {
     return std::lower_bound(edges + begin, edges + end, value) - edges;
   }
