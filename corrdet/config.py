@@ -26,16 +26,6 @@ def add_corrdet_config(cfg) -> None:
     # For example ("correlation",).
     cfg.MODEL.CRITERION.COUPLINGS = ()
 
-    # The losses of the region proposals, by the same names and options, for the
-    # MODEL.PROPOSAL_GENERATOR.NAME CorrdetRPN.
-    cfg.MODEL.RPN_CRITERION = CN()
-    cfg.MODEL.RPN_CRITERION.CLASSIFICATION = "sigmoid_cross_entropy"
-    cfg.MODEL.RPN_CRITERION.CLASSIFICATION_WEIGHT = 1.0
-    cfg.MODEL.RPN_CRITERION.LOCALIZATION = "smooth_l1"
-    cfg.MODEL.RPN_CRITERION.LOCALIZATION_WEIGHT = 1.0
-    cfg.MODEL.RPN_CRITERION.LOCALIZATION_WEIGHTED_BY = "none"
-    cfg.MODEL.RPN_CRITERION.COUPLINGS = ()
-
     def options(name, **defaults):
         node = cfg.MODEL.CRITERION[name] = CN()
         for key, default in defaults.items():
@@ -95,10 +85,11 @@ def add_corrdet_config(cfg) -> None:
     # HarmonicDet's whole localization loss (Eq. 11): smooth L1 + ALPHA * Harmonic IoU.
     options("SMOOTH_L1_HARMONIC_IOU", BETA=0.0, ALPHA=1.5, GAMMA=0.8)
 
-    # -- Couplings. All have WEIGHT, WARMUP_ITERS (the weight rises linearly from 0 over so many
-    # iterations) and SCHEDULE ((iteration, factor) pairs; the weight is multiplied by the factor,
-    # which is linear between them). Of couplings that change the other losses, "harmonic" and
-    # "iou_balanced", the weight says by how much: 0 not at all, 1 as the paper has it.
+    # -- Couplings. All have WEIGHT (1.0 but where it is said), WARMUP_ITERS (0; the weight rises
+    # linearly from 0 over so many iterations) and SCHEDULE ((); (iteration, factor) pairs: the
+    # weight is multiplied by the factor, which is linear between them). Of couplings that change
+    # the other losses, "harmonic" and "iou_balanced", the weight says by how much: 0 not at all, 1
+    # as the paper has it.
     # Association loss: KIND "pse" (Eq. 8) or "pce"; k; MAX_SCORE: the highest score of any class in
     # place of that of the ground-truth class.
     options("ASSOCIATION", KIND="pse", BETA=1.0, K=1.0, MAX_SCORE=False)
@@ -135,6 +126,11 @@ def add_corrdet_config(cfg) -> None:
             for key, default in defaults.items():
                 if key not in node:
                     setattr(node, key, default)
+
+    # The losses of the region proposals of CorrdetRPN (MODEL.PROPOSAL_GENERATOR.NAME): all of the
+    # above once more, as both may be used with options of their own.
+    cfg.MODEL.RPN_CRITERION = cfg.MODEL.CRITERION.clone()
+    cfg.MODEL.RPN_CRITERION.CLASSIFICATION = "sigmoid_cross_entropy"
 
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".

@@ -157,13 +157,33 @@ def check_losses(cfg: CfgNode) -> None:
     Raises:
         ConfigError: MODEL.CRITERION has losses or options that the model cannot be trained with.
     """
-    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    name = cfg.MODEL.META_ARCHITECTURE
+    architecture = META_ARCH_REGISTRY.get(name)
     if not hasattr(architecture, "build_criterion"):
-        return  # one of Detectron2's, which does not read MODEL.CRITERION
+        # One of Detectron2's, which has its own losses.
+        _check_is_default(cfg, "CRITERION", f"MODEL.META_ARCHITECTURE is {name!r}")
+        return
+    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if name != "CorrdetRCNN":
+        _check_is_default(cfg, "RPN_CRITERION", f"MODEL.META_ARCHITECTURE is {name!r}")
+    elif generator != "CorrdetRPN":
+        reason = f"MODEL.PROPOSAL_GENERATOR.NAME is {generator!r}, not 'CorrdetRPN'"
+        _check_is_default(cfg, "RPN_CRITERION", reason)
     try:
         architecture.build_criterion(cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_is_default(cfg: CfgNode, node: str, reason: str) -> None:
+    default = get_cfg()
+    add_corrdet_config(default)
+    for key in ("CLASSIFICATION", "LOCALIZATION", "COUPLINGS"):
+        value, unset = cfg.MODEL[node][key], default.MODEL[node][key]
+        # A list from a file, a tuple as the default.
+        same = list(value) == list(unset) if isinstance(unset, tuple) and value else value == unset
+        if value and not same:
+            raise ConfigError(f"MODEL.{node}.{key} is {value!r}, but nothing reads it: {reason}")
 
 
 def check_names(cfg: CfgNode) -> None:

@@ -70,18 +70,21 @@ class Weight:
     def __post_init__(self):
         if not (math.isfinite(self.value) and self.value >= 0):
             raise ValueError(f"the weight must be finite and >= 0, got {self.value}")
-        if self.warmup_iters < 0:
-            raise ValueError(f"the warm-up must not be negative, got {self.warmup_iters}")
+        if not isinstance(self.warmup_iters, int) or self.warmup_iters < 0:
+            raise ValueError(
+                f"the warm-up must be a number of iterations, 0 or more, got {self.warmup_iters!r}"
+            )
         for point in self.schedule:
             if not (
                 isinstance(point, tuple | list)
                 and len(point) == 2
+                and isinstance(point[0], int)
                 and all(isinstance(value, int | float) and value >= 0 for value in point)
                 and math.isfinite(point[1])
             ):
                 raise ValueError(
                     "the schedule must be pairs of an iteration and a factor, both >= 0, such as "
-                    f"((0, 1.0), (5000, 0.5)), got {point!r}"
+                    f"((0, 1.0), (5000, 0.5)), got {tuple(self.schedule)!r}"
                 )
         iterations = [iteration for iteration, _ in self.schedule]
         if sorted(set(iterations)) != iterations:
@@ -136,6 +139,8 @@ class Criterion:
         localization_weight: float = 1.0,
         localization_weighted_by: str = "none",
     ):
+        if isinstance(couplings, str):
+            raise ValueError(f"couplings must be a list of names, got the text {couplings!r}")
         if not isinstance(couplings, Mapping):
             if len(set(couplings)) != len(couplings):
                 raise ValueError(f"couplings name one twice: {list(couplings)}")
@@ -143,6 +148,10 @@ class Criterion:
         reason = refusal(classification, localization, list(couplings))
         if reason:
             raise ValueError(reason)
+        for name in options:
+            if name not in (classification, localization, *couplings):
+                used = [classification, localization, *couplings]
+                raise ValueError("options: " + unknown_name("loss", name, used))
         weights = {"classification": classification_weight, "localization": localization_weight}
         for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
@@ -163,6 +172,11 @@ class Criterion:
         self._state: dict[str, dict] = {}
         self._classification = CLASSIFICATION_LOSSES[classification]
         self._localization = LOCALIZATION_LOSSES[localization]
+        self._names = {
+            classification: self._classification,
+            localization: self._localization,
+            **{name: COUPLINGS[name] for name in couplings},
+        }
         self.classification = self._bind(classification, self._classification, options)
         self.localization = self._bind(localization, self._localization, options)
         self.couplings: dict[str, tuple[Callable, Weight]] = {}
@@ -195,17 +209,36 @@ class Criterion:
             graph also where there is no positive.
 
         Raises:
-            ValueError: a weight changes over the iterations, and none is given.
+            ValueError: a weight changes over the iterations, and none is given; a loss that cannot
+                work with this head, or with a batch without deltas; or a loss of one's own that
+                returns something else than it should.
         """
+        for name, loss in self._names.items():
+            if matched.activation not in loss.activations:
+                raise ValueError(
+                    f"{name!r} works on {' or '.join(loss.activations)} heads, got "
+                    f"MatchedPredictions of a {matched.activation} head"
+                )
+            if loss.needs_deltas and (matched.deltas is None or matched.gt_deltas is None):
+                raise ValueError(
+                    f"{name!r} compares box deltas, got MatchedPredictions without deltas and "
+                    "gt_deltas"
+                )
         with torch.autocast(matched.logits.device.type, enabled=False):
             return self._losses(matched, iteration)
 
     def _losses(self, matched: MatchedPredictions, iteration: int | None) -> dict[str, Tensor]:
-        localization = self._weighted(matched, self.localization(matched))
+        samples, positives = (len(matched.labels),), (len(matched.positives),)
+        localization = self._localization_loss(matched, positives)
         if self._classification.takes_localization:
-            classification, localization = self.classification(matched, localization=localization)
+            both = self.classification(matched, localization=localization)
+            classification, localization = _two("classification loss", self.classification, both)
+            _check_shape("classification loss", self.classification, classification, ())
+            _check_shape("classification loss", self.classification, localization, (), positives)
         else:
             classification = self.classification(matched)
+            shape = samples if self._classification.per_sample else ()
+            _check_shape("classification loss", self.classification, classification, shape)
 
         added = {}
         for name, (coupling, weight) in self.couplings.items():
@@ -215,12 +248,20 @@ class Criterion:
                     coupling, factor, matched, classification, localization
                 )
             else:
-                added[f"loss_{name}"] = self._total(coupling(matched), matched) * factor
+                loss = coupling(matched)
+                _check_shape("coupling", coupling, loss, (), positives)
+                added[f"loss_{name}"] = self._total(loss, matched) * factor
         return {
             "loss_cls": self._total(classification, matched) * self.classification_weight,
             "loss_box_reg": self._total(localization, matched) * self.localization_weight,
             **added,
         }
+
+    def _localization_loss(self, matched: MatchedPredictions, positives: tuple) -> Tensor:
+        losses = self.localization(matched)
+        shape = positives if self._localization.per_sample else ()
+        _check_shape("localization loss", self.localization, losses, shape)
+        return self._weighted(matched, losses)
 
     def _weighted(self, matched: MatchedPredictions, losses: Tensor) -> Tensor:
         if self.localization_weighted_by == "none":
@@ -242,6 +283,9 @@ class Criterion:
         per_sample = classification.dim() > 0
         of_positives = classification[matched.positives] if per_sample else classification
         coupled = coupling(matched, classification=of_positives, localization=localization)
+        coupled = _two("coupling", coupling, coupled)
+        for old, new in zip((of_positives, localization), coupled, strict=True):
+            _check_shape("coupling", coupling, new, tuple(old.shape))
         new_classification, new_localization = (
             # By how far the coupling is switched on.
             new if factor == 1 else old + factor * (new - old)
@@ -277,23 +321,49 @@ class Criterion:
             own.update(state.get(name, {}))
 
 
-def build_criterion(cfg, *, activation: str, has_deltas: bool, key: str = "CRITERION") -> Criterion:
+def _check_shape(what: str, function: Callable, value: Any, *shapes: tuple) -> None:
+    """Raise a ValueError unless a loss returned a tensor of one of the shapes."""
+    if isinstance(value, Tensor) and tuple(value.shape) in shapes:
+        return
+    expected = " or ".join(f"a tensor of shape {shape}" for shape in shapes)
+    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    function = getattr(function, "func", function)
+    raise ValueError(f"the {what} {function.__name__!r} must return {expected}, got {got}")
+
+
+def _two(what: str, function: Callable, value: Any) -> tuple:
+    """Raise a ValueError unless a loss returned a classification and a localization loss."""
+    if isinstance(value, tuple) and len(value) == 2:
+        return value
+    function = getattr(function, "func", function)
+    raise ValueError(
+        f"the {what} {function.__name__!r} must return (classification, localization), got "
+        f"{type(value).__name__}"
+    )
+
+
+def build_criterion(
+    cfg, *, activation: str, has_deltas: bool, key: str = "CRITERION", owner: str | None = None
+) -> Criterion:
     """The Criterion that a config's ``MODEL.CRITERION`` describes.
 
     Args:
         cfg: a config with :func:`corrdet.add_corrdet_config`'s keys.
         activation: "sigmoid" or "softmax", what the detector's head is made for.
         has_deltas: whether the detector regresses deltas.
-        key: of the node in ``MODEL`` that names the losses; their options are in ``CRITERION``
-            all the same.
+        key: of the node in ``MODEL``.
+        owner: whose losses they are, for messages; None for the meta-architecture.
 
     Raises:
         ValueError: an unknown loss (with the nearest valid name), an option that the loss does not
             have or a value that it cannot have, losses that cannot be composed, or one that cannot
             work with the detector; the message starts with the config's key.
     """
-    node, of_losses = cfg.MODEL[key], cfg.MODEL.CRITERION
-    path = f"MODEL.{key}"
+    node, path = cfg.MODEL[key], f"MODEL.{key}"
+    owner = owner or cfg.MODEL.META_ARCHITECTURE
+    for name in ("CLASSIFICATION_WEIGHT", "LOCALIZATION_WEIGHT", "COUPLINGS"):
+        if node[name] is None:
+            raise ValueError(f"{path}.{name} must have a value, got None")
     couplings = list(node.COUPLINGS)
     chosen = [
         ("CLASSIFICATION", CLASSIFICATION_LOSSES, node.CLASSIFICATION),
@@ -302,11 +372,14 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool, key: str = "CRITE
     ]
     options, weights = {}, {}
     for kind, registry, name in chosen:
-        loss = _usable(cfg, f"{path}.{kind}", registry, name, activation, has_deltas)
-        given = dict(of_losses.get(name.upper(), {}))
+        loss = _usable(f"{path}.{kind}", registry, name, activation, has_deltas, owner)
+        given = dict(node.get(name.upper(), {}))
         if registry is COUPLINGS:
             values = {key: given.pop(key, default) for key, default in COUPLING_KEYS.items()}
-            with _ErrorsNaming(f"MODEL.CRITERION.{name.upper()}"):
+            for key, value in values.items():
+                if value is None:
+                    raise ValueError(f"{path}.{name.upper()}.{key} must have a value, got None")
+            with _ErrorsNaming(f"{path}.{name.upper()}"):
                 weights[name] = Weight(
                     float(values["WEIGHT"]), values["WARMUP_ITERS"], tuple(values["SCHEDULE"])
                 )
@@ -314,11 +387,15 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool, key: str = "CRITE
         for option in options[name]:
             if option not in loss.options:
                 raise ValueError(
-                    f"MODEL.CRITERION.{name.upper()}.{option.upper()}: "
+                    f"{path}.{name.upper()}.{option.upper()}: "
                     + unknown_name(f"option of {name}", option, loss.options)
                 )
+            if options[name][option] is None and not loss.may_be_none(option):
+                raise ValueError(
+                    f"{path}.{name.upper()}.{option.upper()} must have a value, got None"
+                )
         if loss.check is not None:
-            with _ErrorsNaming(f"MODEL.CRITERION.{name.upper()}"):
+            with _ErrorsNaming(f"{path}.{name.upper()}"):
                 loss.check(**{**loss.options, **options[name]})
     if len(set(couplings)) != len(couplings):
         raise ValueError(f"{path}.COUPLINGS names one twice: {couplings}")
@@ -335,20 +412,25 @@ def build_criterion(cfg, *, activation: str, has_deltas: bool, key: str = "CRITE
 
 
 def _usable(
-    cfg, key: str, registry: LossRegistry, name: str, activation: str, has_deltas: bool
+    key: str, registry: LossRegistry, name: str, activation: str, has_deltas: bool, owner: str
 ) -> RegisteredLoss:
     """The loss of that name, if the detector can be trained with it."""
+    if not isinstance(name, str):
+        raise ValueError(f"{key}: expected the name of a {registry.what}, got {name!r}")
+    for other in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
+        if name not in registry and name in other:
+            raise ValueError(f"{key}: {name!r} is a {other.what}, expected a {registry.what}")
     with _ErrorsNaming(key):
         loss = registry[name]
     if activation not in loss.activations:
         raise ValueError(
             f"{key}: the {registry.what} {name!r} works on {' or '.join(loss.activations)} heads, "
-            f"but {cfg.MODEL.META_ARCHITECTURE} has a {activation} head"
+            f"but {owner} has a {activation} head"
         )
     if loss.needs_deltas and not has_deltas:
         raise ValueError(
-            f"{key}: the {registry.what} {name!r} compares box deltas, which "
-            f"{cfg.MODEL.META_ARCHITECTURE} does not regress; use an IoU loss"
+            f"{key}: the {registry.what} {name!r} compares box deltas, which {owner} does not "
+            "regress; use an IoU loss"
         )
     return loss
 

@@ -110,7 +110,7 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
     Returns:
         (P,) losses in [0, 2].
     """
-    return 1 - elementwise_iou(pred, target, kind="giou")
+    return 1 - elementwise_iou(widened(pred), widened(target), kind="giou")
 
 
 def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
     Returns:
         (P,) losses in [0, 2].
     """
-    return 1 - elementwise_iou(pred, target, kind="diou")
+    return 1 - elementwise_iou(widened(pred), widened(target), kind="diou")
 
 
 def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -132,4 +132,4 @@ def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
     Returns:
         (P,) losses in [0, 3].
     """
-    return 1 - elementwise_iou(pred, target, kind="ciou")
+    return 1 - elementwise_iou(widened(pred), widened(target), kind="ciou")

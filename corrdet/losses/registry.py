@@ -48,6 +48,14 @@ class RegisteredLoss:
         """The arguments that the config has, and their defaults."""
         return {name: value for name, value in self.arguments.items() if name not in GIVEN}
 
+    def may_be_none(self, option: str) -> bool:
+        """Whether None is a value of an option; anything goes where nothing is said of it."""
+        parameter = inspect.signature(self.function).parameters[option]
+        said = parameter.annotation
+        if parameter.default is None or said is inspect.Parameter.empty:
+            return True
+        return "None" in (said if isinstance(said, str) else str(said))
+
     @property
     def takes_localization(self) -> bool:
         """Whether it reads the values of the localization loss."""

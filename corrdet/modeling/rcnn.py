@@ -8,6 +8,7 @@ unless ``MODEL.PROPOSAL_GENERATOR.NAME`` is CorrdetRPN.
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.matching import max_iou_matching
-from corrdet.names import config_value
+from corrdet.names import unknown_name
 
+from .replaced_keys import check_replaced_keys
 from .rpn import CorrdetRPN
 
 # As of CorrdetRetinaNet: Detectron2's key, its default, ours for the same, our default.
@@ -165,11 +167,7 @@ class CorrdetRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg):
-        if cfg.MODEL.ROI_HEADS.NAME != "CorrdetROIHeads":
-            raise ValueError(
-                "MODEL.ROI_HEADS.NAME must be 'CorrdetROIHeads' for CorrdetRCNN, got "
-                f"{cfg.MODEL.ROI_HEADS.NAME!r}; GeneralizedRCNN is Detectron2's own"
-            )
+        cls.build_criterion(cfg)  # for its checks; the box predictor builds its own
         return super().from_config(cfg)
 
     @classmethod
@@ -177,25 +175,26 @@ class CorrdetRCNN(GeneralizedRCNN):
         """The losses of a config; needs no model, so that they can be checked before one is built.
 
         Raises:
-            ValueError: as :func:`corrdet.losses.build_criterion`; or one of Detectron2's own loss
-                keys asks for another loss than MODEL.CRITERION does.
+            ValueError: as :func:`corrdet.losses.build_criterion`; one of Detectron2's own loss keys
+                asks for another loss than ours; or heads or proposals that this is not for.
         """
+        if cfg.MODEL.ROI_HEADS.NAME != "CorrdetROIHeads":
+            raise ValueError(
+                "MODEL.ROI_HEADS.NAME must be 'CorrdetROIHeads' for CorrdetRCNN, got "
+                f"{cfg.MODEL.ROI_HEADS.NAME!r}; GeneralizedRCNN is Detectron2's own"
+            )
+        generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        known = [*(name for name, _ in PROPOSAL_GENERATOR_REGISTRY), "PrecomputedProposals"]
+        if generator not in known:
+            raise ValueError(
+                "MODEL.PROPOSAL_GENERATOR.NAME: " + unknown_name("name", generator, known)
+            )
         criterion = build_criterion(cfg, activation="softmax", has_deltas=True)
         if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "CorrdetRPN":
             CorrdetRPN.build_criterion(cfg)  # for its checks
-        node = cfg.MODEL.CRITERION
-        for key, default, replacement, our_default in _REPLACED_KEYS:
-            loss, _, option = replacement.partition(".")
-            if option and loss.lower() not in (node.CLASSIFICATION, node.LOCALIZATION):
-                continue  # an option of a loss that is not used
-            theirs, ours = cfg.MODEL.ROI_BOX_HEAD[key], config_value(node, replacement)
-            was_replaced = theirs == default and ours != our_default
-            if theirs != ours and not was_replaced:
-                raise ValueError(
-                    f"MODEL.ROI_BOX_HEAD.{key} is {theirs!r}, but {cls.__name__} takes its losses "
-                    f"from MODEL.CRITERION: set MODEL.CRITERION.{replacement}, which is {ours!r}, "
-                    f"or MODEL.ROI_BOX_HEAD.{key} so that both say the same"
-                )
+        check_replaced_keys(
+            cfg, "MODEL.ROI_BOX_HEAD", "MODEL.CRITERION", _REPLACED_KEYS, cls.__name__
+        )
         return criterion
 
     @property

@@ -9,6 +9,14 @@ from torch import Tensor
 
 from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 
+from .replaced_keys import check_replaced_keys
+
+# As of CorrdetRetinaNet: Detectron2's key, its default, ours for the same, our default.
+_REPLACED_KEYS = (
+    ("SMOOTH_L1_BETA", 0.0, "SMOOTH_L1.BETA", 0.0),
+    ("BBOX_REG_LOSS_TYPE", "smooth_l1", "LOCALIZATION", "smooth_l1"),
+)
+
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class CorrdetRPN(RPN):
@@ -34,12 +42,17 @@ class CorrdetRPN(RPN):
 
     @staticmethod
     def build_criterion(cfg) -> Criterion:
-        """The losses of a config; options of each loss are those in ``MODEL.CRITERION``.
+        """The losses of a config.
 
         Raises:
-            ValueError: as :func:`corrdet.losses.build_criterion`.
+            ValueError: as :func:`corrdet.losses.build_criterion`; or one of Detectron2's own loss
+                keys asks for another loss than MODEL.RPN_CRITERION does.
         """
-        return build_criterion(cfg, activation="sigmoid", has_deltas=True, key="RPN_CRITERION")
+        criterion = build_criterion(
+            cfg, activation="sigmoid", has_deltas=True, key="RPN_CRITERION", owner="CorrdetRPN"
+        )
+        check_replaced_keys(cfg, "MODEL.RPN", "MODEL.RPN_CRITERION", _REPLACED_KEYS, "CorrdetRPN")
+        return criterion
 
     def losses(
         self,

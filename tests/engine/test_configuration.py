@@ -119,9 +119,11 @@ def test_losses_are_checked(key, value, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load(QUICK, key, value)
     assert str(caught.value).startswith(key.rpartition(".")[0][:14])
-    # Detectron2's detectors do not read them.
+    # Detectron2's detectors do not read options.
     other = "GeneralizedRCNN", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"
-    load(QUICK, key, value, "MODEL.META_ARCHITECTURE", *other)
+    unset = "MODEL.CRITERION.COUPLINGS", "()"
+    if key.count(".") > 2 or "RETINANET" in key:
+        load(QUICK, key, value, "MODEL.META_ARCHITECTURE", *other, *unset)
 
 
 @pytest.mark.parametrize(
@@ -216,3 +218,29 @@ class TestRun:
         with pytest.raises(ConfigError, match=f"{message}.*DETECTRON2_DATASETS"):
             check_run(cfg)
         check_run(load(QUICK, "MODEL.WEIGHTS", QUICK), eval_only=True)
+
+
+@pytest.mark.parametrize(
+    "config, options, message",
+    [
+        (
+            "retinanet_concordance",
+            ["MODEL.META_ARCHITECTURE", "RetinaNet"],
+            "COUPLINGS is .*'correlation'.* nothing reads it: MODEL.META_ARCH.* is 'RetinaNet'",
+        ),
+        (
+            "retinanet_baseline",
+            ["MODEL.RPN_CRITERION.CLASSIFICATION", "ape"],
+            "MODEL.RPN_CRITERION.CLASSIFICATION is 'ape', but nothing reads it.*CorrdetRetinaNet",
+        ),
+        (
+            "faster_rcnn_baseline",
+            ["MODEL.RPN_CRITERION.LOCALIZATION", "giou"],
+            "MODEL.RPN_CRITERION.LOCALIZATION is 'giou'.*NAME is 'RPN', not 'CorrdetRPN'",
+        ),
+    ],
+)
+def test_losses_that_nothing_reads(config, options, message):
+    file = str(ROOT / "configs" / "quick" / f"{config}.yaml")
+    with pytest.raises(ConfigError, match=message):
+        load_config(Namespace(config_file=file, opts=options))

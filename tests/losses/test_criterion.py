@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -311,3 +312,94 @@ def test_names_are_reported_with_their_key():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^MODEL.CRITERION.{key}: unknown "):
             build(**{key: value})
+
+
+class TestOnesOwnLosses:
+    """What they return is checked: a wrong shape would train on something else."""
+
+    @pytest.mark.parametrize(
+        "returned, message",
+        [
+            (lambda m: m.scores[:, None], r"shape \(\) or a tensor of shape \(5,\), got \(5, 1\)"),
+            (lambda m: None, "got NoneType"),
+        ],
+    )
+    def test_couplings(self, returned, message):
+        name = f"test_only_returned_{len(COUPLINGS)}"
+        COUPLINGS.register(name)(returned)
+        with pytest.raises(ValueError, match=f"the coupling '<lambda>' must return .*{message}"):
+            Criterion("sigmoid_focal", "giou", [name])(matched_predictions())
+
+    def test_couplings_that_change_losses(self):
+        @COUPLINGS.register("test_only_one")
+        def _one(matched, *, classification, localization):
+            return classification
+
+        @COUPLINGS.register("test_only_sum")
+        def _sum(matched, *, classification, localization):
+            return classification.sum(), localization
+
+        for name, message in (("one", "(classification, localization), got Tensor"),
+                              ("sum", r"shape \(5,\), got \(\)")):  # fmt: skip
+            message = message if name == "sum" else re.escape(message)
+            with pytest.raises(ValueError, match=f"coupling '_{name}' must return .*{message}"):
+                Criterion("sigmoid_focal", "giou", [f"test_only_{name}"])(matched_predictions())
+
+    def test_classification_and_localization(self):
+        @CLASSIFICATION_LOSSES.register("test_only_elements")
+        def _elements(matched):
+            return matched.logits
+
+        @CLASSIFICATION_LOSSES.register("test_only_per_sample", per_sample=False)
+        def _per_sample(matched):
+            return matched.logits.sum(dim=1)
+
+        @LOCALIZATION_LOSSES.register("test_only_total")
+        def _total(matched):
+            return matched.ious.sum()
+
+        for names, message in (
+            (("test_only_elements", "giou"), r"\(20,\), got \(20, 3\)"),
+            (("test_only_per_sample", "giou"), r"\(\), got \(20,\)"),
+            (("sigmoid_focal", "test_only_total"), r"\(5,\), got \(\)"),
+        ):
+            with pytest.raises(ValueError, match=f"must return a tensor of shape {message}"):
+                Criterion(*names)(matched_predictions())
+
+
+def test_a_batch_that_a_loss_cannot_work_with():
+    with pytest.raises(ValueError, match="'smooth_l1' compares box deltas, got .* without deltas"):
+        Criterion("sigmoid_focal", "smooth_l1")(matched_predictions(deltas=None))
+    logits = torch.randn(20, 4)
+    softmax = matched_predictions(logits=logits, activation="softmax")
+    with pytest.raises(ValueError, match="'sigmoid_focal' works on sigmoid heads, got .*softmax"):
+        Criterion("sigmoid_focal", "giou")(softmax)
+    with pytest.raises(ValueError, match="'softmax_cross_entropy' works on softmax.*a sigmoid"):
+        Criterion("softmax_cross_entropy", "giou")(matched_predictions())
+
+
+def test_options_of_losses_that_are_not_used():
+    with pytest.raises(ValueError, match="unknown loss 'corelation'"):
+        Criterion("sigmoid_focal", "giou", options={"corelation": {"strength": 1.0}})
+    with pytest.raises(ValueError, match="list of names, got the text 'correlation'"):
+        Criterion("sigmoid_focal", "giou", "correlation")
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("COUPLINGS", None, "COUPLINGS must have a value"),
+        ("CLASSIFICATION", None, "expected the name of a classification loss, got None"),
+        ("LOCALIZATION_WEIGHT", None, "LOCALIZATION_WEIGHT must have a value, got None"),
+        ("COUPLINGS", (1,), "COUPLINGS: expected the name of a coupling, got 1"),
+        ("CLASSIFICATION", "giou", "'giou' is a localization loss, expected a classification"),
+        ("CORRELATION.WEIGHT", None, "CORRELATION.WEIGHT must have a value, got None"),
+        ("SIGMOID_FOCAL.GAMMA", None, "SIGMOID_FOCAL.GAMMA must have a value, got None"),
+    ],
+)
+def test_values_that_are_missing_or_of_another_kind(key, value, message):
+    cfg = config(COUPLINGS=("correlation",))
+    node, _, option = key.rpartition(".")
+    (cfg.MODEL.CRITERION[node] if node else cfg.MODEL.CRITERION)[option] = value
+    with pytest.raises(ValueError, match=f"^MODEL.CRITERION.*{message}"):
+        build_criterion(cfg, activation="sigmoid", has_deltas=True)

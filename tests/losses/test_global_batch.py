@@ -248,10 +248,12 @@ class TestWeight:
         "arguments, message",
         [
             ({"value": -1.0}, "finite and >= 0, got -1.0"),
-            ({"warmup_iters": -1}, "warm-up must not be negative"),
+            ({"warmup_iters": -1}, "warm-up must be a number of iterations.*got -1"),
+            ({"warmup_iters": 2.5}, "warm-up must be a number of iterations.*got 2.5"),
             ({"schedule": ((0, 1.0), (0, 2.0))}, r"iterations must ascend, got \[0, 0\]"),
-            ({"schedule": (0, 1.0)}, "must be pairs of an iteration and a factor.*got 0"),
-            ({"schedule": ((0, -1.0),)}, r"got \(0, -1.0\)"),
+            ({"schedule": (0, 1.0)}, r"must be pairs of an iteration and a factor.*got \(0, 1.0\)"),
+            ({"schedule": ((0, -1.0),)}, r"got \(\(0, -1.0\),\)"),
+            ({"schedule": ((5.5, 1.0),)}, r"got \(\(5.5, 1.0\),\)"),
         ],
     )
     def test_bad_input(self, arguments, message):

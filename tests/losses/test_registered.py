@@ -79,7 +79,11 @@ class TestClassification:
             "rank_sort": sum(L.rank_sort_loss(logits, targets)),
             "alrp": L.alrp_loss(logits, labels, 1 - ious)[0],
         }
-        assert set(expected) == {n for n, x in CLASSIFICATION_LOSSES.items() if not x.per_sample}
+        assert set(expected) == {
+            n
+            for n in names(CLASSIFICATION_LOSSES, "sigmoid")
+            if not CLASSIFICATION_LOSSES[n].per_sample
+        }
         for name, value in expected.items():
             torch.testing.assert_close(of_classification(name), value, msg=name)
 
@@ -324,7 +328,7 @@ def test_nan_is_never_hidden(name):
         with torch.no_grad():
             matched.logits[sample] = torch.nan
         assert of_classification(name, matched).isnan()
-    for localization in LOCALIZATION_LOSSES:
+    for localization in names(LOCALIZATION_LOSSES, "sigmoid"):
         if refusal(name, localization):
             continue
         matched = matched_predictions()
@@ -402,7 +406,7 @@ class TestRefusals:
             ("TASK_CONTRASTIVE", "MARGIN", -0.1, "margin must not be negative"),
             ("IOU_BALANCED", "ETA", -0.1, "eta must not be negative"),
             ("CORRELATION", "MEMORY", -1, "memory must be a number of batches"),
-            ("HARMONIC", "WARMUP_ITERS", -1, "warm-up must not be negative"),
+            ("HARMONIC", "WARMUP_ITERS", -1, "warm-up must be a number of iter"),
             ("HARMONIC", "SCHEDULE", (1, 2), "schedule must be pairs"),
         ],
     )

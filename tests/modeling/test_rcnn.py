@@ -252,6 +252,25 @@ class TestRegionProposals:
         assert all(loss.isfinite() for loss in losses.values())
         assert all(gradient.isfinite().all() for gradient in gradients.values())
 
+    def test_detectron2s_keys_that_would_do_nothing(self):
+        cfg = self.cfg()
+        cfg.MODEL.RPN.BBOX_REG_LOSS_TYPE = "giou"
+        with pytest.raises(ValueError, match="CorrdetRPN takes its losses from MODEL.RPN_CRIT"):
+            build_model(cfg)
+        cfg.MODEL.RPN_CRITERION.LOCALIZATION = "giou"
+        build_model(cfg)
+        cfg = self.cfg()
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "CorrdetRpn"
+        with pytest.raises(ValueError, match="unknown name 'CorrdetRpn'; did you mean 'CorrdetRPN"):
+            build_model(cfg)
+
+    def test_options_are_its_own(self):
+        cfg = self.cfg()
+        cfg.MODEL.CRITERION.SMOOTH_L1.BETA = 0.5
+        model = build_model(cfg)
+        rpn = model.proposal_generator.criterion.localization.keywords
+        assert rpn["beta"] == 0.0 and model.criterion.localization.keywords["beta"] == 0.5
+
     def test_refusals_name_the_key(self):
         with pytest.raises(ValueError, match="^MODEL.RPN_CRITERION: the coupling 'harmonic' needs"):
             build_model(self.cfg(CLASSIFICATION="ap", COUPLINGS=("harmonic",)))
