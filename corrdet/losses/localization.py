@@ -51,8 +51,8 @@ def balanced_l1_loss(
 ) -> Tensor:
     """Balanced L1 of each element (Pang et al. 2019, https://arxiv.org/abs/1904.02701).
 
-    ``alpha / b (b |x| + 1) ln(b |x| + 1) - alpha |x|`` for ``|x| < 1``, else ``gamma |x| + C``; with
-    b so that the gradient is continuous, ``alpha ln(b + 1) = gamma``, and C so that the loss is.
+    ``alpha / b (b |x| + 1) ln(b |x| + 1) - alpha |x|`` for ``|x| < 1``, else ``gamma |x| + C``.
+    b makes the gradient continuous, ``alpha ln(b + 1) = gamma``, and C the loss.
 
     Args:
         pred: (...) predictions.

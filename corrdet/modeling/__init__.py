@@ -1,13 +1,21 @@
 """Meta-architectures registered with Detectron2."""
 
+from .atss import CorrdetATSS
 from .backbone import build_retinanet_resnet10_fpn_backbone
 from .box_transforms import FoveaTransform
 from .dense_head import DenseHead, centerness
+from .fcos import CorrdetFCOS
+from .foveabox import CorrdetFoveaBox
+from .paa import CorrdetPAA
 from .priors import square_priors
 from .retinanet import CorrdetRetinaNet
 from .score_voting import score_voting
 
 __all__ = [
+    "CorrdetATSS",
+    "CorrdetFCOS",
+    "CorrdetFoveaBox",
+    "CorrdetPAA",
     "CorrdetRetinaNet",
     "DenseHead",
     "FoveaTransform",
