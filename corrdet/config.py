@@ -132,6 +132,61 @@ def add_corrdet_config(cfg) -> None:
     cfg.MODEL.RPN_CRITERION = cfg.MODEL.CRITERION.clone()
     cfg.MODEL.RPN_CRITERION.CLASSIFICATION = "sigmoid_cross_entropy"
 
+    # ---- Detectors with one prior for each location: CorrdetFCOS, CorrdetFoveaBox, CorrdetATSS and
+    # CorrdetPAA.
+    cfg.MODEL.DENSE = CN()
+    cfg.MODEL.DENSE.NUM_CLASSES = 80
+    cfg.MODEL.DENSE.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Convolutions of each tower, their norm, and what all scores are before training (RetinaNet;
+    # GroupNorm since FCOS).
+    cfg.MODEL.DENSE.NUM_CONVS = 4
+    cfg.MODEL.DENSE.NORM = "GN"
+    cfg.MODEL.DENSE.PRIOR_PROB = 0.01
+    # A third branch of the head, and the weight of its loss: "centerness" (FCOS, Eq. 3; ATSS) or
+    # "iou" (PAA, Sec. 3.3, with the weight 0.5). The papers implemented here go without.
+    cfg.MODEL.DENSE.QUALITY = ""
+    cfg.MODEL.DENSE.QUALITY_WEIGHT = 1.0
+    # Of ATSS and PAA: side of the anchors in strides, and weights of the deltas (ATSS, Sec. 4.1).
+    cfg.MODEL.DENSE.ANCHOR_SCALE = 8.0
+    cfg.MODEL.DENSE.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    # At inference. With a third branch the threshold is one of the geometric mean with its output.
+    cfg.MODEL.DENSE.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.DENSE.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.DENSE.NMS_THRESH_TEST = 0.6
+
+    cfg.MODEL.FCOS = CN()
+    # Largest distance to a side of the box that a level regresses, in strides; the smallest is half
+    # of it (FCOS, Sec. 3.2: 64 pixels on P3).
+    cfg.MODEL.FCOS.REGRESSION_RANGE = 8.0
+    # Positives are nearer to the centre than so many strides; 0 for all in the box, as published
+    # first. 1.5 is Detectron2's, and FCOS's since Tian et al. 2020.
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    # "linear": distances are the positive parts of what the head gives, as in Detectron2.
+    # "exponential": its exponential, times a learned factor for each level (FCOS, Sec. 3.2).
+    cfg.MODEL.FCOS.BOX_CODING = "linear"
+
+    # FoveaBox (Sec. III): basic scale of a level in strides, spread of the scales that a level is
+    # for, and the share of the box that is positive.
+    cfg.MODEL.FOVEABOX = CN()
+    cfg.MODEL.FOVEABOX.BASE_SCALE = 4.0
+    cfg.MODEL.FOVEABOX.ETA = 2.0
+    cfg.MODEL.FOVEABOX.SIGMA = 0.4
+
+    # ATSS (Alg. 1): candidates of a ground truth in a level.
+    cfg.MODEL.ATSS = CN()
+    cfg.MODEL.ATSS.TOPK = 9
+
+    cfg.MODEL.PAA = CN()
+    # Least IoU of candidates, and how many in a level (PAA, Sec. 4.1).
+    cfg.MODEL.PAA.IOU_THRESHOLD = 0.1
+    cfg.MODEL.PAA.TOPK = 9
+    # What the mixture is fitted to: "losses" (PAA, Eq. 7); "scores" for PAA* (APE paper, Sec. 6).
+    cfg.MODEL.PAA.COST = "losses"
+    # Weight of the GIoU loss in "losses"; that in the authors' training.
+    cfg.MODEL.PAA.COST_LOCALIZATION_WEIGHT = 1.3
+    # Move boxes by score voting after NMS (PAA, Eq. 12).
+    cfg.MODEL.PAA.SCORE_VOTING = True
+
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".
     cfg.DATASETS.REGISTER = ()

@@ -1,8 +1,12 @@
 """Meta-architectures registered with Detectron2."""
 
+from .atss import CorrdetATSS
 from .backbone import build_resnet10_fpn_backbone, build_retinanet_resnet10_fpn_backbone
 from .box_transforms import FoveaTransform
 from .dense_head import DenseHead, centerness
+from .fcos import CorrdetFCOS
+from .foveabox import CorrdetFoveaBox
+from .paa import CorrdetPAA
 from .priors import square_priors
 from .rcnn import CorrdetRCNN, CorrdetROIHeads, CriterionOutputLayers
 from .retinanet import CorrdetRetinaNet
@@ -10,6 +14,10 @@ from .rpn import CorrdetRPN
 from .score_voting import score_voting
 
 __all__ = [
+    "CorrdetATSS",
+    "CorrdetFCOS",
+    "CorrdetFoveaBox",
+    "CorrdetPAA",
     "CorrdetRCNN",
     "CorrdetROIHeads",
     "CorrdetRPN",

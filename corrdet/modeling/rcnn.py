@@ -183,6 +183,10 @@ class CorrdetRCNN(GeneralizedRCNN):
                 "MODEL.ROI_HEADS.NAME must be 'CorrdetROIHeads' for CorrdetRCNN, got "
                 f"{cfg.MODEL.ROI_HEADS.NAME!r}; GeneralizedRCNN is Detectron2's own"
             )
+        if cfg.TEST.IMAGE_BOUNDS:
+            raise ValueError(
+                "TEST.IMAGE_BOUNDS is for dense detectors: expected False for CorrdetRCNN"
+            )
         generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
         known = [*(name for name, _ in PROPOSAL_GENERATOR_REGISTRY), "PrecomputedProposals"]
         if generator not in known:

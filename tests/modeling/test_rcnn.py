@@ -34,9 +34,9 @@ def rcnn_cfg(masks=False, **criterion):
     return cfg
 
 
-def batch(num_objects=(3, 1), seed=0):
+def batch(num_objects=(3, 1), seed=0, size=96):
     """With a mask that fills each box."""
-    images = boxes_only(num_objects, seed)
+    images = boxes_only(num_objects, seed, size)
     for image in images:
         instances = image["instances"]
         height, width = instances.image_size

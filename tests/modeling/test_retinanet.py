@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 from corrdet import add_corrdet_config
 from corrdet.losses import correlation_loss
-from corrdet.modeling.retinanet import _bound_logits
+from corrdet.modeling.dense import _bound_logits
 
 
 def quick_cfg(**criterion):
@@ -160,11 +160,15 @@ class TestImageBounds:
         features = [features[name] for name in model.head_in_features]
         logits, deltas = model.head(features)
         instances = [image["instances"] for image in images]
-        before = model.match_predictions(features, (logits, deltas), instances)
+        before = model.match_predictions(
+            model.anchor_generator(features), (logits, deltas), instances
+        )
         for upper in (True, False):
             bound = _bound_logits(before, logits, upper=upper)
             assert [level.shape for level in bound] == [level.shape for level in logits]
-            after = model.match_predictions(features, (bound, deltas), instances)
+            after = model.match_predictions(
+                model.anchor_generator(features), (bound, deltas), instances
+            )
             torch.testing.assert_close(after.ious, before.ious)
             entries = before.positives, before.labels[before.positives]
             others = torch.ones_like(before.logits, dtype=torch.bool)

@@ -1,0 +1,558 @@
+"""ATSS, PAA, PAA*, FCOS and FoveaBox: what they train on, detect and refuse."""
+
+import itertools
+import math
+from argparse import Namespace
+
+import pytest
+import torch
+from detectron2.layers import batched_nms
+from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from fvcore.nn import giou_loss, sigmoid_focal_loss
+from torch.nn import functional as F
+
+from corrdet.data import build_train_loader
+from corrdet.engine.configuration import ConfigError, load_config
+from corrdet.engine.trainer import CorrdetTrainer
+from corrdet.matching import atss_matching, paa_candidates, paa_matching, paa_star_costs
+from corrdet.modeling.dense_head import centerness
+from corrdet.modeling.score_voting import score_voting
+from corrdet.ops import elementwise_iou
+from tests.conftest import ROOT
+from tests.modeling.test_retinanet import batch
+
+DETECTORS = ("atss_baseline", "paa_baseline", "paa_star_ape", "fcos_baseline", "foveabox_baseline")
+every_detector = pytest.mark.parametrize("name", DETECTORS)
+
+
+def dense_cfg(name, *overrides):
+    """The quick config of that name, on a smaller model, with the overrides."""
+    smaller = [
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+        "MODEL.FPN.OUT_CHANNELS", 32,
+        "MODEL.DENSE.NUM_CONVS", 1,
+        "MODEL.DENSE.NORM", "GN",
+    ]  # fmt: skip
+    path = str(ROOT / f"configs/quick/{name}.yaml")
+    return load_config(Namespace(config_file=path, opts=[*smaller, *overrides]))
+
+
+def build(name, *overrides):
+    torch.manual_seed(0)
+    return build_model(dense_cfg(name, *overrides))
+
+
+def quality_of(name):
+    """The third branch that the detector is published with, or could have."""
+    return "iou" if name.startswith("paa") else "centerness"
+
+
+def step(model, images):
+    """The losses, after a backward pass."""
+    with EventStorage():
+        losses = model.train()(images)
+    model.zero_grad()
+    sum(losses.values()).backward()
+    return losses
+
+
+def is_sound(model, losses):
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    values = [*losses.values(), *gradients]
+    return all(value.isfinite().all() for value in values)
+
+
+class TestTraining:
+    @every_detector
+    def test_every_kind_of_loss(self, name):
+        for classification, quality in itertools.product(
+            ("sigmoid_focal", "quality_focal", "ape", "rank_sort"), ("", quality_of(name))
+        ):
+            model = build(
+                name,
+                "MODEL.CRITERION.CLASSIFICATION", classification,
+                "MODEL.CRITERION.COUPLINGS", ("correlation",),
+                "MODEL.DENSE.QUALITY", quality,
+            )  # fmt: skip
+            losses = step(model, batch((3, 2)))
+            expected = {"loss_cls", "loss_box_reg", "loss_correlation"}
+            assert losses.keys() == (expected | {"loss_quality"} if quality else expected)
+            assert is_sound(model, losses), (classification, losses)
+            # DistributedDataParallel stops where a parameter takes no part.
+            assert all(p.grad is not None for p in model.parameters())
+            for branch in ("cls_score", "bbox_pred", "quality"):
+                layer = getattr(model.head, branch)
+                assert layer is None or layer.weight.grad.abs().sum() > 0, branch
+            assert model.latest_losses == losses
+            assert not any(value.requires_grad for value in model.latest_positives.values())
+
+    @every_detector
+    def test_other_norms_and_precision(self, name):
+        model = build(name, "MODEL.DENSE.NORM", "BN", "MODEL.DENSE.QUALITY", quality_of(name))
+        with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = model(batch())
+        assert {loss.dtype for loss in losses.values()} == {torch.float32}
+        sum(losses.values()).backward()
+        assert is_sound(model, losses)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            model.test_score_thresh = 0.0
+            detections = model.eval()(batch())[0]["instances"]
+        assert len(detections) > 0 and detections.pred_boxes.tensor.dtype == torch.float32
+
+    @every_detector
+    def test_hostile_batches(self, name):
+        model = build(name, "MODEL.DENSE.QUALITY", quality_of(name))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+        for case, images in hostile_batches().items():
+            losses = step(model, images)
+            assert is_sound(model, losses), (case, losses)
+            assert all(p.grad is not None for p in model.parameters()), case
+            num_positives = len(model.latest_positives["scores"])
+            if case == "no objects":
+                assert num_positives == 0
+            elif name.startswith(("atss", "paa")) or case == "1000 objects":
+                # A small object may lie between the locations of FCOS and FoveaBox.
+                assert num_positives > 0, case
+            optimizer.step()
+            with torch.no_grad():
+                outputs = model.eval()(images)
+            assert all(output.keys() == {"instances", "positives"} for output in outputs)
+            assert outputs[0]["positives"]["ious"].isfinite().all()
+
+    @every_detector
+    def test_the_loss_falls(self, name, tiny_digits):
+        cfg = dense_cfg(
+            name,
+            "DATASETS.REGISTER", tuple(tiny_digits.values()),
+            "DATASETS.TRAIN", ("tiny_train",),
+            "INPUT.MIN_SIZE_TRAIN", (96,),
+            "SOLVER.IMS_PER_BATCH", 2,
+            "DATALOADER.NUM_WORKERS", 0,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        optimizer = CorrdetTrainer.build_optimizer(cfg, model)
+        loader = build_train_loader(cfg, seed=0)
+        batches = list(itertools.islice(loader, 3))
+        loader.close()
+        totals = []
+        for index in range(30):
+            losses = step(model, batches[index % 3])
+            optimizer.step()
+            totals.append(sum(losses.values()).item())
+        assert sum(totals[-3:]) < 0.85 * sum(totals[:3]), totals
+
+    def test_the_normalizer_is_the_mean_over_all_processes(self, monkeypatch):
+        model = build("atss_baseline")
+        assert [model.normalizer(count) for count in (0, 1, 7)] == [1.0, 1.0, 7.0]
+
+        def all_reduce(total):
+            total += 5  # of the other process
+
+        monkeypatch.setattr("corrdet.modeling.dense.comm.get_world_size", lambda: 2)
+        monkeypatch.setattr("corrdet.modeling.dense.dist.all_reduce", all_reduce)
+        assert [model.normalizer(count).item() for count in (0, 4)] == [2.5, 4.5]
+
+
+def hostile_batches():
+    def images_of(*boxes, size=(96, 96)):
+        return [
+            image_with(torch.tensor(boxes).view(-1, 4).clamp(max=max(size)), size),
+            image_with(torch.tensor([[2.0, 2.0, 14.0, 12.0]]), (20, 17)),
+        ]
+
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(1000, 2, generator=generator) * 80
+    crowd = torch.cat([corners, corners + torch.rand(1000, 2, generator=generator) * 40 + 1], dim=1)
+    empty = [image_with(torch.zeros(0, 4), (96, 96)) for _ in range(2)]
+    return {
+        "no objects": empty,
+        "one image without objects": [empty[0], *images_of([10.0, 10, 60, 50])],
+        "smaller than any prior": images_of([33.0, 33, 39, 39], [50, 50, 57, 55]),
+        "one pixel": images_of([36.0, 36, 37, 37], [20, 20, 21, 21], [12, 12, 13, 13]),
+        "1000 objects": [image_with(crowd.clamp(max=96), (96, 96)), empty[0]],
+        "all in one place": images_of(*[[20.0, 20, 60, 60]] * 5),
+        "smaller than the largest stride": [
+            image_with(torch.tensor([[1.0, 1.0, 25.0, 20.0]]), size) for size in ((22, 30), (9, 9))
+        ],
+    }
+
+
+def image_with(boxes, size):
+    generator = torch.Generator().manual_seed(len(boxes))
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_classes = torch.randint(0, 10, (len(boxes),), generator=generator)
+    return {
+        "image": torch.randint(0, 256, (3, *size), generator=generator).float(),
+        "instances": instances,
+    }
+
+
+class TestFCOSIsDetectron2s:
+    def pair(self):
+        """corrdet's and Detectron2's FCOS with the same weights."""
+        ours = build(
+            "fcos_baseline",
+            "MODEL.FCOS.REGRESSION_RANGE", 8.0,
+            "MODEL.DENSE.QUALITY", "centerness",
+            "MODEL.DENSE.SCORE_THRESH_TEST", 0.08,
+        )  # fmt: skip
+        cfg = dense_cfg("fcos_baseline")
+        backbone = build_backbone(cfg)
+        shapes = [backbone.output_shape()[name] for name in cfg.MODEL.DENSE.IN_FEATURES]
+        theirs = FCOS(
+            backbone=backbone,
+            head=FCOSHead(
+                input_shape=shapes,
+                num_classes=10,
+                conv_dims=[32],
+                norm=lambda channels: torch.nn.GroupNorm(min(32, channels), channels),
+            ),
+            head_in_features=cfg.MODEL.DENSE.IN_FEATURES,
+            num_classes=10,
+            test_score_thresh=0.08,
+            test_nms_thresh=0.6,
+            pixel_mean=cfg.MODEL.PIXEL_MEAN,
+            pixel_std=cfg.MODEL.PIXEL_STD,
+        )
+        weights = ours.state_dict()
+        renamed = {key.replace("quality", "ctrness"): value for key, value in weights.items()}
+        theirs.load_state_dict(renamed, strict=True)
+        # Theirs divides by a running mean of the positives.
+        theirs._ema_update = lambda name, value, *rest: value
+        return ours, theirs
+
+    def test_losses_and_gradients(self):
+        ours, theirs = self.pair()
+        names = {"loss_cls": "cls", "loss_box_reg": "loc", "loss_quality": "ctr"}
+        for seed in range(3):
+            losses, expected = (step(model, batch((3, 2), seed)) for model in (ours, theirs))
+            assert losses.keys() == names.keys()
+            for name, other in names.items():
+                torch.testing.assert_close(losses[name], expected[f"loss_fcos_{other}"])
+            for (name, parameter), reference in zip(
+                ours.named_parameters(), theirs.parameters(), strict=True
+            ):
+                torch.testing.assert_close(
+                    parameter.grad, reference.grad, rtol=1e-3, atol=1e-6, msg=name
+                )
+
+    def test_detections(self):
+        images = batch()
+        with torch.no_grad():
+            results, expected = (model.eval()(images) for model in self.pair())
+        for result, other in zip(results, expected, strict=True):
+            result, other = result["instances"], other["instances"]
+            assert len(other) > 5
+            for field in ("scores", "pred_classes"):
+                torch.testing.assert_close(result.get(field), other.get(field))
+            torch.testing.assert_close(result.pred_boxes.tensor, other.pred_boxes.tensor)
+
+    def test_learned_scales_belong_to_the_exponential_coding(self):
+        assert build("fcos_baseline").head.scales is None
+        model = build("fcos_baseline", "MODEL.FCOS.BOX_CODING", "exponential")
+        losses = step(model, batch())
+        assert is_sound(model, losses) and model.head.scales.grad.abs().sum() > 0
+
+
+def plain_predictions(model, images):
+    """Priors (R, 4) and their levels; logits (N, R, C), boxes (N, R, 4), quality logits (N, R)."""
+    with torch.no_grad():
+        features = model.backbone(model.preprocess_image(images).tensor)
+        features = [features[name] for name in model.head_in_features]
+        logits, deltas, *quality = model.head(features)
+        flat = [
+            torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+            for levels in (logits, deltas, *quality)
+        ]
+    priors = [boxes.tensor for boxes in model.anchor_generator(features)]
+    levels = torch.cat([torch.full((len(p),), i) for i, p in enumerate(priors)])
+    priors = torch.cat(priors)
+    boxes = torch.stack([model.box2box_transform.apply_deltas(d, priors) for d in flat[1]])
+    return priors, levels, flat[0], boxes, flat[2][..., 0] if quality else None
+
+
+def plain_losses(labels, logits, boxes, gt_boxes, weight):
+    """Focal and GIoU loss by fvcore, of all images, over the number of positives."""
+    positive = labels < 10
+    targets = F.one_hot(labels, 11)[..., :10].float()
+    count = max(positive.sum().item(), 1)
+    classification = sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2, reduction="sum")
+    localization = giou_loss(boxes[positive], gt_boxes[positive], reduction="sum")
+    return classification / count, weight * localization / count
+
+
+class TestATSS:
+    def test_losses(self):
+        model = build("atss_baseline", "MODEL.DENSE.QUALITY", "centerness")
+        images = batch((4, 1), seed=1)
+        priors, levels, logits, boxes, quality = plain_predictions(model, images)
+        assert isinstance(model.box2box_transform, Box2BoxTransform)
+        assert model.box2box_transform.weights == (10.0, 10.0, 5.0, 5.0)
+        # 4 strides in the quick configs, around the middle of each cell.
+        assert priors[0].tolist() == [4 - 16, 4 - 16, 4 + 16, 4 + 16]
+        matches = [
+            atss_matching(
+                priors,
+                image["instances"].gt_boxes.tensor,
+                image["instances"].gt_classes,
+                levels.bincount().tolist(),
+                10,
+            )
+            for image in images
+        ]
+        labels, gt_boxes = (torch.stack(values) for values in zip(*matches, strict=True))
+        losses = step(model, images)
+        classification, localization = plain_losses(labels, logits, boxes, gt_boxes, 2.0)
+        torch.testing.assert_close(losses["loss_cls"], classification)
+        torch.testing.assert_close(losses["loss_box_reg"], localization)
+        positive = labels < 10
+        targets = centerness(priors.expand(2, -1, -1)[positive], gt_boxes[positive])
+        expected = F.binary_cross_entropy_with_logits(quality[positive], targets)
+        torch.testing.assert_close(losses["loss_quality"], expected)
+
+    def test_detections_and_positives(self):
+        model = build(
+            "atss_baseline", "MODEL.DENSE.QUALITY", "centerness", "TEST.DETECTIONS_PER_IMAGE", 20
+        ).eval()
+        model.test_score_thresh, model.test_topk_candidates = 0.06, 50
+        images = batch()
+        priors, levels, logits, boxes, quality = plain_predictions(model, images)
+        with torch.no_grad():
+            outputs = model(images)
+            matched = model.match_predictions(*priors_and_predictions(model, images))
+        scores = (logits.sigmoid() * quality.sigmoid()[..., None]).sqrt()
+        for index, output in enumerate(outputs):
+            expected = plain_detections(
+                scores[index], boxes[index], levels, 0.06, 50, 0.6, 20, images[index]
+            )
+            check_detections(output["instances"], *expected[:3])
+            # What the positives would be ranked by, and how good their boxes are.
+            own = matched.positives[matched.image_ids == index]
+            of_image = own - index * len(priors)
+            torch.testing.assert_close(
+                output["positives"]["scores"], scores[index][of_image, matched.labels[own]]
+            )
+            ious = elementwise_iou(
+                boxes[index][of_image], matched.gt_boxes[matched.image_ids == index]
+            )
+            torch.testing.assert_close(output["positives"]["ious"], ious)
+            assert len(own) > 1
+
+
+def priors_and_predictions(model, images):
+    features = model.backbone(model.preprocess_image(images).tensor)
+    features = [features[name] for name in model.head_in_features]
+    instances = [image["instances"] for image in images]
+    return model.anchor_generator(features), model.head(features), instances
+
+
+def plain_detections(scores, boxes, levels, threshold, topk, nms, limit, image):
+    """Boxes, scores and classes after NMS, clipped; then boxes, scores and classes before it."""
+    chosen = []
+    for level in range(int(levels.max()) + 1):
+        of_level = []
+        for prior in torch.nonzero(levels == level)[:, 0].tolist():
+            for label, score in enumerate(scores[prior].tolist()):
+                if score > threshold:
+                    of_level.append((score, prior, label))
+        chosen += sorted(of_level, reverse=True)[:topk]
+    values = torch.tensor([score for score, _, _ in chosen])
+    candidates = boxes[[prior for _, prior, _ in chosen]]
+    classes = torch.tensor([label for _, _, label in chosen])
+    keep = batched_nms(candidates, values, classes, nms)[:limit]
+    return candidates[keep], values[keep], classes[keep], candidates, values, classes
+
+
+def check_detections(detections, boxes, scores, classes):
+    boxes = Boxes(boxes.clone())
+    boxes.clip(detections.image_size)
+    kept = boxes.nonempty()
+    assert len(detections) == kept.sum() > 3
+    torch.testing.assert_close(detections.scores, scores[kept])
+    torch.testing.assert_close(detections.pred_classes, classes[kept])
+    torch.testing.assert_close(detections.pred_boxes.tensor, boxes.tensor[kept])
+
+
+class TestPAA:
+    @pytest.mark.parametrize("name", ["paa_baseline", "paa_star_ape"])
+    def test_losses(self, name):
+        model = build(
+            name,
+            "MODEL.CRITERION.CLASSIFICATION", "sigmoid_focal",
+            "MODEL.CRITERION.LOCALIZATION_WEIGHTED_BY", "none",
+            "MODEL.DENSE.QUALITY", "iou",
+            "MODEL.DENSE.QUALITY_WEIGHT", 0.5,
+        )  # fmt: skip
+        images = batch((4, 2), seed=2)
+        priors, levels, logits, boxes, quality = plain_predictions(model, images)
+        labels = torch.full(logits.shape[:2], 10)
+        all_gt_boxes = torch.zeros_like(boxes)
+        for index, image in enumerate(images):
+            gt_boxes = image["instances"].gt_boxes.tensor
+            gt_classes = image["instances"].gt_classes
+            matched = paa_candidates(priors, gt_boxes)
+            own = torch.nonzero(matched >= 0)[:, 0]
+            classes, targets = gt_classes[matched[own]], gt_boxes[matched[own]]
+            if name == "paa_star_ape":
+                scores = logits[index, own, classes].sigmoid()
+                ious = elementwise_iou(boxes[index, own], targets)
+                costs = paa_star_costs(scores, ious, matched[own], len(gt_boxes))
+            else:
+                one_hot = F.one_hot(classes, 10).float()
+                focal = sigmoid_focal_loss(logits[index, own], one_hot, alpha=0.25, gamma=2)
+                costs = focal.sum(dim=1) + 1.3 * giou_loss(boxes[index, own], targets)
+            positive = paa_matching(costs, matched[own], levels[own], len(gt_boxes), 5)
+            labels[index, own[positive]] = classes[positive]
+            all_gt_boxes[index, own] = targets
+        assert (labels < 10).sum(dim=1).gt(1).all()
+        losses = step(model, images)
+        weight = 2.0 if name == "paa_star_ape" else 1.3
+        classification, localization = plain_losses(labels, logits, boxes, all_gt_boxes, weight)
+        torch.testing.assert_close(losses["loss_cls"], classification)
+        torch.testing.assert_close(losses["loss_box_reg"], localization)
+        positive = labels < 10
+        ious = elementwise_iou(boxes[positive], all_gt_boxes[positive])
+        expected = F.binary_cross_entropy_with_logits(quality[positive], ious)
+        torch.testing.assert_close(losses["loss_quality"], 0.5 * expected)
+
+    def test_score_voting(self):
+        images = batch()
+        for vote in (True, False):
+            model = build("paa_baseline", "MODEL.PAA.SCORE_VOTING", vote).eval()
+            model.test_score_thresh = 0.0101
+            _, levels, logits, boxes, _ = plain_predictions(model, images)
+            with torch.no_grad():
+                outputs = model(images)
+            for index, output in enumerate(outputs):
+                kept, scores, classes, *candidates = plain_detections(
+                    logits[index].sigmoid(), boxes[index], levels, 0.0101, 1000, 0.6, 100, None
+                )
+                if vote:
+                    voted = score_voting(kept, classes, *candidates)
+                    assert (voted - kept).abs().max() > 0.001
+                    kept = voted
+                check_detections(output["instances"], kept, scores, classes)
+
+
+class TestFoveaBox:
+    def test_levels_and_units(self):
+        model = build("foveabox_baseline")
+        # Half of the paper's in the quick configs: 16 pixels on P3, in units of 8.
+        assert model.scale_ranges[:2] == [(0.0, 32.0), (16.0, 64.0)]
+        assert model.scale_ranges[-1] == (128.0, math.inf)
+        priors = plain_predictions(model, batch())[0]
+        assert (priors[0, 2:] - priors[0, :2]).tolist() == [8.0, 8.0]
+        # The deltas are regressed as such: smooth L1 on log distances.
+        losses = step(model, batch((3, 1)))
+        assert losses["loss_box_reg"].item() > 0
+
+
+def test_names_of_weights():
+    common = {
+        f"head.{layer}.{kind}"
+        for layer in ("cls_score", "bbox_pred")
+        for kind in ("weight", "bias")
+    }
+    towers = {
+        f"head.{tower}.{index}.{kind}"
+        for tower in ("cls_subnet", "bbox_subnet")
+        for index in (0, 1)
+        for kind in ("weight", "bias")
+    }
+    quality = {"head.quality.weight", "head.quality.bias"}
+    for name in DETECTORS:
+        scales = {"head.scales"} if name[:4] in ("atss", "paa_") else set()
+        for branch in ("", quality_of(name)):
+            weights = build(name, "MODEL.DENSE.QUALITY", branch).state_dict()
+            of_head = {key for key in weights if not key.startswith("backbone.")}
+            assert of_head == common | towers | scales | (quality if branch else set()), name
+
+
+@every_detector
+def test_images_without_ground_truth_have_no_positives(name):
+    images = batch()
+    del images[1]["instances"]
+    with torch.no_grad():
+        outputs = build(name).eval()(images)
+    assert all(output.keys() == {"instances"} for output in outputs)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "name, overrides, message",
+        [
+            (
+                "fcos_baseline",
+                ("MODEL.CRITERION.LOCALIZATION", "smooth_l1"),
+                "MODEL.CRITERION.LOCALIZATION: .*'smooth_l1' compares box deltas, which "
+                "CorrdetFCOS does not regress; use an IoU loss",
+            ),
+            (
+                "paa_baseline",
+                ("MODEL.DENSE.QUALITY", "centerness"),
+                "MODEL.DENSE.QUALITY: CorrdetPAA has no centerness, .* it can have iou",
+            ),
+            (
+                "atss_baseline",
+                ("MODEL.DENSE.QUALITY", "centernes"),
+                "MODEL.DENSE.QUALITY: unknown quality 'centernes'; did you mean 'centerness'",
+            ),
+            (
+                "fcos_baseline",
+                ("MODEL.FCOS.BOX_CODING", "log"),
+                "MODEL.FCOS.BOX_CODING: unknown coding 'log'; there are: exponential, linear",
+            ),
+            (
+                "paa_baseline",
+                ("MODEL.PAA.COST", "score"),
+                "MODEL.PAA.COST: unknown cost 'score'; did you mean 'scores'",
+            ),
+            (
+                "atss_baseline",
+                ("MODEL.CRITERION.CLASSIFICATION", "softmax_cross_entropy"),
+                "works on softmax heads, but CorrdetATSS has a sigmoid head",
+            ),
+        ],
+    )
+    def test_names(self, name, overrides, message):
+        with pytest.raises(ConfigError, match=message):
+            dense_cfg(name, *overrides)
+
+    @pytest.mark.parametrize(
+        "name, key, value, message",
+        [
+            ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, ">= 0, got -1.0"),
+            ("atss_baseline", "DENSE.NUM_CONVS", 0, ">= 1, got 0"),
+            ("atss_baseline", "DENSE.ANCHOR_SCALE", 0.0, "> 0, got 0.0"),
+            ("paa_baseline", "DENSE.BBOX_REG_WEIGHTS", (1.0, 1.0), "four positive numbers"),
+            ("atss_baseline", "ATSS.TOPK", 0, ">= 1, got 0"),
+            ("paa_baseline", "PAA.TOPK", 0, ">= 1, got 0"),
+            ("paa_baseline", "PAA.IOU_THRESHOLD", 1.0, r"in \[0, 1\), got 1.0"),
+            ("paa_baseline", "PAA.COST_LOCALIZATION_WEIGHT", -0.5, ">= 0, got -0.5"),
+            ("fcos_baseline", "FCOS.REGRESSION_RANGE", 0.0, "> 0, got 0.0"),
+            ("fcos_baseline", "FCOS.CENTER_SAMPLING_RADIUS", -1.5, ">= 0, got -1.5"),
+            ("foveabox_baseline", "FOVEABOX.BASE_SCALE", 0.0, "> 0, got 0.0"),
+            ("foveabox_baseline", "FOVEABOX.ETA", 0.5, ">= 1, got 0.5"),
+            ("foveabox_baseline", "FOVEABOX.SIGMA", 1.5, r"in \(0, 1\], got 1.5"),
+        ],
+    )
+    def test_values(self, name, key, value, message):
+        with pytest.raises(ConfigError, match=f"MODEL.{key} must be {message}"):
+            dense_cfg(name, f"MODEL.{key}", value)
+
+    def test_a_wrong_number_of_classes_is_found_before_training(self, tiny_digits):
+        from corrdet.data import load_dataset
+
+        cfg = dense_cfg(
+            "fcos_baseline",
+            "DATASETS.REGISTER", tuple(tiny_digits.values()),
+            "MODEL.DENSE.NUM_CLASSES", 9,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="MODEL.DENSE.NUM_CLASSES"):
+            load_dataset(cfg, "tiny_train")
