@@ -107,6 +107,7 @@ def add_corrdet_config(cfg) -> None:
     # COEFFICIENT: "pearson" (Eq. 2.1), "spearman" (Eq. 2.2) or "concordance" (Eq. 2.3).
     # STRENGTH: of the soft ranks, for "spearman". None: from the spread of the scores, see
     # corrdet.losses.spearman_correlation.
+    # GRADIENT: what it reaches: "scores", "ious" or "both" (Sec. 5.5.4: "scores" does best).
     # GLOBAL_BATCH: over the positives of all processes. MEMORY: and of so many batches before, as
     # constants.
     options(
@@ -114,6 +115,7 @@ def add_corrdet_config(cfg) -> None:
         WEIGHT=0.1,
         COEFFICIENT="concordance",
         STRENGTH=None,
+        GRADIENT="scores",
         GLOBAL_BATCH=False,
         MEMORY=0,
     )
