@@ -146,10 +146,15 @@ def add_corrdet_config(cfg) -> None:
     cfg.DATASETS.SKIP_UNREADABLE = False
     # True: degenerate or out-of-image boxes are named and left out. False: they are an error.
     cfg.DATASETS.SKIP_BAD_ANNOTATIONS = False
+    # Detectron2's INPUT.CROP, for a share of the images only, and, if sizes are given, of the image
+    # with one of these as its shorter side. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
+    cfg.INPUT.CROP.PROBABILITY = 1.0
+    cfg.INPUT.CROP.MIN_SIZE_BEFORE = ()
 
     # ---- Training and evaluation.
     # "SGD" (Detectron2's own, with momentum) or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE, Detectron2's own key, can also be "full_model".
     # Measure beta_img (the thesis, Eq. 3.1), which needs the ground truth at evaluation.
     cfg.TEST.BETA_IMG = True
     # Also measure the upper and lower bounds of AP at image level (the thesis, Table 3.1), which
