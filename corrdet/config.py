@@ -138,6 +138,35 @@ def add_corrdet_config(cfg) -> None:
                 if key not in node:
                     setattr(node, key, default)
 
+    # ---- Sparse R-CNN (Sun et al. 2021); defaults as published. Of Detectron2's own keys it reads
+    # MODEL.ROI_HEADS.IN_FEATURES and MODEL.ROI_BOX_HEAD.POOLER_*; TEST.DETECTIONS_PER_IMAGE is the
+    # number of pairs of a proposal and a class that are detected.
+    cfg.MODEL.SPARSE_RCNN = CN()
+    cfg.MODEL.SPARSE_RCNN.NUM_CLASSES = 80
+    # 100 or 300 (Table 1).
+    cfg.MODEL.SPARSE_RCNN.NUM_PROPOSALS = 100
+    cfg.MODEL.SPARSE_RCNN.NUM_STAGES = 6
+    # Channels of the proposals' features; the backbone's features must have as many.
+    cfg.MODEL.SPARSE_RCNN.HIDDEN_DIM = 256
+    cfg.MODEL.SPARSE_RCNN.NUM_ATTENTION_HEADS = 8
+    cfg.MODEL.SPARSE_RCNN.FEEDFORWARD_DIM = 2048
+    # Channels between the two convolutions of the dynamic interaction (Fig. 4).
+    cfg.MODEL.SPARSE_RCNN.DYNAMIC_DIM = 64
+    # Layers before classification and before box regression.
+    cfg.MODEL.SPARSE_RCNN.NUM_CLS_LAYERS = 1
+    cfg.MODEL.SPARSE_RCNN.NUM_BOX_LAYERS = 3
+    # The score that all classes start with, as in RetinaNet.
+    cfg.MODEL.SPARSE_RCNN.PRIOR_PROB = 0.01
+    # Weights of the matching's costs (Eq. 1): of the focal loss, with alpha 0.25 and gamma 2
+    # whatever the classification loss is; of L1; of GIoU.
+    cfg.MODEL.SPARSE_RCNN.CLASS_COST = 2.0
+    cfg.MODEL.SPARSE_RCNN.L1_COST = 5.0
+    cfg.MODEL.SPARSE_RCNN.GIOU_COST = 2.0
+    # Weight of the L1 loss of boxes in units of the image's width and height, which comes on top of
+    # MODEL.CRITERION's losses; 0 for none. The published weights of those, focal loss 2 and GIoU 2,
+    # are set in configs/Base-SparseRCNN.yaml.
+    cfg.MODEL.SPARSE_RCNN.L1_WEIGHT = 5.0
+
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".
     cfg.DATASETS.REGISTER = ()

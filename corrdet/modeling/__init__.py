@@ -8,12 +8,14 @@ from .rcnn import CorrdetRCNN, CorrdetROIHeads, CriterionOutputLayers
 from .retinanet import CorrdetRetinaNet
 from .rpn import CorrdetRPN
 from .score_voting import score_voting
+from .sparse_rcnn import CorrdetSparseRCNN
 
 __all__ = [
     "CorrdetRCNN",
     "CorrdetROIHeads",
     "CorrdetRPN",
     "CorrdetRetinaNet",
+    "CorrdetSparseRCNN",
     "CriterionOutputLayers",
     "DenseHead",
     "FoveaTransform",
