@@ -272,6 +272,9 @@ class CorrdetSparseRCNN(nn.Module):
 
         Returns:
             in training the losses by name; else, of each image, ``instances``, and see the class.
+
+        Raises:
+            ValueError: training without ground truth.
         """
         images = self.preprocess_image(batched_inputs)
         logits, boxes = self.refine(images)
@@ -279,7 +282,14 @@ class CorrdetSparseRCNN(nn.Module):
         if all("instances" in image for image in batched_inputs):
             gt_instances = [image["instances"].to(self.device) for image in batched_inputs]
         if self.training:
-            return self.losses(self.match_predictions(logits, boxes, gt_instances))
+            if gt_instances is None:
+                raise ValueError("training needs the ground truth of every image, as 'instances'")
+            matched = self.match_predictions(logits, boxes, gt_instances)
+            # Of all objects, matched or not.
+            normalizer = _mean_over_processes(sum(map(len, gt_instances)), self.device)
+            for of_stage in matched:
+                of_stage.normalizer = normalizer.clamp(min=1)
+            return self.losses(matched)
 
         outputs = []
         for image, size, of_image, its_boxes in zip(
@@ -349,7 +359,7 @@ class CorrdetSparseRCNN(nn.Module):
 
         Returns:
             of each stage; samples are the Q proposals of each image, image by image; the normalizer
-            is the number of objects, matched or not, its mean over the processes, at least 1.
+            is 1.
         """
         num_stages, _, num_proposals, _ = logits.shape
         sizes = [instances.image_size for instances in gt_instances]
@@ -366,7 +376,6 @@ class CorrdetSparseRCNN(nn.Module):
         gt_boxes = gt_boxes.view(num_stages, -1, 4)
         logits, boxes = logits.flatten(1, 2), boxes.flatten(1, 2)
         extents = _extents(sizes, boxes)
-        normalizer = _mean_over_processes(sum(map(len, gt_instances)), self.device)
         matched = []
         for stage in range(num_stages):
             positives = torch.nonzero(labels[stage] < self.num_classes)[:, 0]
@@ -380,7 +389,7 @@ class CorrdetSparseRCNN(nn.Module):
                     boxes=predicted,
                     gt_boxes=target,
                     image_ids=image_ids,
-                    normalizer=normalizer,
+                    normalizer=1.0,
                     deltas=predicted / extents[image_ids],
                     gt_deltas=target / extents[image_ids],
                 )
@@ -431,7 +440,7 @@ def _mean_over_processes(count: int, device: torch.device) -> Tensor:
     if comm.get_world_size() > 1:
         dist.all_reduce(count)
         count /= comm.get_world_size()
-    return count.clamp(min=1)
+    return count
 
 
 def _check_sizes(cfg, shapes: Sequence[ShapeSpec]) -> None:
