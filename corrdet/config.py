@@ -98,6 +98,7 @@ def add_corrdet_config(cfg) -> None:
     # COEFFICIENT: "pearson" (Eq. 2.1), "spearman" (Eq. 2.2) or "concordance" (Eq. 2.3).
     # STRENGTH: of the soft ranks, for "spearman". None: from the spread of the scores, see
     # corrdet.losses.spearman_correlation.
+    # GRADIENT: what it reaches: "scores", "ious" or "both" (Sec. 5.5.4: "scores" does best).
     # GLOBAL_BATCH: over the positives of all processes. MEMORY: and of so many batches before, as
     # constants.
     options(
@@ -105,6 +106,7 @@ def add_corrdet_config(cfg) -> None:
         WEIGHT=0.1,
         COEFFICIENT="concordance",
         STRENGTH=None,
+        GRADIENT="scores",
         GLOBAL_BATCH=False,
         MEMORY=0,
     )
@@ -187,6 +189,35 @@ def add_corrdet_config(cfg) -> None:
     # Move boxes by score voting after NMS (PAA, Eq. 12).
     cfg.MODEL.PAA.SCORE_VOTING = True
 
+    # ---- Sparse R-CNN (Sun et al. 2021); defaults as published. Of Detectron2's own keys it reads
+    # MODEL.ROI_HEADS.IN_FEATURES and MODEL.ROI_BOX_HEAD.POOLER_*; TEST.DETECTIONS_PER_IMAGE is the
+    # number of pairs of a proposal and a class that are detected.
+    cfg.MODEL.SPARSE_RCNN = CN()
+    cfg.MODEL.SPARSE_RCNN.NUM_CLASSES = 80
+    # 100 or 300 (Table 1).
+    cfg.MODEL.SPARSE_RCNN.NUM_PROPOSALS = 100
+    cfg.MODEL.SPARSE_RCNN.NUM_STAGES = 6
+    # Channels of the proposals' features; the backbone's features must have as many.
+    cfg.MODEL.SPARSE_RCNN.HIDDEN_DIM = 256
+    cfg.MODEL.SPARSE_RCNN.NUM_ATTENTION_HEADS = 8
+    cfg.MODEL.SPARSE_RCNN.FEEDFORWARD_DIM = 2048
+    # Channels between the two convolutions of the dynamic interaction (Fig. 4).
+    cfg.MODEL.SPARSE_RCNN.DYNAMIC_DIM = 64
+    # Layers before classification and before box regression.
+    cfg.MODEL.SPARSE_RCNN.NUM_CLS_LAYERS = 1
+    cfg.MODEL.SPARSE_RCNN.NUM_BOX_LAYERS = 3
+    # The score that all classes start with, as in RetinaNet.
+    cfg.MODEL.SPARSE_RCNN.PRIOR_PROB = 0.01
+    # Weights of the matching's costs (Eq. 1): of the focal loss, with alpha 0.25 and gamma 2
+    # whatever the classification loss is; of L1; of GIoU.
+    cfg.MODEL.SPARSE_RCNN.CLASS_COST = 2.0
+    cfg.MODEL.SPARSE_RCNN.L1_COST = 5.0
+    cfg.MODEL.SPARSE_RCNN.GIOU_COST = 2.0
+    # Weight of the L1 loss of boxes in units of the image's width and height, which comes on top of
+    # MODEL.CRITERION's losses; 0 for none. The published weights of those, focal loss 2 and GIoU 2,
+    # are set in configs/Base-SparseRCNN.yaml.
+    cfg.MODEL.SPARSE_RCNN.L1_WEIGHT = 5.0
+
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".
     cfg.DATASETS.REGISTER = ()
@@ -195,10 +226,15 @@ def add_corrdet_config(cfg) -> None:
     cfg.DATASETS.SKIP_UNREADABLE = False
     # True: degenerate or out-of-image boxes are named and left out. False: they are an error.
     cfg.DATASETS.SKIP_BAD_ANNOTATIONS = False
+    # Detectron2's INPUT.CROP, for a share of the images only, and, if sizes are given, of the image
+    # with one of these as its shorter side. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
+    cfg.INPUT.CROP.PROBABILITY = 1.0
+    cfg.INPUT.CROP.MIN_SIZE_BEFORE = ()
 
     # ---- Training and evaluation.
     # "SGD" (Detectron2's own, with momentum) or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE, Detectron2's own key, can also be "full_model".
     # Measure beta_img (the thesis, Eq. 3.1), which needs the ground truth at evaluation.
     cfg.TEST.BETA_IMG = True
     # Also measure the upper and lower bounds of AP at image level (the thesis, Table 3.1), which

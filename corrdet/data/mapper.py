@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 
 from corrdet.data.checks import SKIP_ADVICE, ImageReadError, unreadable_reason
@@ -30,7 +31,8 @@ class CorrdetDatasetMapper(DatasetMapper):
       the result of resizing them is written into an integer array, which moves every edge by up to
       one pixel.
 
-    Augmentations and mask settings come from the config as they do there; masks in COCO's RLE need
+    Augmentations and mask settings come from the config as they do there, with two more keys of
+    ``INPUT.CROP`` (see corrdet/config.py); masks in COCO's RLE need
     ``INPUT.MASK_FORMAT "bitmask"``.
     """
 
@@ -49,7 +51,18 @@ class CorrdetDatasetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
-        return super().from_config(cfg, is_train)
+        arguments = super().from_config(cfg, is_train)
+        crop = cfg.INPUT.CROP
+        if is_train and crop.ENABLED:
+            # The first augmentation is the crop.
+            augmentations = arguments["augmentations"]
+            sizes, probability = crop.get("MIN_SIZE_BEFORE", ()), crop.get("PROBABILITY", 1.0)
+            if sizes:
+                resize = T.ResizeShortestEdge(list(sizes), sample_style="choice")
+                augmentations[0] = T.AugmentationList([resize, augmentations[0]])
+            if probability < 1:
+                augmentations[0] = T.RandomApply(augmentations[0], probability)
+        return arguments
 
     def __call__(self, dataset_dict: dict) -> dict:
         """

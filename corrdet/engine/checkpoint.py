@@ -57,7 +57,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             blobs = data.get("blobs", data)
             weights = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
             return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-        data = self._torch_load(filename)
+        data = load_tensors(filename)
         if filename.endswith(".pyth"):
             weights = {
                 key: value
@@ -71,22 +71,29 @@ class SafeCheckpointer(DetectionCheckpointer):
             data["matching_heuristics"] = True
         return data
 
-    def _torch_load(self, filename: str) -> dict[str, Any]:
-        try:
-            data = torch.load(filename, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # damaged files make torch raise nearly anything
-            # Without torch's own words, which advise to load it in the way that runs code.
-            raise ValueError(
-                f"{filename} was not loaded: it is damaged or no file of weights, or it holds "
-                f"other objects, which could run code on this machine. ({type(error).__name__})"
-            ) from error
-        if not isinstance(data, dict):
-            raise ValueError(
-                f"{filename} holds a {type(data).__name__}, expected a dictionary of weights"
-            )
-        return data
+
+def load_tensors(path: str) -> dict[str, Any]:
+    """Read a dictionary that ``torch.save`` wrote, if it holds nothing that could run code.
+
+    Args:
+        path: a ``.pth`` file.
+
+    Raises:
+        ValueError: anything else is in the file, or it is damaged.
+    """
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make torch raise nearly anything
+        # Without torch's own words, which advise to load it in the way that runs code.
+        raise ValueError(
+            f"{path} was not loaded: it is damaged or no file of weights, or it holds other "
+            f"objects, which could run code on this machine. ({type(error).__name__})"
+        ) from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, expected a dictionary of weights")
+    return data
 
 
 def split_weights(path: str | None) -> tuple[str, bool]:

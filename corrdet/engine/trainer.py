@@ -103,7 +103,24 @@ class CorrdetTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """``SOLVER.OPTIMIZER``: "SGD" is Detectron2's, "ADAMW" has the same parameter groups."""
+        """``SOLVER.OPTIMIZER``: "SGD" is Detectron2's, "ADAMW" has the same parameter groups.
+
+        ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``: "full_model" clips the norm of all gradients together,
+        beside Detectron2's own types, which clip each parameter's.
+        """
+        node = cfg.SOLVER.CLIP_GRADIENTS
+        if node.ENABLED and node.CLIP_TYPE == "full_model":
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+            optimizer = cls.build_optimizer(cfg, model)
+
+            def clip(optimizer, *_):
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(parameters, node.CLIP_VALUE, node.NORM_TYPE)
+
+            optimizer.register_step_pre_hook(clip)
+            return optimizer
         name = cfg.SOLVER.OPTIMIZER.upper()
         if name == "SGD":
             return build_optimizer(cfg, model)

@@ -13,6 +13,7 @@ from corrdet.names import unknown_name
 from corrdet.ops import soft_rank
 
 COEFFICIENTS = ("pearson", "spearman", "concordance")
+GRADIENTS = ("scores", "ious", "both")
 
 
 def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
@@ -69,17 +70,7 @@ def spearman_correlation(x: Tensor, y: Tensor, strength: float | None = None) ->
     x, y = _checked(x, y)
     if len(x) < 2:
         return (x * 0).sum()
-    if strength is None:
-        # The rank of the scaled values at strength 1 is the rank of the values at strength `scale`.
-        # The scale is a constant, and a tensor: no synchronization with the device.
-        with torch.no_grad():
-            constant = _is_constant(x)
-            spread = _centered_unit_scale(x, constant).square().mean().sqrt()
-            scale = math.sqrt(3) * spread * _largest_deviation(x, constant) / len(x)
-        ranks = soft_rank(x / scale)
-    else:
-        ranks = soft_rank(x, strength=strength)
-    return pearson_correlation(ranks, average_ranks(y))
+    return pearson_correlation(_soft_ranks(x, strength), average_ranks(y))
 
 
 def concordance_correlation(x: Tensor, y: Tensor) -> Tensor:
@@ -106,45 +97,58 @@ def correlation_loss(
     ious: Tensor,
     coefficient: str = "concordance",
     strength: float | None = None,
+    gradient: str = "scores",
 ) -> Tensor:
-    """Correlation Loss, ``1 - rho(IoU, score)``; the gradient reaches the scores only.
+    """Correlation Loss, ``1 - rho(IoU, score)``; by default the gradient reaches the scores only.
 
     Args:
         scores: (P,) score of each positive's ground-truth class, in [0, 1].
         ious: (P,) IoU of each positive's predicted box with its ground truth, in [0, 1].
         coefficient: "pearson", "spearman" or "concordance".
         strength: of the soft ranks, only for "spearman", see :func:`spearman_correlation`.
+        gradient: what it reaches: "scores", "ious", or "both" (Sec. 5.5.4, where "scores" did best;
+            the others also reward boxes for being as bad as their scores). Of "spearman", what it
+            reaches is ranked softly, and the other exactly.
 
     Returns:
         scalar in [0, 2]; 0 with zero gradient, still attached to the graph, for fewer than two
         positives or where scores or IoUs are all the same; NaN if any value is.
 
     Raises:
-        TypeError, ValueError: as the coefficients, an unknown coefficient, or a strength that is
-            not positive, whatever the coefficient.
+        TypeError, ValueError: as the coefficients, an unknown coefficient or gradient, or a
+            strength that is not positive, whatever the coefficient.
     """
-    check_correlation_options(coefficient, strength)
+    check_correlation_options(coefficient, strength, gradient)
     scores, ious = _checked(scores, ious)
-    ious = ious.detach()
-    if len(scores) < 2:
-        return (scores * 0).sum()
+    # All coefficients are symmetric: y is what gets no gradient, if there is one.
+    x, y = (ious, scores.detach()) if gradient == "ious" else (scores, ious)
+    if gradient == "scores":
+        y = y.detach()
+    if len(x) < 2:
+        return ((x + y) * 0).sum()
     if coefficient == "pearson":
-        rho = pearson_correlation(scores, ious)
-    elif coefficient == "spearman":
-        rho = spearman_correlation(scores, ious, strength=strength)
+        rho = pearson_correlation(x, y)
+    elif coefficient == "concordance":
+        rho = concordance_correlation(x, y)
+    elif gradient == "both":
+        rho = pearson_correlation(_soft_ranks(x, strength), _soft_ranks(y, strength))
     else:
-        rho = concordance_correlation(scores, ious)
-    undefined = _is_constant(scores) | _is_constant(ious)
-    return torch.where(undefined, scores.mean() * 0, 1 - rho)
+        rho = spearman_correlation(x, y, strength=strength)
+    undefined = _is_constant(x) | _is_constant(y)
+    return torch.where(undefined, (x + y).mean() * 0, 1 - rho)
 
 
-def check_correlation_options(coefficient: str, strength: float | None) -> None:
+def check_correlation_options(
+    coefficient: str, strength: float | None, gradient: str = "scores"
+) -> None:
     """
     Raises:
         ValueError: :func:`correlation_loss` cannot work with these.
     """
     if coefficient not in COEFFICIENTS:
         raise ValueError(unknown_name("coefficient", str(coefficient), COEFFICIENTS))
+    if gradient not in GRADIENTS:
+        raise ValueError(unknown_name("gradient", str(gradient), GRADIENTS))
     _check_strength(strength)
 
 
@@ -163,6 +167,19 @@ def average_ranks(values: Tensor) -> Tensor:
     not_above = torch.searchsorted(ordered, values, right=True)
     ranks = (below + not_above + 1).to(values.dtype) / 2
     return torch.where(values.isnan().any(), torch.nan, ranks)
+
+
+def _soft_ranks(x: Tensor, strength: float | None) -> Tensor:
+    """Soft ranks of at least two values; at the data's own strength, if none is given."""
+    if strength is not None:
+        return soft_rank(x, strength=strength)
+    # The rank of the scaled values at strength 1 is the rank of the values at strength `scale`.
+    # The scale is a constant, and a tensor: no synchronization with the device.
+    with torch.no_grad():
+        constant = _is_constant(x)
+        spread = _centered_unit_scale(x, constant).square().mean().sqrt()
+        scale = math.sqrt(3) * spread * _largest_deviation(x, constant) / len(x)
+    return soft_rank(x / scale)
 
 
 def _check_strength(strength: float | None) -> None:

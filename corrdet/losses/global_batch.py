@@ -71,24 +71,27 @@ def remember(state: dict, key: str, now: Tensor, memory: int) -> Tensor:
 
 
 def scores_and_ious(
-    matched: MatchedPredictions, global_batch: bool, memory: int, state: dict
+    matched: MatchedPredictions, global_batch: bool, memory: int, state: dict, gradient: str
 ) -> tuple[Tensor, Tensor]:
-    """Scores, with gradient, and IoUs, without, of the positives that a correlation is taken of.
+    """Scores and IoUs of the positives that a correlation is taken of.
 
     Args:
         matched: the batch of this process.
         global_batch: add the positives of the other processes.
         memory: add those of this many batches before, as constants.
         state: where they are kept.
+        gradient: which of them carry it: "scores", "ious" or "both".
 
     Returns:
         (n,) scores and (n,) IoUs.
     """
-    scores = matched.scores
-    ious = matched.ious.detach().to(scores.dtype)
+    # Detached before they are gathered: a branch that is not to be trained gets no gradient at all,
+    # rather than zeros.
+    scores = matched.scores.detach() if gradient == "ious" else matched.scores
+    ious = matched.ious.detach() if gradient == "scores" else matched.ious
+    ious = ious.to(scores.dtype)
     if global_batch:
         scores, ious = of_all_ranks(torch.stack([scores, ious], dim=1)).unbind(dim=1)
-        ious = ious.detach()
     if memory:
         scores_before = remember(state, "scores", scores, memory)
         ious_before = remember(state, "ious", ious, memory)

@@ -395,8 +395,10 @@ def _association(
     return association_loss(scores, matched.ious, kind, beta, k)
 
 
-def _check_correlation(*, coefficient: str, strength, global_batch: bool, memory: int) -> None:
-    check_correlation_options(coefficient, strength)
+def _check_correlation(
+    *, coefficient: str, strength, gradient: str, global_batch: bool, memory: int
+) -> None:
+    check_correlation_options(coefficient, strength, gradient)
     check_global_batch_options(global_batch, memory)
 
 
@@ -406,12 +408,13 @@ def _correlation(
     *,
     coefficient: str = "concordance",
     strength: float | None = None,
+    gradient: str = "scores",
     global_batch: bool = False,
     memory: int = 0,
     state: dict,
 ) -> Tensor:
-    scores, ious = scores_and_ious(matched, global_batch, memory, state)
-    return correlation_loss(scores, ious, coefficient, strength)
+    scores, ious = scores_and_ious(matched, global_batch, memory, state, gradient)
+    return correlation_loss(scores, ious, coefficient, strength, gradient)
 
 
 @COUPLINGS.register("harmonic", needs=("classification", "localization"))

@@ -12,6 +12,7 @@ from .rcnn import CorrdetRCNN, CorrdetROIHeads, CriterionOutputLayers
 from .retinanet import CorrdetRetinaNet
 from .rpn import CorrdetRPN
 from .score_voting import score_voting
+from .sparse_rcnn import CorrdetSparseRCNN
 
 __all__ = [
     "CorrdetATSS",
@@ -22,6 +23,7 @@ __all__ = [
     "CorrdetROIHeads",
     "CorrdetRPN",
     "CorrdetRetinaNet",
+    "CorrdetSparseRCNN",
     "CriterionOutputLayers",
     "DenseHead",
     "FoveaTransform",

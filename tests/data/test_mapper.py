@@ -7,9 +7,12 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from fvcore.transforms.transform import CropTransform
 
+from corrdet import add_corrdet_config
 from corrdet.data.checks import ImageReadError
 from corrdet.data.mapper import CorrdetDatasetMapper
 
@@ -43,6 +46,32 @@ def test_training_sample_is_detectron2s(example):
     assert torch.equal(ours["instances"].gt_masks.tensor, theirs["instances"].gt_masks.tensor)
     assert torch.equal(ours["instances"].gt_classes, theirs["instances"].gt_classes)
     assert example == before
+
+
+def test_crops_of_some_images_made_smaller_before(example):
+    cfg = config(INPUT__CROP__ENABLED=True, INPUT__RANDOM_FLIP="none")
+    add_corrdet_config(cfg)
+    cfg.INPUT.MIN_SIZE_TRAIN = (320,)
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute_range", [60, 80]
+    cfg.INPUT.CROP.PROBABILITY, cfg.INPUT.CROP.MIN_SIZE_BEFORE = 0.5, (80, 100)
+    mapper = CorrdetDatasetMapper(cfg, is_train=True)
+    cropped = 0
+    for seed in range(40):
+        np.random.seed(seed)
+        _, transforms = T.apply_augmentations(
+            mapper.augmentations.augs, np.zeros((160, 160, 3), np.uint8)
+        )
+        crop = next((t for t in transforms.transforms if isinstance(t, CropTransform)), None)
+        if crop is not None:
+            cropped += 1
+            assert 60 <= crop.h <= 80 and 60 <= crop.w <= 80
+            before = transforms.transforms[0]
+            assert (before.h, before.new_h) in ((160, 80), (160, 100))
+        assert min(transforms.transforms[-1].new_h, transforms.transforms[-1].new_w) == 320
+    assert 10 < cropped < 30
+    np.random.seed(1)
+    boxes = mapper(example)["instances"].gt_boxes.tensor
+    assert (boxes >= 0).all()
 
 
 def test_masks_only_when_the_model_has_them(example):

@@ -185,6 +185,22 @@ class TestTraining:
         optimizer = CorrdetTrainer.build_optimizer(tiny_cfg, model)
         assert type(optimizer).__name__ == f"{kind.__name__}WithGradientClip"
 
+    @pytest.mark.parametrize("name", ["SGD", "ADAMW"])
+    def test_the_norm_of_all_gradients_can_be_clipped(self, tiny_cfg, name):
+        tiny_cfg.SOLVER.OPTIMIZER = name
+        clip = tiny_cfg.SOLVER.CLIP_GRADIENTS
+        clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, "full_model", 0.5
+        model = CorrdetTrainer.build_model(tiny_cfg)
+        optimizer = CorrdetTrainer.build_optimizer(tiny_cfg, model)
+        for size, expected in ((3.0, 0.5), (1e-6, None)):
+            gradients = [torch.full_like(p, size) for p in model.parameters()]
+            norm = torch.cat([g.flatten() for g in gradients]).double().norm().item()
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            after = torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm()
+            assert after.item() == pytest.approx(expected or norm, rel=1e-3)
+
     def test_unknown_optimizer(self, tiny_cfg):
         tiny_cfg.SOLVER.OPTIMIZER = "ADAM"
         with pytest.raises(ValueError, match="unknown optimizer 'ADAM'; did you mean 'ADAMW'"):

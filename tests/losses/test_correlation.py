@@ -11,6 +11,7 @@ from corrdet.losses import (
     spearman_correlation,
 )
 from corrdet.losses.correlation import COEFFICIENTS, average_ranks
+from corrdet.ops import soft_rank
 
 FUNCTIONS = {
     "pearson": pearson_correlation,
@@ -149,6 +150,36 @@ class TestLoss:
         assert ious.grad is None
         assert scores.grad.abs().sum() > 0
 
+    @pytest.mark.parametrize("gradient", ["ious", "both"])
+    def test_the_gradient_can_reach_the_ious(self, coefficient, gradient):
+        scores, ious = pairs()
+        ious.requires_grad_()
+        loss = correlation_loss(scores, ious, coefficient, gradient=gradient)
+        loss.backward()
+        assert (scores.grad is not None) == (gradient == "both")
+        assert ious.grad.abs().sum() > 0
+        if coefficient != "spearman":  # of which other values are ranked softly
+            expected = correlation_loss(scores, ious, coefficient)
+            assert loss.item() == expected.item()
+            if gradient == "both":
+                (of_scores,) = torch.autograd.grad(expected, scores)
+                torch.testing.assert_close(scores.grad, of_scores)
+
+    @pytest.mark.parametrize("gradient", ["ious", "both"])
+    def test_gradient_of_the_ious(self, coefficient, gradient):
+        scores, ious = pairs(12)
+        ious.requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda x: correlation_loss(scores, x, coefficient, 10.0, gradient), ious
+        )
+
+    @pytest.mark.parametrize("n", [0, 1, 3])
+    def test_undefined_is_zero_also_of_the_ious(self, coefficient, n):
+        ious = torch.full((n,), 0.5, requires_grad=True)
+        loss = correlation_loss(torch.rand(n), ious, coefficient, gradient="ious")
+        loss.backward()
+        assert loss.item() == 0 and ious.grad.tolist() == [0] * n
+
     @pytest.mark.parametrize(
         "scores, ious",
         [
@@ -235,6 +266,15 @@ def test_options_are_checked_whatever_the_coefficient():
                 correlation_loss(scores, ious, coefficient, strength=strength)
     with pytest.raises(ValueError, match="coefficient 'spaerman'; did you mean 'spearman'"):
         correlation_loss(scores, ious, "spaerman")
+    with pytest.raises(ValueError, match="gradient 'iou'; did you mean 'ious'"):
+        correlation_loss(scores, ious, gradient="iou")
+
+
+def test_spearman_of_both_ranks_both_softly():
+    scores, ious = pairs()
+    ranks = [soft_rank(values, strength=0.1) for values in (scores, ious)]
+    expected = 1 - pearson_correlation(*ranks)
+    assert correlation_loss(scores, ious, "spearman", 0.1, "both").item() == expected.item()
 
 
 def test_ious_that_are_no_tensor_are_a_type_error():

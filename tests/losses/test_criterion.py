@@ -157,6 +157,18 @@ class TestCriterion:
         assert matched.logits.grad[:5].abs().sum() > 0
         assert matched.logits.grad[5:].abs().sum() == 0
 
+    @pytest.mark.parametrize("global_batch", [False, True])
+    def test_gradient_of_correlation_can_reach_the_boxes(self, global_batch):
+        for gradient, expected in (("ious", [False, True]), ("both", [True, True])):
+            matched = matched_predictions()
+            cfg = config(COUPLINGS=("correlation",))
+            cfg.MODEL.CRITERION.CORRELATION.GRADIENT = gradient
+            cfg.MODEL.CRITERION.CORRELATION.GLOBAL_BATCH = global_batch
+            criterion = build_criterion(cfg, activation="sigmoid", has_deltas=True)
+            criterion(matched)["loss_correlation"].backward()
+            reached = [matched.logits.grad is not None, matched.boxes.grad is not None]
+            assert reached == expected
+
     def test_ignored_samples_get_no_gradient(self):
         matched = matched_predictions()
         build()(matched)["loss_cls"].backward()

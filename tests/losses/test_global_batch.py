@@ -16,6 +16,7 @@ from corrdet.losses.global_batch import of_all_ranks, remember
 CASES = {
     "concordance": ("sigmoid_focal", "giou", "correlation", {"coefficient": "concordance"}),
     "spearman": ("sigmoid_focal", "giou", "correlation", {"coefficient": "spearman"}),
+    "both": ("sigmoid_focal", "giou", "correlation", {"gradient": "both"}),
     "ap": ("ap", "giou", None, {}),
     "step": ("pairwise_error", "giou", None, {"distance": "step", "balance": "negatives"}),
     "sigmoid": ("pairwise_error", "giou", None, {"distance": "sigmoid"}),
