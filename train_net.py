@@ -14,7 +14,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 import corrdet
-from corrdet.data import ImageReadError
+from corrdet.data import ImageReadError, load_dataset
 from corrdet.engine import (
     CorrdetTrainer,
     SafeCheckpointer,
@@ -51,10 +51,14 @@ def main(args):
         model = CorrdetTrainer.build_model(cfg)
         checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        evaluators = [CorrdetTrainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        evaluators = None
+        if cfg.TEST.REPORT:
+            for name in cfg.DATASETS.TEST:
+                load_dataset(cfg, name)  # its checks say more than the evaluator would
+            evaluators = [CorrdetTrainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results = CorrdetTrainer.test(cfg, model, evaluators)
         if comm.is_main_process():
-            if cfg.TEST.REPORT:
+            if evaluators is not None:
                 write_reports(cfg, evaluators, results)
             verify_results(cfg, results)
         return results

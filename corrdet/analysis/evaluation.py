@@ -43,8 +43,7 @@ def report_evaluation(
             training = [read_training(cfg.OUTPUT_DIR, name)]
         except TrainingFileError as error:
             print(f"The report has no curves: {error}")
-    metadata = MetadataCatalog.get(dataset_name).as_dict()
-    images = metadata.get("image_root")
+    images = MetadataCatalog.get(dataset_name).get("image_root", None)
     paths = []
     for iou_type, measured in evaluator.measured.items():
         if not measured.matches.num_gt[0].any():

@@ -9,6 +9,7 @@ from corrdet.analysis.__main__ import analyze, main, metrics, names_of, table
 from corrdet.evaluation import detections_from_coco, ground_truth_from_coco, measure
 from tests.evaluation.problems import detections, ground_truth, random_problem
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -128,12 +128,6 @@ def training(tmp_path):
     return read_training(folder, "run")
 
 
-@pytest.fixture
-def without_figures(monkeypatch):
-    """Figures take most of the time, and are looked at elsewhere."""
-    monkeypatch.setattr("corrdet.analysis.svg._svg", lambda *_, **__: "<svg></svg>")
-
-
 def test_everything_of_two_files(problem, training, tmp_path):
     content, rows = problem
     results = measured(content, rows, shifted(rows, 4))
