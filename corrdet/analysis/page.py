@@ -60,12 +60,13 @@ thead th { background: var(--panel); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 600; background: var(--bg); }
 .classes tbody th { position: sticky; left: 0; z-index: 1; }
 .classes th:first-child { min-width: 7rem; max-width: 38vw; }
-.classes td.text { min-width: 8rem; overflow-wrap: break-word; }
+.classes td.text { min-width: 8rem; max-width: 14rem; overflow-wrap: break-word; }
 .classes td { white-space: nowrap; }
 .classes td.text { white-space: normal; }
 .group th { background: var(--panel); text-align: left; }
 .group span { position: sticky; left: .6rem; display: inline-block; max-width: calc(100vw - 4rem); }
 .summary td { min-width: 6.5rem; overflow-wrap: normal; }
+.summary thead th { min-width: 6.5rem; max-width: 14rem; overflow-wrap: break-word; }
 .summary tbody th { min-width: 8.5rem; overflow-wrap: break-word; }
 .interval { display: block; color: var(--muted); font-size: .85em; white-space: nowrap; }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: .2rem 0;
