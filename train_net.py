@@ -14,7 +14,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 import corrdet
-from corrdet.data import ImageReadError
+from corrdet.data import ImageReadError, load_dataset
 from corrdet.engine import (
     CorrdetTrainer,
     SafeCheckpointer,
@@ -23,6 +23,7 @@ from corrdet.engine import (
     import_modules,
     load_config,
 )
+from corrdet.evaluation import CorrelationEvaluator
 
 
 def argument_parser():
@@ -50,14 +51,35 @@ def main(args):
         model = CorrdetTrainer.build_model(cfg)
         checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = CorrdetTrainer.test(cfg, model)
+        evaluators = None
+        if cfg.TEST.REPORT:
+            for name in cfg.DATASETS.TEST:
+                load_dataset(cfg, name)  # its checks say more than the evaluator would
+            evaluators = [CorrdetTrainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = CorrdetTrainer.test(cfg, model, evaluators)
         if comm.is_main_process():
+            if evaluators is not None:
+                write_reports(cfg, evaluators, results)
             verify_results(cfg, results)
         return results
 
     trainer = CorrdetTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def write_reports(cfg, evaluators, results):
+    """A report of each data set that was evaluated, see corrdet.analysis."""
+    from corrdet.analysis.evaluation import report_evaluation  # its figures take a while to import
+
+    for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+        if not isinstance(evaluator, CorrelationEvaluator):
+            print(f"no report of {name}: it is not evaluated as COCO is")
+            continue
+        # Detectron2 leaves out the name of a data set that is the only one.
+        reported = results if len(evaluators) == 1 else results[name]
+        for path in report_evaluation(cfg, name, evaluator, reported):
+            print(f"report: {path}")
 
 
 def explains_itself(error: Exception) -> bool:

@@ -240,3 +240,5 @@ def add_corrdet_config(cfg) -> None:
     # Also measure the upper and lower bounds of AP at image level (the thesis, Table 3.1), which
     # takes two more post-processings of every image; needs BETA_IMG.
     cfg.TEST.IMAGE_BOUNDS = False
+    # With --eval-only, write OUTPUT_DIR/inference/<data set>/report.html: see corrdet.analysis.
+    cfg.TEST.REPORT = False

@@ -15,26 +15,50 @@ from detectron2.config import get_cfg  # noqa: E402
 from corrdet import add_corrdet_config  # noqa: E402
 from corrdet.data.digits import prepare_digits  # noqa: E402
 from corrdet.data.register import register_from_config  # noqa: E402
+from tests.analysis.browser import find_browser  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = {"train": 24, "val": 8}
-LEFT_OUT = pytest.StashKey[int]()
+# What marked tests need, and whether it is here.
+NEEDS = {"cuda": "a CUDA GPU", "browser": "a browser (Chromium on the PATH or in $CHROMIUM)"}
+LEFT_OUT = pytest.StashKey[dict]()
+
+
+def is_here(mark: str) -> bool:
+    return torch.cuda.is_available() if mark == "cuda" else find_browser() is not None
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without a GPU, tests marked cuda are left out, and counted as that, not as skipped."""
-    if torch.cuda.is_available() or "cuda" in config.option.markexpr:
-        return
-    without_gpu = [item for item in items if not item.get_closest_marker("cuda")]
-    config.stash[LEFT_OUT] = len(items) - len(without_gpu)
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(without_gpu)])
-    items[:] = without_gpu
+    """Without a GPU, tests marked cuda are left out, and counted as that, not as skipped.
+
+    The same for those marked browser.
+    """
+    config.stash[LEFT_OUT] = {}
+    for mark in NEEDS:
+        if mark in config.option.markexpr or is_here(mark):
+            continue
+        without = [item for item in items if item.get_closest_marker(mark)]
+        config.stash[LEFT_OUT][mark] = len(without)
+        config.hook.pytest_deselected(items=without)
+        left = set(without)
+        items[:] = [item for item in items if item not in left]
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes, which print nothing
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    # All processes collect the same tests.
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    left_out = config.stash.get(LEFT_OUT, 0)
-    if left_out:
-        terminalreporter.write_line(f"{left_out} tests need a CUDA GPU and were left out")
+    for mark, count in config.stash.get(LEFT_OUT, {}).items():
+        if count:
+            terminalreporter.write_line(f"{count} tests need {NEEDS[mark]} and were left out")
 
 
 @pytest.fixture(scope="session")

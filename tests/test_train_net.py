@@ -60,9 +60,14 @@ def assert_prints_results_of(folder, finished):
 
 
 def test_eval_only_gives_what_training_ended_with(weights, trained, tiny_command, tmp_path):
-    finished = run(tiny_command(tmp_path, "MODEL.WEIGHTS", weights, flags=["--eval-only"]))
+    overrides = "MODEL.WEIGHTS", weights, "TEST.REPORT", True
+    finished = run(tiny_command(tmp_path, *overrides, flags=["--eval-only"]))
     assert_prints_results_of(trained, finished)
     assert not (tmp_path / "model_final.pth").exists()
+    report = tmp_path / "inference" / "tiny_val" / "report.html"
+    assert f"report: {report}" in finished.stdout
+    for text in ("<html", "beta_<wbr>cls", "AIC-mean", 'id="pictures"'):
+        assert text in report.read_text()
 
 
 def test_detectron2s_model_zoo_layout_of_weights_loads(weights, trained, tiny_command, tmp_path):

@@ -1,9 +1,9 @@
 """Measures of the agreement of scores and boxes, for results of any detector in any framework.
 
 ``python -m corrdet.analysis --ground-truth gt.json --detections a.json [b.json ...] --output DIR``
-takes COCO-format files, prints a table and writes ``metrics.json``. With several results files, the
-others are compared with the first, on the same images. docs/measures.md tells what the measures
-mean.
+takes COCO-format files, prints a table, and writes ``metrics.json`` and ``report.html``. With
+several results files, the others are compared with the first, on the same images. docs/measures.md
+tells what the measures mean.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from corrdet.evaluation import (
     read_ground_truth,
 )
 from corrdet.evaluation.coco_files import IOU_TYPES
+
+from .report import TrainingFileError, read_training, write_report
 
 CONFIDENCE = 0.95
 MAX_NAMES = 5
@@ -77,12 +79,17 @@ def analyze(
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, without the suffix; else numbered."""
+    """What tells the paths apart, without the suffix: their last parts, less what all end with.
+
+    Paths that are the same are numbered.
+    """
     parts = [Path(path).with_suffix("").absolute().parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        ends = [part[-length:] for part in parts]
+        if len(set(ends)) == len(ends):
+            while len(ends) > 1 and len({end[-1] for end in ends}) == 1:
+                ends = [end[:-1] for end in ends]
+            return ["/".join(end) for end in ends]
     return [f"{part[-1]} ({index})" for index, part in enumerate(parts, 1)]
 
 
@@ -207,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--detections", required=True, nargs="+", metavar="FILE", help="COCO results files"
     )
-    parser.add_argument("--output", required=True, help="folder for metrics.json")
+    parser.add_argument("--output", required=True, help="folder for metrics.json and report.html")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox", help="default: bbox")
     parser.add_argument(
         "--bootstrap",
@@ -216,11 +223,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="N",
         help="samples of the images for confidence intervals; 0 for none (default: 1000)",
     )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder of the images, for pictures of the most inconsistent detections",
+    )
+    parser.add_argument(
+        "--training",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="output folders of trainings, for their curves (Detectron2's metrics.json)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     args = parser.parse_args(arguments)
     if args.bootstrap < 0:
         parser.error(f"expected a number of samples for --bootstrap, got {args.bootstrap}")
     try:
+        # First what can fail at once.
+        runs = [
+            read_training(folder, name)
+            for folder, name in zip(args.training, names_of(args.training), strict=True)
+        ]
+        if args.images is not None and not os.path.isdir(args.images):
+            raise NotADirectoryError(f"--images: expected a folder, got {args.images}")
         results, samples = analyze(
             args.ground_truth,
             args.detections,
@@ -229,12 +255,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=args.seed,
         )
         path = os.path.join(args.output, "metrics.json")
+        report = os.path.join(args.output, "report.html")
+        content = metrics(results, samples)
+        told = notes(results, samples)
         with atomic_write(path) as file:
-            json.dump(metrics(results, samples), file, indent=1, allow_nan=False)
-    except (CocoFileError, OSError) as error:
+            json.dump(content, file, indent=1, allow_nan=False)
+        problems = write_report(
+            report,
+            results,
+            content,
+            notes=told,
+            images=args.images,
+            training=runs,
+            progress=True,
+        )
+    except (CocoFileError, TrainingFileError, OSError) as error:
         sys.exit(f"error: {error}")
     print(table(results, samples))
-    print("\n".join(["", *notes(results, samples), f"All of it, by class too: {path}"]))
+    told += [f"Not drawn: {problem}." for problem in problems]
+    print("\n".join(["", *told, f"All of it, by class too: {path}", f"With figures: {report}"]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Training hooks."""
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
 
@@ -45,6 +46,46 @@ class BatchCorrelation(HookBase):
             self.trainer.storage.put_scalar(
                 f"correlation/{name}", value.item(), smoothing_hint=False
             )
+
+
+class BatchAgreement(HookBase):
+    """Logs how far scores and IoUs of positives are apart, whenever metrics are written.
+
+    Writes ``AIC/sum`` and ``AIC/mean``, of abs(score - IoU) (HarmonicDet, Eq. 14), of models that
+    keep ``latest_positives``. Whatever else these hold, one value a positive, such as the factors
+    of a harmonic coupling, is written as a distribution: ``positives/<name>-mean``, ``-p10``,
+    ``-p50`` and ``-p90``.
+    """
+
+    def __init__(self, model, period: int = WRITER_PERIOD):
+        """
+        Args:
+            model: the detector, without a DistributedDataParallel around it.
+            period: in iterations.
+        """
+        self._model = model
+        self._period = period
+
+    def after_step(self):
+        if (self.trainer.iter + 1) % self._period:
+            return
+        positives = dict(getattr(self._model, "latest_positives", None) or {})
+        if not positives or not len(positives["scores"]):
+            return
+        gaps = (positives.pop("scores").float() - positives.pop("ious").float()).abs()
+        values = {"AIC/sum": gaps.sum(), "AIC/mean": gaps.mean()}
+        for name, factors in positives.items():
+            factors = factors.float()
+            # Not torch.quantile, which refuses more than 16 million values.
+            ordered = factors.sort().values
+            values[f"positives/{name}-mean"] = factors.mean()
+            for percent in (10, 50, 90):
+                place = round(percent / 100 * (len(ordered) - 1))
+                values[f"positives/{name}-p{percent}"] = ordered[place]
+        # One copy from the device for all of them.
+        numbers = torch.stack(list(values.values())).tolist()
+        for name, number in zip(values, numbers, strict=True):
+            self.trainer.storage.put_scalar(name, number, smoothing_hint=False)
 
 
 class WriteEvaluations(HookBase):

@@ -28,7 +28,7 @@ from corrdet.losses import Criterion
 from corrdet.names import unknown_name
 
 from .checkpoint import SafeCheckpointer
-from .hooks import BatchCorrelation, RecentScalars, WriteEvaluations
+from .hooks import BatchAgreement, BatchCorrelation, RecentScalars, WriteEvaluations
 from .random_state import get_random_states, set_random_states
 
 
@@ -142,7 +142,11 @@ class CorrdetTrainer(DefaultTrainer):
         hooks = super().build_hooks()
         # Behind timing and schedule, before what saves and writes: a checkpoint and a line of
         # metrics then hold the same iterations.
-        hooks[2:2] = [BatchCorrelation(self._detector), RecentScalars()]
+        hooks[2:2] = [
+            BatchCorrelation(self._detector),
+            BatchAgreement(self._detector),
+            RecentScalars(),
+        ]
         return [*hooks, WriteEvaluations(self._writers, self.cfg.TEST.EVAL_PERIOD)]
 
     def build_writers(self) -> list:

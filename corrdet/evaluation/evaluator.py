@@ -48,6 +48,11 @@ class CorrelationEvaluator(COCOEvaluator):
         self._bounds: dict[str, list[dict]] = {bound: [] for bound in BOUNDS}
         self._measured: dict[str, Results] = {}
 
+    @property
+    def measured(self) -> dict[str, Results]:
+        """What the last evaluation measured: IoU type -> results; on the main process only."""
+        return self._measured
+
     def reset(self):
         super().reset()
         self._clear()

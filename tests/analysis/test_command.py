@@ -9,6 +9,7 @@ from corrdet.analysis.__main__ import analyze, main, metrics, names_of, table
 from corrdet.evaluation import detections_from_coco, ground_truth_from_coco, measure
 from tests.evaluation.problems import detections, ground_truth, random_problem
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -61,7 +62,7 @@ def test_one_file(files, capsys):
     assert f"{written['AP']:.2f}  [{low:.2f}, {high:.2f}]" in printed
     assert "Classes without ground truth, left out: 1 (class 4)." in printed
     assert f"{result.num_left_out} others are left out" in printed
-    assert not [path for path in (files / "out").iterdir() if path.name != "metrics.json"]
+    assert {path.name for path in (files / "out").iterdir()} == {"metrics.json", "report.html"}
 
 
 def test_two_files_are_compared(files, capsys):
@@ -151,6 +152,19 @@ class TestErrors:
             run(files, "a", options=("--bootstrap", "-1"))
         assert "expected a number of samples for --bootstrap, got -1" in capsys.readouterr().err
 
+    def test_no_folder_of_images(self, files):
+        message = error_of(files, "a", options=("--images", str(files / "none")))
+        assert "--images: expected a folder, got" in message
+
+    def test_no_metrics_of_a_training(self, files):
+        message = error_of(files, "a", options=("--training", str(files)))
+        assert "No such file" in message and "metrics.json" in message
+
+    def test_metrics_of_another_kind(self, files):
+        (files / "metrics.json").write_text('{"AP": 1}\n{}\n')
+        message = error_of(files, "a", options=("--training", str(files)))
+        assert "metrics.json, line 1: expected a JSON object with an iteration, got" in message
+
     def test_earlier_metrics_stay_when_it_fails(self, files):
         before = run(files, "a")
         (files / "a.json").write_text("{")
@@ -161,7 +175,8 @@ class TestErrors:
 
 def test_names():
     assert names_of(["x/a.json", "y/b.json"]) == ["a", "b"]
-    assert names_of(["x/a.json", "y/a.json"]) == ["x/a", "y/a"]
+    assert names_of(["x/a.json", "y/a.json"]) == ["x", "y"]
+    assert names_of(["x/in/a.json", "y/in/a.json", "y/in/b.json"]) == ["x/in/a", "y/in/a", "y/in/b"]
     assert names_of(["x/a.json", "x/a.json"]) == ["a (1)", "a (2)"]
 
 

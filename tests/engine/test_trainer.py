@@ -149,8 +149,9 @@ class TestTraining:
         written = curve(tiny_cfg.OUTPUT_DIR)
         losses = {"loss_cls", "loss_box_reg", "loss_correlation", "total_loss"}
         correlations = {f"correlation/{name}" for name in ("pearson", "spearman", "concordance")}
-        assert losses | correlations <= written[19].keys()
+        assert losses | correlations | {"AIC/sum", "AIC/mean"} <= written[19].keys()
         assert all(-1 <= written[19][name] <= 1 for name in correlations)
+        assert 0 < written[19]["AIC/mean"] < 1 <= written[19]["AIC/sum"]
         assert {"bbox/AP", "bbox/AP50", "bbox/beta_cls", "bbox/beta_img"} <= written[20].keys()
         events = EventAccumulator(tiny_cfg.OUTPUT_DIR).Reload()
         tags = set(events.Tags()["scalars"])
