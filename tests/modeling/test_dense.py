@@ -253,6 +253,11 @@ class TestFCOSIsDetectron2s:
                 torch.testing.assert_close(result.get(field), other.get(field))
             torch.testing.assert_close(result.pred_boxes.tensor, other.pred_boxes.tensor)
 
+    def test_levels(self):
+        ranges = build("fcos_baseline", "MODEL.FCOS.REGRESSION_RANGE", 8.0).regression_ranges
+        inf = math.inf
+        assert ranges == [(0.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, inf)]
+
     def test_learned_scales_belong_to_the_exponential_coding(self):
         assert build("fcos_baseline").head.scales is None
         model = build("fcos_baseline", "MODEL.FCOS.BOX_CODING", "exponential")
@@ -388,6 +393,7 @@ class TestPAA:
             "MODEL.CRITERION.LOCALIZATION_WEIGHTED_BY", "none",
             "MODEL.DENSE.QUALITY", "iou",
             "MODEL.DENSE.QUALITY_WEIGHT", 0.5,
+            "MODEL.PAA.COST_LOCALIZATION_WEIGHT", 0.2,
         )  # fmt: skip
         images = batch((4, 2), seed=2)
         priors, levels, logits, boxes, quality = plain_predictions(model, images)
@@ -406,7 +412,7 @@ class TestPAA:
             else:
                 one_hot = F.one_hot(classes, 10).float()
                 focal = sigmoid_focal_loss(logits[index, own], one_hot, alpha=0.25, gamma=2)
-                costs = focal.sum(dim=1) + 1.3 * giou_loss(boxes[index, own], targets)
+                costs = focal.sum(dim=1) + 0.2 * giou_loss(boxes[index, own], targets)
             positive = paa_matching(costs, matched[own], levels[own], len(gt_boxes), 5)
             labels[index, own[positive]] = classes[positive]
             all_gt_boxes[index, own] = targets
@@ -420,6 +426,11 @@ class TestPAA:
         ious = elementwise_iou(boxes[positive], all_gt_boxes[positive])
         expected = F.binary_cross_entropy_with_logits(quality[positive], ious)
         torch.testing.assert_close(losses["loss_quality"], 0.5 * expected)
+        # The boxes learn nothing from the branch that judges them.
+        with EventStorage():
+            loss = model(images)["loss_quality"]
+        (gradient,) = torch.autograd.grad(loss, model.head.bbox_pred.weight, allow_unused=True)
+        assert gradient is None
 
     def test_score_voting(self):
         images = batch()
@@ -448,6 +459,11 @@ class TestFoveaBox:
         assert model.scale_ranges[-1] == (128.0, math.inf)
         priors = plain_predictions(model, batch())[0]
         assert (priors[0, 2:] - priors[0, :2]).tolist() == [8.0, 8.0]
+        # The middle 40 % of a box of scale 24, on the two levels for it: 9.6 pixels, 1 location.
+        gt_boxes, classes = torch.tensor([[32.0, 32, 56, 56]]), torch.tensor([3])
+        counts = [144, 36, 9, 4, 1]
+        labels, _ = model.match(priors, gt_boxes, classes, counts)
+        assert [(level < 10).sum().item() for level in labels.split(counts)] == [1, 1, 0, 0, 0]
         # The deltas are regressed as such: smooth L1 on log distances.
         losses = step(model, batch((3, 1)))
         assert losses["loss_box_reg"].item() > 0
