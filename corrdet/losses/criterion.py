@@ -179,6 +179,9 @@ class Criterion:
         }
         self.classification = self._bind(classification, self._classification, options)
         self.localization = self._bind(localization, self._localization, options)
+        # Of the latest batch, for logging: by how much each coupling that changes the losses has
+        # multiplied those of the positives, (P,) without gradient, such as "harmonic_localization".
+        self.latest_factors: dict[str, Tensor] = {}
         self.couplings: dict[str, tuple[Callable, Weight]] = {}
         for name, weight in couplings.items():
             weight = weight if isinstance(weight, Weight) else Weight(float(weight))
@@ -229,6 +232,7 @@ class Criterion:
 
     def _losses(self, matched: MatchedPredictions, iteration: int | None) -> dict[str, Tensor]:
         samples, positives = (len(matched.labels),), (len(matched.positives),)
+        self.latest_factors = {}
         localization = self._localization_loss(matched, positives)
         if self._classification.takes_localization:
             both = self.classification(matched, localization=localization)
@@ -245,7 +249,7 @@ class Criterion:
             factor = self._factor(name, weight, iteration)
             if COUPLINGS[name].takes_localization:
                 classification, localization = self._coupled(
-                    coupling, factor, matched, classification, localization
+                    name, factor, matched, classification, localization
                 )
             else:
                 loss = coupling(matched)
@@ -271,9 +275,9 @@ class Criterion:
         # Their mean over the positives is 1; all 0 leave nothing to weight.
         return losses * weights * (len(weights) / weights.sum().clamp(min=1e-6))
 
-    @staticmethod
     def _coupled(
-        coupling: Callable,
+        self,
+        name: str,
         factor: float,
         matched: MatchedPredictions,
         classification: Tensor,
@@ -282,6 +286,7 @@ class Criterion:
         """The losses with what the coupling makes of those of the positives in their place."""
         per_sample = classification.dim() > 0
         of_positives = classification[matched.positives] if per_sample else classification
+        coupling = self.couplings[name][0]
         coupled = coupling(matched, classification=of_positives, localization=localization)
         coupled = _two("coupling", coupling, coupled)
         for old, new in zip((of_positives, localization), coupled, strict=True):
@@ -291,9 +296,18 @@ class Criterion:
             new if factor == 1 else old + factor * (new - old)
             for old, new in zip((of_positives, localization), coupled, strict=True)
         )
+        self._record(f"{name}_classification", of_positives, new_classification)
+        self._record(f"{name}_localization", localization, new_localization)
         if per_sample:
             new_classification = classification.index_put((matched.positives,), new_classification)
         return new_classification, new_localization
+
+    def _record(self, name: str, old: Tensor, new: Tensor) -> None:
+        if new is old or old.dim() == 0:
+            return
+        old, new = old.detach(), new.detach()
+        is_zero = old == 0
+        self.latest_factors[name] = torch.where(is_zero, 1.0, new / torch.where(is_zero, 1.0, old))
 
     @staticmethod
     def _total(losses: Tensor, matched: MatchedPredictions) -> Tensor:

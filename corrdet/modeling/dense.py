@@ -44,7 +44,8 @@ class CriterionTraining:
         has_deltas: whether the deltas can be regressed as such, not only as decoded boxes.
         criterion: the losses.
         latest_losses: of the latest training batch, without gradient, by name; None before it.
-        latest_positives: likewise the positives' ``scores`` and ``ious``, (P,) each.
+        latest_positives: likewise the positives' ``scores`` and ``ious``, and the factors of
+            couplings that change the losses, (P,) each.
     """
 
     has_deltas = True
@@ -107,6 +108,7 @@ class CriterionTraining:
         self.latest_positives = {
             "scores": matched.scores.detach(),
             "ious": matched.ious.detach(),
+            **self.criterion.latest_factors,
         }
         return losses
 

@@ -63,6 +63,7 @@ class CriterionOutputLayers(FastRCNNOutputLayers):
         self.latest_positives = {
             "scores": matched.scores.detach(),
             "ious": matched.ious.detach(),
+            **self.criterion.latest_factors,
         }
         return losses
 

@@ -410,6 +410,7 @@ class CorrdetSparseRCNN(nn.Module):
         self.latest_positives = {
             "scores": matched[-1].scores.detach(),
             "ious": matched[-1].ious.detach(),
+            **self.stages[-1].criterion.latest_factors,
         }
         return losses
 

@@ -145,8 +145,15 @@ class TestResume:
 class TestTraining:
     def test_losses_correlations_and_results_are_written(self, tiny_cfg):
         tiny_cfg.SOLVER.MAX_ITER = 20
+        tiny_cfg.MODEL.CRITERION.COUPLINGS = ("correlation", "harmonic")
         trainer = train(tiny_cfg)
         written = curve(tiny_cfg.OUTPUT_DIR)
+        for branch in ("classification", "localization"):
+            factors = [
+                written[19][f"positives/harmonic_{branch}-{of}"]
+                for of in ("p10", "p50", "p90", "mean")
+            ]
+            assert 1 <= factors[0] <= factors[1] <= factors[2] <= 2 and 1 <= factors[3] <= 2
         losses = {"loss_cls", "loss_box_reg", "loss_correlation", "total_loss"}
         correlations = {f"correlation/{name}" for name in ("pearson", "spearman", "concordance")}
         assert losses | correlations | {"AIC/sum", "AIC/mean"} <= written[19].keys()

@@ -268,6 +268,25 @@ class TestCouplings:
         ):
             torch.testing.assert_close(ours, theirs)
 
+    def test_factors_are_recorded(self):
+        """What the training logs of the harmonic loss, 1 + exp(-L) and 1 + exp(-CE)."""
+        matched = matched_predictions()
+        criterion = Criterion("sigmoid_cross_entropy", "smooth_l1", ["harmonic"])
+        criterion(matched)
+        targets = torch.zeros(5, 3)
+        targets[range(5), matched.classes] = 1
+        entropy = F.binary_cross_entropy_with_logits(matched.logits[:5], targets, reduction="none")
+        localization = L.smooth_l1_loss(matched.deltas, matched.gt_deltas).sum(dim=1)
+        expected = L.harmonic_factors(entropy.sum(dim=1), localization)
+        factors = criterion.latest_factors
+        assert factors.keys() == {"harmonic_classification", "harmonic_localization"}
+        for ours, theirs in zip(factors.values(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs.detach())
+            assert not ours.requires_grad
+        criterion = Criterion("sigmoid_focal", "giou", ["iou_balanced", "correlation"])
+        criterion(matched)
+        assert criterion.latest_factors.keys() == {"iou_balanced_classification"}
+
     def test_iou_balanced_keeps_the_sum(self):
         matched = matched_predictions()
         plain = Criterion("sigmoid_cross_entropy", "smooth_l1")(matched)
