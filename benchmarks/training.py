@@ -109,6 +109,7 @@ def measure(cfg: CfgNode, rounds: int, batches: int = 3) -> list[dict]:
             )
             return criterion(matched, iteration)
 
+        call.latest_factors = {}  # which the model reads
         return call
 
     times: dict[str, list[float]] = {name: [] for name in cases}
