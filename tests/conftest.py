@@ -15,6 +15,7 @@ from detectron2.config import get_cfg  # noqa: E402
 from corrdet import add_corrdet_config  # noqa: E402
 from corrdet.data.digits import prepare_digits  # noqa: E402
 from corrdet.data.register import register_from_config  # noqa: E402
+from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES  # noqa: E402
 from tests.analysis.browser import find_browser  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +60,17 @@ def pytest_terminal_summary(terminalreporter, config):
     for mark, count in config.stash.get(LEFT_OUT, {}).items():
         if count:
             terminalreporter.write_line(f"{count} tests need {NEEDS[mark]} and were left out")
+
+
+@pytest.fixture(autouse=True)
+def registries_as_they_were():
+    """Losses that a test registers are gone after it: others go through all there are."""
+    registries = CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS
+    before = [dict(registry._losses) for registry in registries]
+    yield
+    for registry, losses in zip(registries, before, strict=True):
+        registry._losses.clear()
+        registry._losses.update(losses)
 
 
 @pytest.fixture(scope="session")
