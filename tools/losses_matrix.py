@@ -19,12 +19,13 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "losses.md"
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 
 
-def matrix(classification=CLASSIFICATION_LOSSES, localization=LOCALIZATION_LOSSES) -> str:
+def matrix() -> str:
     """A row per classification loss, a column per localization loss, in Markdown."""
     rows = [
-        [f"`{name}`", *(cell(name, other) for other in localization)] for name in classification
+        [f"`{name}`", *(cell(name, other) for other in LOCALIZATION_LOSSES)]
+        for name in CLASSIFICATION_LOSSES
     ]
-    return tabulate(rows, ["", *(f"`{name}`" for name in localization)], "github")
+    return tabulate(rows, ["", *(f"`{name}`" for name in LOCALIZATION_LOSSES)], "github")
 
 
 def cell(classification: str, localization: str) -> str:

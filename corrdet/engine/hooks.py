@@ -3,6 +3,7 @@
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
+from torch import Tensor
 
 from corrdet.losses.correlation import (
     average_ranks,
@@ -14,11 +15,11 @@ from corrdet.losses.correlation import (
 WRITER_PERIOD = 20
 
 
-class BatchCorrelation(HookBase):
-    """Logs how scores and IoUs of the batch's positives correlate, whenever metrics are written.
+class _BatchMeasure(HookBase):
+    """Logs values of the positives of the batch, whenever metrics are written.
 
-    Writes ``correlation/pearson``, ``correlation/spearman`` and ``correlation/concordance``, each
-    in [-1, 1], of models that keep ``latest_positives``.
+    Of models that keep ``latest_positives``: tensors (P,) by name, ``scores`` and ``ious`` among
+    them.
     """
 
     def __init__(self, model, period: int = WRITER_PERIOD):
@@ -34,45 +35,49 @@ class BatchCorrelation(HookBase):
         if (self.trainer.iter + 1) % self._period:
             return
         positives = getattr(self._model, "latest_positives", None)
-        if positives is None or len(positives["scores"]) < 2:
+        values = self.measure(dict(positives)) if positives else {}
+        if not values:
             return
-        scores, ious = positives["scores"], positives["ious"]
-        coefficients = {
-            "pearson": pearson_correlation(scores, ious),
-            "spearman": pearson_correlation(average_ranks(scores), average_ranks(ious)),
-            "concordance": concordance_correlation(scores, ious),
-        }
-        for name, value in coefficients.items():
-            self.trainer.storage.put_scalar(
-                f"correlation/{name}", value.item(), smoothing_hint=False
-            )
+        # One copy from the device for all of them.
+        numbers = torch.stack(list(values.values())).tolist()
+        for name, number in zip(values, numbers, strict=True):
+            self.trainer.storage.put_scalar(name, number, smoothing_hint=False)
+
+    def measure(self, positives: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars by name; none where they are not defined."""
+        raise NotImplementedError
 
 
-class BatchAgreement(HookBase):
-    """Logs how far scores and IoUs of positives are apart, whenever metrics are written.
+class BatchCorrelation(_BatchMeasure):
+    """Logs how scores and IoUs of the batch's positives correlate.
 
-    Writes ``AIC/sum`` and ``AIC/mean``, of abs(score - IoU) (HarmonicDet, Eq. 14), of models that
-    keep ``latest_positives``. Whatever else these hold, one value a positive, such as the factors
-    of a harmonic coupling, is written as a distribution: ``positives/<name>-mean``, ``-p10``,
-    ``-p50`` and ``-p90``.
+    Writes ``correlation/pearson``, ``correlation/spearman`` and ``correlation/concordance``, each
+    in [-1, 1].
     """
 
-    def __init__(self, model, period: int = WRITER_PERIOD):
-        """
-        Args:
-            model: the detector, without a DistributedDataParallel around it.
-            period: in iterations.
-        """
-        self._model = model
-        self._period = period
+    def measure(self, positives: dict[str, Tensor]) -> dict[str, Tensor]:
+        scores, ious = positives["scores"], positives["ious"]
+        if len(scores) < 2:
+            return {}
+        return {
+            "correlation/pearson": pearson_correlation(scores, ious),
+            "correlation/spearman": pearson_correlation(average_ranks(scores), average_ranks(ious)),
+            "correlation/concordance": concordance_correlation(scores, ious),
+        }
 
-    def after_step(self):
-        if (self.trainer.iter + 1) % self._period:
-            return
-        positives = dict(getattr(self._model, "latest_positives", None) or {})
-        if not positives or not len(positives["scores"]):
-            return
+
+class BatchAgreement(_BatchMeasure):
+    """Logs how far scores and IoUs of positives are apart.
+
+    Writes ``AIC/sum`` and ``AIC/mean``, of abs(score - IoU) (HarmonicDet, Eq. 14). Whatever else is
+    kept of the positives, such as the factors of a harmonic coupling, is written as a distribution:
+    ``positives/<name>-mean``, ``-p10``, ``-p50`` and ``-p90``.
+    """
+
+    def measure(self, positives: dict[str, Tensor]) -> dict[str, Tensor]:
         gaps = (positives.pop("scores").float() - positives.pop("ious").float()).abs()
+        if not len(gaps):
+            return {}
         values = {"AIC/sum": gaps.sum(), "AIC/mean": gaps.mean()}
         for name, factors in positives.items():
             factors = factors.float()
@@ -82,10 +87,7 @@ class BatchAgreement(HookBase):
             for percent in (10, 50, 90):
                 place = round(percent / 100 * (len(ordered) - 1))
                 values[f"positives/{name}-p{percent}"] = ordered[place]
-        # One copy from the device for all of them.
-        numbers = torch.stack(list(values.values())).tolist()
-        for name, number in zip(values, numbers, strict=True):
-            self.trainer.storage.put_scalar(name, number, smoothing_hint=False)
+        return values
 
 
 class WriteEvaluations(HookBase):

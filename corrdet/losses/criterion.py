@@ -114,8 +114,8 @@ class Criterion:
     Functions are those of the registries, with their options bound; see the module.
 
     Args:
-        classification: name of a registered classification loss, or such a loss.
-        localization: likewise.
+        classification: name of a registered classification loss.
+        localization: name of a registered localization loss.
         couplings: names, or name -> weight, a number or a :class:`Weight`.
         options: of each loss, by its name.
         classification_weight: factor of ``loss_cls``.
@@ -172,7 +172,7 @@ class Criterion:
         self._state: dict[str, dict] = {}
         self._classification = CLASSIFICATION_LOSSES[classification]
         self._localization = LOCALIZATION_LOSSES[localization]
-        self._names = {
+        self._losses_by_name = {
             classification: self._classification,
             localization: self._localization,
             **{name: COUPLINGS[name] for name in couplings},
@@ -216,7 +216,7 @@ class Criterion:
                 work with this head, or with a batch without deltas; or a loss of one's own that
                 returns something else than it should.
         """
-        for name, loss in self._names.items():
+        for name, loss in self._losses_by_name.items():
             if matched.activation not in loss.activations:
                 raise ValueError(
                     f"{name!r} works on {' or '.join(loss.activations)} heads, got "

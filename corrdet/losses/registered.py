@@ -69,10 +69,12 @@ def _per_sample(matched: MatchedPredictions, losses: Tensor) -> Tensor:
     return losses.sum(dim=1) * (matched.labels >= 0)
 
 
-def _quality(matched: MatchedPredictions) -> Tensor:
-    """(S, C) the IoU of each positive at its class, 0 elsewhere."""
+def _targets(matched: MatchedPredictions, of_positives: float | Tensor = 1.0) -> Tensor:
+    """(S, C) a value for each positive at its class, 0 elsewhere."""
     targets = torch.zeros_like(matched.logits)
-    targets[matched.positives, matched.classes] = matched.ious.detach().to(targets.dtype)
+    if isinstance(of_positives, Tensor):
+        of_positives = of_positives.to(targets.dtype)
+    targets[matched.positives, matched.classes] = of_positives
     return targets
 
 
@@ -80,16 +82,12 @@ def _quality(matched: MatchedPredictions) -> Tensor:
 def _sigmoid_focal(
     matched: MatchedPredictions, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    targets = torch.zeros_like(matched.logits)
-    targets[matched.positives, matched.classes] = 1
-    return _per_sample(matched, sigmoid_focal_loss(matched.logits, targets, alpha, gamma))
+    return _per_sample(matched, sigmoid_focal_loss(matched.logits, _targets(matched), alpha, gamma))
 
 
 @CLASSIFICATION_LOSSES.register("sigmoid_cross_entropy", activations=("sigmoid",))
 def _sigmoid_cross_entropy(matched: MatchedPredictions) -> Tensor:
-    targets = torch.zeros_like(matched.logits)
-    targets[matched.positives, matched.classes] = 1
-    losses = F.binary_cross_entropy_with_logits(matched.logits, targets, reduction="none")
+    losses = F.binary_cross_entropy_with_logits(matched.logits, _targets(matched), reduction="none")
     return _per_sample(matched, losses)
 
 
@@ -102,12 +100,17 @@ def _softmax_cross_entropy(matched: MatchedPredictions) -> Tensor:
     "quality_focal", activations=("sigmoid",), check=_check_quality_focal
 )
 def _quality_focal(matched: MatchedPredictions, *, beta: float = 2.0) -> Tensor:
-    return _per_sample(matched, quality_focal_loss(matched.logits, _quality(matched), beta))
+    return _per_sample(
+        matched, quality_focal_loss(matched.logits, _targets(matched, matched.ious.detach()), beta)
+    )
 
 
 @CLASSIFICATION_LOSSES.register("varifocal", activations=("sigmoid",), check=_check_gamma)
 def _varifocal(matched: MatchedPredictions, *, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
-    return _per_sample(matched, varifocal_loss(matched.logits, _quality(matched), alpha, gamma))
+    return _per_sample(
+        matched,
+        varifocal_loss(matched.logits, _targets(matched, matched.ious.detach()), alpha, gamma),
+    )
 
 
 # ---- Classification, of the batch as a whole.
@@ -148,17 +151,24 @@ def _dr(
     return dr_loss(matched.logits.flatten(), labels, margin, smoothness, lam_pos, lam_neg)
 
 
-def _check_ranking(*, global_batch: bool, memory: int, **positive: float) -> None:
+def _check_ranking(
+    *,
+    global_batch: bool,
+    memory: int,
+    interpolate: bool = True,
+    weight_by_iou: bool = True,
+    self_balance: bool = True,
+    **positive: float,
+) -> None:
+    """Of all ranking losses; any value will do for the switches of some."""
     check_global_batch_options(global_batch, memory)
     for name, value in positive.items():
         check_positive(name, value)
 
 
-def _check_ap(*, interpolate: bool, **options) -> None:
-    _check_ranking(**options)
-
-
-@CLASSIFICATION_LOSSES.register("ap", activations=("sigmoid",), check=_check_ap, per_sample=False)
+@CLASSIFICATION_LOSSES.register(
+    "ap", activations=("sigmoid",), check=_check_ranking, per_sample=False
+)
 def _ap(
     matched: MatchedPredictions,
     *,
@@ -199,11 +209,9 @@ def _pairwise_error(
     return loss + _unranked(logits, labels, ious)
 
 
-def _check_ape(*, weight_by_iou: bool, **options) -> None:
-    _check_ranking(**options)
-
-
-@CLASSIFICATION_LOSSES.register("ape", activations=("sigmoid",), check=_check_ape, per_sample=False)
+@CLASSIFICATION_LOSSES.register(
+    "ape", activations=("sigmoid",), check=_check_ranking, per_sample=False
+)
 def _ape(
     matched: MatchedPredictions,
     *,
@@ -225,12 +233,8 @@ def _unranked(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
     return torch.where(labels < 0, 0.0, logits.detach() * 0).sum()
 
 
-def _check_self_balance(*, self_balance: bool, **options) -> None:
-    _check_ranking(**options)
-
-
 @CLASSIFICATION_LOSSES.register(
-    "rank_sort", activations=("sigmoid",), check=_check_self_balance, per_sample=False
+    "rank_sort", activations=("sigmoid",), check=_check_ranking, per_sample=False
 )
 def _rank_sort(
     matched: MatchedPredictions,
@@ -257,7 +261,7 @@ def _rank_sort(
 @CLASSIFICATION_LOSSES.register(
     "alrp",
     activations=("sigmoid",),
-    check=_check_self_balance,
+    check=_check_ranking,
     per_sample=False,
     needs_bounded=True,
 )

@@ -8,7 +8,6 @@ of those that use :class:`DenseHead`.
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import batched_nms
@@ -16,7 +15,6 @@ from detectron2.modeling import Backbone, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
@@ -24,6 +22,7 @@ from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.names import unknown_name
 
 from .dense_head import DenseHead, centerness
+from .positives import add_positives, latest_positives, mean_over_processes
 from .priors import square_priors
 
 
@@ -78,10 +77,7 @@ class CriterionTraining:
             gt_instances = [image["instances"].to(self.device) for image in batched_inputs]
             priors = self.anchor_generator(features)
             matched = self.match_predictions(priors, predictions, gt_instances)
-            scores = self.positive_scores(matched, predictions)
-            for image_id, output in enumerate(outputs):
-                of_image = matched.image_ids == image_id
-                output["positives"] = {"scores": scores[of_image], "ious": matched.ious[of_image]}
+            add_positives(outputs, matched, self.positive_scores(matched, predictions))
             if self.image_bounds:
                 for bound in ("upper", "lower"):
                     logits = _bound_logits(matched, predictions[0], upper=bound == "upper")
@@ -105,11 +101,7 @@ class CriterionTraining:
         losses = self.criterion(matched, get_event_storage().iter)
         losses.update(self.auxiliary_losses(matched, priors, predictions))
         self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
-        self.latest_positives = {
-            "scores": matched.scores.detach(),
-            "ious": matched.ious.detach(),
-            **self.criterion.latest_factors,
-        }
+        self.latest_positives = latest_positives(matched, self.criterion)
         return losses
 
     def match_predictions(
@@ -429,16 +421,12 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
         """
         raise NotImplementedError
 
-    def normalizer(self, num_positives: int) -> float | Tensor:
+    def normalizer(self, num_positives: int) -> Tensor:
         """The positives of a batch, on average over all processes, at least 1.
 
         So have all of the papers; Detectron2's FCOS takes a running mean of its own process.
         """
-        if comm.get_world_size() == 1:
-            return float(max(num_positives, 1))
-        total = torch.tensor(float(num_positives), device=self.device)
-        dist.all_reduce(total)
-        return (total / comm.get_world_size()).clamp(min=1)
+        return mean_over_processes(num_positives, self.device).clamp(min=1)
 
     def auxiliary_losses(self, matched, priors, predictions) -> dict[str, Tensor]:
         """``loss_quality``: cross entropy of the head's third branch, over the positives."""

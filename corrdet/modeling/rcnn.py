@@ -19,6 +19,7 @@ from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.matching import max_iou_matching
 from corrdet.names import unknown_name
 
+from .positives import add_positives, latest_positives
 from .replaced_keys import check_replaced_keys
 from .rpn import CorrdetRPN
 
@@ -60,11 +61,7 @@ class CriterionOutputLayers(FastRCNNOutputLayers):
         storage = get_event_storage()
         storage.put_scalar("roi_head/num_fg_samples", len(matched.positives) / len(proposals))
         losses = self.criterion(matched, storage.iter)
-        self.latest_positives = {
-            "scores": matched.scores.detach(),
-            "ious": matched.ious.detach(),
-            **self.criterion.latest_factors,
-        }
+        self.latest_positives = latest_positives(matched, self.criterion)
         return losses
 
     def match_predictions(
@@ -195,7 +192,7 @@ class CorrdetRCNN(GeneralizedRCNN):
                 "MODEL.PROPOSAL_GENERATOR.NAME: " + unknown_name("name", generator, known)
             )
         criterion = build_criterion(cfg, activation="softmax", has_deltas=True)
-        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "CorrdetRPN":
+        if generator == "CorrdetRPN":
             CorrdetRPN.build_criterion(cfg)  # for its checks
         check_replaced_keys(
             cfg, "MODEL.ROI_BOX_HEAD", "MODEL.CRITERION", _REPLACED_KEYS, cls.__name__
@@ -233,10 +230,5 @@ class CorrdetRCNN(GeneralizedRCNN):
         outputs = self._postprocess(results, batched_inputs, images.image_sizes)
         gt_instances = [image["instances"].to(self.device) for image in batched_inputs]
         matched = self.roi_heads.match_proposals(features, proposals, gt_instances)
-        for index, output in enumerate(outputs):
-            of_image = matched.image_ids == index
-            output["positives"] = {
-                "scores": matched.scores[of_image],
-                "ious": matched.ious[of_image],
-            }
+        add_positives(outputs, matched)
         return outputs

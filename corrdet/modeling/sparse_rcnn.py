@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -17,12 +16,13 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from corrdet.losses import Criterion, MatchedPredictions, build_criterion, smooth_l1_loss
 from corrdet.matching import hungarian_matching
+
+from .positives import add_positives, latest_positives, mean_over_processes
 
 # The largest coordinate that a stage is given, in pixels: see CorrdetSparseRCNN.refine.
 _FAR = 1e5
@@ -286,7 +286,7 @@ class CorrdetSparseRCNN(nn.Module):
                 raise ValueError("training needs the ground truth of every image, as 'instances'")
             matched = self.match_predictions(logits, boxes, gt_instances)
             # Of all objects, matched or not.
-            normalizer = _mean_over_processes(sum(map(len, gt_instances)), self.device)
+            normalizer = mean_over_processes(sum(map(len, gt_instances)), self.device)
             for of_stage in matched:
                 of_stage.normalizer = normalizer.clamp(min=1)
             return self.losses(matched)
@@ -300,12 +300,7 @@ class CorrdetSparseRCNN(nn.Module):
             outputs.append({"instances": detector_postprocess(detected, height, width)})
         if gt_instances is not None:
             (matched,) = self.match_predictions(logits[-1:], boxes[-1:], gt_instances)
-            for index, output in enumerate(outputs):
-                of_image = matched.image_ids == index
-                output["positives"] = {
-                    "scores": matched.scores[of_image],
-                    "ious": matched.ious[of_image],
-                }
+            add_positives(outputs, matched)
         return outputs
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
@@ -407,11 +402,7 @@ class CorrdetSparseRCNN(nn.Module):
             suffix = "" if index == len(self.stages) - 1 else f"_{index}"
             losses |= {name + suffix: loss for name, loss in values.items()}
         self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
-        self.latest_positives = {
-            "scores": matched[-1].scores.detach(),
-            "ious": matched[-1].ious.detach(),
-            **self.stages[-1].criterion.latest_factors,
-        }
+        self.latest_positives = latest_positives(matched[-1], self.stages[-1].criterion)
         return losses
 
     def detect(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Instances:
@@ -434,14 +425,6 @@ class CorrdetSparseRCNN(nn.Module):
 def _extents(image_sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
     """(N, 4): width, height, width, height of each image."""
     return like.new_tensor([(width, height) * 2 for height, width in image_sizes])
-
-
-def _mean_over_processes(count: int, device: torch.device) -> Tensor:
-    count = torch.tensor(float(count), device=device)
-    if comm.get_world_size() > 1:
-        dist.all_reduce(count)
-        count /= comm.get_world_size()
-    return count
 
 
 def _check_sizes(cfg, shapes: Sequence[ShapeSpec]) -> None:

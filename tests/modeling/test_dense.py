@@ -153,8 +153,8 @@ class TestTraining:
         def all_reduce(total):
             total += 5  # of the other process
 
-        monkeypatch.setattr("corrdet.modeling.dense.comm.get_world_size", lambda: 2)
-        monkeypatch.setattr("corrdet.modeling.dense.dist.all_reduce", all_reduce)
+        monkeypatch.setattr("corrdet.modeling.positives.comm.get_world_size", lambda: 2)
+        monkeypatch.setattr("corrdet.modeling.positives.dist.all_reduce", all_reduce)
         assert [model.normalizer(count).item() for count in (0, 4)] == [2.5, 4.5]
 
 

@@ -15,9 +15,9 @@ from corrdet.data import build_train_loader
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.registry import refusal
 
-CLASSIFICATION = [name for name in CLASSIFICATION_LOSSES if name[:4] != "test"]
-LOCALIZATION = [name for name in LOCALIZATION_LOSSES if name[:4] != "test"]
-EACH_COUPLING = [name for name in COUPLINGS if name[:4] != "test"]
+CLASSIFICATION = list(CLASSIFICATION_LOSSES)
+LOCALIZATION = list(LOCALIZATION_LOSSES)
+EACH_COUPLING = list(COUPLINGS)
 ALL_COUPLINGS = [(), *((name,) for name in EACH_COUPLING), tuple(EACH_COUPLING)]
 
 # Losses of which nothing but the other branch's may reach a branch. Through the factors of the

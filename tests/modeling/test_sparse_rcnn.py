@@ -21,7 +21,7 @@ from corrdet.data import build_train_loader
 from corrdet.engine import CorrdetTrainer
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.registry import refusal
-from corrdet.modeling import sparse_rcnn
+from corrdet.modeling import positives
 from tests.conftest import tiny_overrides
 from tests.modeling.test_retinanet import batch
 
@@ -142,12 +142,10 @@ class TestTraining:
             chosen, (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES), strict=True
         ):
             for name, loss in registry.items():
-                if name[:4] == "test" or "sigmoid" not in loss.activations:
+                if "sigmoid" not in loss.activations:
                     continue
                 losses = {**chosen, kind: name}
-                couplings = [
-                    c for c in COUPLINGS if c[:4] != "test" and not refusal(*losses.values(), [c])
-                ]
+                couplings = [c for c in COUPLINGS if not refusal(*losses.values(), [c])]
                 set_losses(model, **losses, COUPLINGS=couplings)
                 values, gradients = step(model, images)
                 added = [f"loss_{c}" for c in couplings if not COUPLINGS[c].takes_localization]
@@ -179,14 +177,14 @@ class TestTraining:
     def test_objects_are_counted_over_processes(self, monkeypatch):
         model, images = build(), batch((3, 1))
         alone, _ = step(model, images)
-        monkeypatch.setattr(sparse_rcnn.comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(positives.comm, "get_world_size", lambda: 2)
         # The other process has 16, the mean is 10.
-        monkeypatch.setattr(sparse_rcnn.dist, "all_reduce", lambda count: count.add_(16))
+        monkeypatch.setattr(positives.dist, "all_reduce", lambda count: count.add_(16))
         losses, _ = step(model, images)
         for name, loss in alone.items():
             torch.testing.assert_close(losses[name], loss * 4 / 10)
         # At evaluation processes have different numbers of images: none may wait for another.
-        monkeypatch.delattr(sparse_rcnn.dist, "all_reduce")
+        monkeypatch.delattr(positives.dist, "all_reduce")
         with torch.no_grad():
             assert "positives" in model.eval()(images)[0]
 
