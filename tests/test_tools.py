@@ -3,19 +3,26 @@
 import importlib.util
 import json
 import math
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def runs():
-    spec = importlib.util.spec_from_file_location("runs", ROOT / "tools" / "runs.py")
+def load(name):
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return load("runs")
 
 
 def test_the_last_evaluation_is_read(runs, tmp_path):
@@ -51,11 +58,30 @@ def test_the_weights_of_couplings_are_read(runs, tmp_path):
         assert runs.coupling_weights(tmp_path) == expected
 
 
+def test_the_demo_ends_with_a_report(tiny_digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    annotation = json.loads(Path(MetadataCatalog.get("tiny_val").json_file).read_text())
+    image_id, category_id, (x, y, width, height) = itemgetter("image_id", "category_id", "bbox")(
+        annotation["annotations"][0]
+    )
+    detection = {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x, y + height / 4, width, height],
+        "score": 0.9,
+    }
+    (tmp_path / "inference").mkdir()
+    (tmp_path / "inference" / "coco_instances_results.json").write_text(json.dumps([detection]))
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "total_loss": 1.0}\n')
+    load("demo").report(tmp_path, "tiny_val")
+    content = (tmp_path / "report" / "report.html").read_text()
+    assert "score 0.90, IoU 0.6" in content and 'id="training"' in content
+    assert "beta_cls" in capsys.readouterr().out
+
+
 def test_the_table_of_what_goes_together_is_up_to_date():
     """docs/losses.md; python tools/losses_matrix.py rewrites it."""
-    spec = importlib.util.spec_from_file_location("matrix", ROOT / "tools" / "losses_matrix.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("losses_matrix")
     shown = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     shown = shown.partition(module.BEGIN)[2].partition(module.END)[0].strip()
     assert shown == module.matrix()

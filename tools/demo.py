@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a detector with the concordance loss on the embedded data, evaluate it, and show it."""
+"""Train a detector with the concordance loss on the embedded data, evaluate it, and report it."""
 
 import time
 from pathlib import Path
@@ -9,26 +9,40 @@ from runs import ABOUT_BETAS, COLUMNS, ROOT, table_row, train
 from tabulate import tabulate
 
 import corrdet  # noqa: F401  (registers the data)
-from corrdet.analysis.pictures import draw_detections, draw_scatter, load_results
+from corrdet.analysis.__main__ import main as analysis
 
 
 def main() -> None:
     start = time.monotonic()
     output = ROOT / "output" / "demo"
     results = train("configs/quick/retinanet_concordance.yaml", output)
-
-    data = MetadataCatalog.get("digits_val")
-    pictures = output / "pictures"
-    coco_eval = load_results(data.json_file, str(output / "inference/coco_instances_results.json"))
-    draw_scatter(coco_eval, str(pictures / "score_against_iou.png"))
-    draw_detections(coco_eval, data.image_root, str(pictures))
-
+    report(output)
     print()
     print(tabulate([table_row("concordance", results)], ("loss", *COLUMNS), floatfmt=".1f"))
     print(f"\n{ABOUT_BETAS}")
     print(f"\ntrained weights: {_short(output / 'model_final.pth')}")
-    print(f"pictures:        {_short(pictures)}")
+    print(f"report:          {_short(output / 'report' / 'report.html')}")
     print(f"training and evaluation: {(time.monotonic() - start) / 60:.1f} min")
+
+
+def report(output: Path, dataset: str = "digits_val") -> None:
+    """What ``python -m corrdet.analysis`` makes of a training and its last evaluation.
+
+    Args:
+        output: OUTPUT_DIR of the training; the folder ``report`` is written there.
+        dataset: that was evaluated.
+    """
+    data = MetadataCatalog.get(dataset)
+    detections = output / "inference" / "coco_instances_results.json"
+    analysis(
+        [
+            *("--ground-truth", data.json_file),
+            *("--detections", str(detections)),
+            *("--images", data.image_root),
+            *("--training", str(output)),
+            *("--output", str(output / "report")),
+        ]
+    )
 
 
 def _short(path: Path) -> Path:
