@@ -4,10 +4,12 @@
 #   VENV=.venv                 where the environment is
 #   DETECTRON2_SOURCE=URL      compile Detectron2 from this source (git+https://... or a path)
 #   CORRDET_CUDA=0             no CUDA kernels (setup.py tells the rest)
+#   DETECTORS=atss,fcos        what `make compare` trains
 
 PYTHON ?= python3
 VENV ?= .venv
 DETECTRON2_SOURCE ?=
+DETECTORS ?= retinanet
 
 # The pair that is tested. The package itself takes any newer torch.
 TORCH := torch==2.11.0 torchvision==0.26.0
@@ -42,7 +44,7 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 compare: setup
-	$(BIN)/python tools/compare.py
+	$(BIN)/python tools/compare.py --detectors $(DETECTORS)
 
 test: lint
 	@if $(CUDA_BUILT); then $(MAKE) --no-print-directory cuda-report; fi

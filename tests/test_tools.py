@@ -50,12 +50,88 @@ def test_a_training_that_fails_is_an_error(runs, tmp_path):
         runs.train("configs/quick/retinanet_baseline.yaml", tmp_path, ["SOLVER.MAX_ITERS", "3"])
 
 
-def test_the_weights_of_couplings_are_read(runs, tmp_path):
-    criterion = {"COUPLINGS": ["correlation"], "CORRELATION": {"WEIGHT": 0.3}}
-    for couplings, expected in ((["correlation"], "0.3"), ([], "")):
-        criterion["COUPLINGS"] = couplings
-        (tmp_path / "config.yaml").write_text(json.dumps({"MODEL": {"CRITERION": criterion}}))
-        assert runs.coupling_weights(tmp_path) == expected
+def write_run(folder, couplings=(), **metrics):
+    """What the table reads of a finished training."""
+    criterion = {
+        "CLASSIFICATION": "sigmoid_focal",
+        "LOCALIZATION": "giou",
+        "COUPLINGS": list(couplings),
+        "CORRELATION": {"WEIGHT": 0.15},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps({"MODEL": {"CRITERION": criterion}}))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "model_final.pth").touch()
+
+
+def test_the_losses_of_a_run_are_read(runs, tmp_path):
+    write_run(tmp_path / "a", ["correlation"])
+    write_run(tmp_path / "b")
+    assert runs.criterion_summary(tmp_path / "a") == "sigmoid_focal, giou, correlation (0.15)"
+    assert runs.criterion_summary(tmp_path / "b") == "sigmoid_focal, giou"
+
+
+class TestComparison:
+    @pytest.fixture
+    def compare(self, monkeypatch, tmp_path):
+        monkeypatch.syspath_prepend(str(ROOT / "tools"))
+        module = load("compare")
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+        return module
+
+    def table(self, compare, monkeypatch, capsys, *arguments):
+        monkeypatch.setattr("sys.argv", ["compare.py", *arguments])
+        compare.main()
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+
+    def test_finished_trainings_are_shown(self, compare, monkeypatch, capsys, tmp_path):
+        runs = tmp_path / "output" / "compare"
+        write_run(runs / "fcos_baseline_seed1", **{"bbox/AP": 40.26, "bbox/beta_cls": 50.0})
+        write_run(runs / "fcos_association_seed1", ["correlation"], **{"bbox/AP": 41.0})
+        write_run(runs / "atss_baseline_seed2", **{"bbox/AP": 9.0})
+        table = self.table(compare, monkeypatch, capsys, "--show", "--detectors", "atss,fcos")
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+        assert [row[0] for row in cells] == ["config", "fcos_baseline", "fcos_association"]
+        assert cells[1][1:4] == ["sigmoid_focal, giou", "40.3", "nan"] and cells[1][-1] == "50.0"
+        assert cells[2][1] == "sigmoid_focal, giou, correlation (0.15)"
+
+    def test_masks_have_a_column_where_there_are_some(self, compare, monkeypatch, capsys, tmp_path):
+        metrics = {"bbox/AP": 40.0, "segm/AP": 30.04}
+        write_run(tmp_path / "output/compare/mask_rcnn_harmonicdet_seed1", **metrics)
+        header, row = self.table(
+            compare, monkeypatch, capsys, "--show", "--detectors", "mask_rcnn,fcos"
+        )
+        assert header.split("|")[-2].strip() == "mask AP" and row.split("|")[-2].strip() == "30.0"
+
+    def test_every_config_of_a_detector_is_trained(self, compare, monkeypatch, capsys, tmp_path):
+        trained = []
+
+        def train(config, output, overrides):
+            trained.append((config, output.name, overrides))
+            write_run(output, **{"bbox/AP": 1.0})
+            return {"AP": 1.0}
+
+        monkeypatch.setattr(compare, "train", train)
+        arguments = ("--seed", "3", "SOLVER.MAX_ITER", "9")
+        rows = self.table(compare, monkeypatch, capsys, *arguments)
+        losses = ["baseline", "concordance", "spearman"]
+        assert trained == [
+            (
+                f"configs/quick/retinanet_{loss}.yaml",
+                f"retinanet_{loss}_seed3",
+                ["SEED", "3", "SOLVER.MAX_ITER", "9"],
+            )
+            for loss in losses
+        ]
+        assert len(rows) == 1 + len(losses)
+
+    def test_detectors_whose_names_begin_alike(self, compare):
+        assert compare.configs_of("paa") == ["paa_baseline", "paa_concordance"]
+        assert compare.configs_of("paa_star") == ["paa_star_baseline", "paa_star_ape"]
+
+    def test_an_unknown_detector_is_an_error(self, compare, monkeypatch, capsys):
+        with pytest.raises(SystemExit, match="got 'yolo'"):
+            self.table(compare, monkeypatch, capsys, "--detectors", "atss,yolo")
 
 
 def test_the_demo_ends_with_a_report(tiny_digits, tmp_path, monkeypatch, capsys):

@@ -34,7 +34,10 @@ def train(config: str, output: Path, overrides: Sequence[str] = ()) -> dict[str,
 
 
 def read_results(output: Path) -> dict[str, float]:
-    """The box results of the last evaluation in ``metrics.json``, without their ``bbox/``."""
+    """The box results of the last evaluation in ``metrics.json``, without their ``bbox/``.
+
+    With ``mask AP`` where masks were evaluated.
+    """
     results: dict[str, float] = {}
     for line in (output / "metrics.json").read_text().splitlines():
         metrics = json.loads(line)
@@ -44,15 +47,18 @@ def read_results(output: Path) -> dict[str, float]:
                 for key, value in metrics.items()
                 if key.startswith("bbox/")
             }
+            if "segm/AP" in metrics:
+                results["mask AP"] = metrics["segm/AP"]
     if not results:
         sys.exit(f"{output / 'metrics.json'} holds no evaluation")
     return results
 
 
-def coupling_weights(output: Path) -> str:
-    """The weights of a run's couplings, from the config that it wrote; empty without any."""
+def criterion_summary(output: Path) -> str:
+    """The losses of a run, and the weights of its couplings, from the config that it wrote."""
     criterion = yaml.safe_load((output / "config.yaml").read_text())["MODEL"]["CRITERION"]
-    return ", ".join(str(criterion[name.upper()]["WEIGHT"]) for name in criterion["COUPLINGS"])
+    couplings = [f"{name} ({criterion[name.upper()]['WEIGHT']})" for name in criterion["COUPLINGS"]]
+    return ", ".join([criterion["CLASSIFICATION"], criterion["LOCALIZATION"], *couplings])
 
 
 def table_row(name: str, results: dict[str, float]) -> list:
