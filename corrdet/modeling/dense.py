@@ -22,7 +22,12 @@ from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.names import unknown_name
 
 from .dense_head import DenseHead, centerness
-from .positives import add_positives, latest_positives, mean_over_processes
+from .positives import (
+    add_positives,
+    check_image_bounds,
+    latest_positives,
+    mean_over_processes,
+)
 from .priors import square_priors
 
 
@@ -226,18 +231,6 @@ def _bound_logits(
         values = values.reshape(num_images, height, width, -1)  # (N, H, W, A x K)
         bound.append(values.permute(0, 3, 1, 2))
     return bound
-
-
-def check_image_bounds(cfg) -> None:
-    """
-    Raises:
-        ValueError: bounds at image level are asked for without the ground truth.
-    """
-    if cfg.TEST.IMAGE_BOUNDS and not cfg.TEST.BETA_IMG:
-        raise ValueError(
-            "TEST.IMAGE_BOUNDS True needs the ground truth at evaluation: expected "
-            "TEST.BETA_IMG True, got False"
-        )
 
 
 # What the third branch of the head can be trained to tell.

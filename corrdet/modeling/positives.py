@@ -1,4 +1,4 @@
-"""What every detector tells of the positives of a batch, and how it counts them."""
+"""What detectors tell of the positives of a batch, how they count them, and who has bounds."""
 
 import torch
 import torch.distributed as dist
@@ -48,3 +48,26 @@ def mean_over_processes(count: int, device: torch.device) -> Tensor:
         dist.all_reduce(count)
         count /= comm.get_world_size()
     return count
+
+
+def check_image_bounds(cfg) -> None:
+    """
+    Raises:
+        ValueError: bounds at image level are asked for without the ground truth.
+    """
+    if cfg.TEST.IMAGE_BOUNDS and not cfg.TEST.BETA_IMG:
+        raise ValueError(
+            "TEST.IMAGE_BOUNDS True needs the ground truth at evaluation: expected "
+            "TEST.BETA_IMG True, got False"
+        )
+
+
+def refuse_image_bounds(cfg, architecture: str) -> None:
+    """
+    Raises:
+        ValueError: bounds at image level are asked for of a detector that has none.
+    """
+    if cfg.TEST.IMAGE_BOUNDS:
+        raise ValueError(
+            f"TEST.IMAGE_BOUNDS is for dense detectors: expected False for {architecture}"
+        )

@@ -19,7 +19,7 @@ from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.matching import max_iou_matching
 from corrdet.names import unknown_name
 
-from .positives import add_positives, latest_positives
+from .positives import add_positives, latest_positives, refuse_image_bounds
 from .replaced_keys import check_replaced_keys
 from .rpn import CorrdetRPN
 
@@ -181,10 +181,7 @@ class CorrdetRCNN(GeneralizedRCNN):
                 "MODEL.ROI_HEADS.NAME must be 'CorrdetROIHeads' for CorrdetRCNN, got "
                 f"{cfg.MODEL.ROI_HEADS.NAME!r}; GeneralizedRCNN is Detectron2's own"
             )
-        if cfg.TEST.IMAGE_BOUNDS:
-            raise ValueError(
-                "TEST.IMAGE_BOUNDS is for dense detectors: expected False for CorrdetRCNN"
-            )
+        refuse_image_bounds(cfg, cls.__name__)
         generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
         known = [*(name for name, _ in PROPOSAL_GENERATOR_REGISTRY), "PrecomputedProposals"]
         if generator not in known:

@@ -9,7 +9,8 @@ from torch import Tensor
 from corrdet.losses import Criterion
 from corrdet.matching import max_iou_matching
 
-from .dense import CriterionTraining, check_image_bounds
+from .dense import CriterionTraining
+from .positives import check_image_bounds
 from .replaced_keys import check_replaced_keys
 
 # Detectron2's own keys for the losses, with the defaults of both: (its key, its default, ours for

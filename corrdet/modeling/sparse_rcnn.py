@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from corrdet.losses import Criterion, MatchedPredictions, build_criterion, smooth_l1_loss
 from corrdet.matching import hungarian_matching
 
-from .positives import add_positives, latest_positives, mean_over_processes
+from .positives import (
+    add_positives,
+    latest_positives,
+    mean_over_processes,
+    refuse_image_bounds,
+)
 
 # The largest coordinate that a stage is given, in pixels: see CorrdetSparseRCNN.refine.
 _FAR = 1e5
@@ -256,8 +261,9 @@ class CorrdetSparseRCNN(nn.Module):
         """The losses of one stage; needs no model, so that they can be checked before one is built.
 
         Raises:
-            ValueError: as :func:`corrdet.losses.build_criterion`.
+            ValueError: as :func:`corrdet.losses.build_criterion`, or bounds at image level.
         """
+        refuse_image_bounds(cfg, cls.__name__)
         return build_criterion(cfg, activation="sigmoid", has_deltas=True)
 
     @property

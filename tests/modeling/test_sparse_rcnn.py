@@ -478,6 +478,10 @@ def test_what_cannot_be_built_is_refused():
         cfg.MODEL.SPARSE_RCNN[key] = value
         with pytest.raises(ValueError, match=message):
             build_model(cfg)
+    cfg = sparse_cfg()
+    cfg.TEST.IMAGE_BOUNDS = True
+    with pytest.raises(ValueError, match="IMAGE_BOUNDS is for dense .* for CorrdetSparseRCNN"):
+        build_model(cfg)
     with pytest.raises(ValueError, match="training needs the ground truth"):
         build()([{"image": torch.zeros(3, 64, 64)}])
     with pytest.raises(ValueError, match="'softmax_cross_entropy' works on softmax heads"):
