@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import numbers
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from pycocotools import mask as mask_utils
+
+from .masks import MaskError, check_encodings, encode, of_masks
 
 __all__ = [
     "IOU_TYPES",
@@ -25,6 +29,8 @@ __all__ = [
 IOU_TYPES = ("bbox", "segm")
 # Scores in float32 may be rounded to just above 1.
 SCORE_TOLERANCE = 1e-6
+# Larger coordinates are no pixels, and their areas no numbers to calculate with.
+MAX_COORDINATE = 1e9
 
 
 class CocoFileError(ValueError):
@@ -122,7 +128,8 @@ def ground_truth_from_coco(
     """Arrays of the content of an annotation file.
 
     As for pycocotools, crowds are what ``iscrowd`` says, and a key ``ignore`` has no effect. An
-    annotation without ``area`` has that of its box; one without ``id`` gets a number.
+    annotation without ``area`` has that of its box, or of its mask where masks are compared; one
+    without ``id`` gets a number.
 
     Args:
         content: an object with the lists images, annotations and categories.
@@ -131,7 +138,8 @@ def ground_truth_from_coco(
 
     Raises:
         CocoFileError: a list, id, box or mask is missing; an id occurs twice or is unknown; a box
-            is not four finite numbers, or has a negative size; an area is not a number.
+            is not four finite numbers, or has a negative size; so has an area; a mask is incomplete
+            or has not the size of its image; ``iscrowd`` is neither 0 nor 1.
     """
     _check_iou_type(iou_type)
     if not isinstance(content, dict):
@@ -152,28 +160,20 @@ def ground_truth_from_coco(
     arrays = _rows(annotations, "annotations", source, image_index, category_index, iou_type)
     ids = [annotation.get("id", index) for index, annotation in enumerate(annotations, 1)]
     _check_unique(ids, "annotations", source)
-    box_areas = (arrays["boxes"][:, 2] * arrays["boxes"][:, 3]).tolist()
-    with_area = [
-        annotation if "area" in annotation else {"area": area}
-        for annotation, area in zip(annotations, box_areas, strict=True)
-    ]
-    masks = None
+    sizes = _image_sizes(images, source)
+    masks, areas = None, arrays["boxes"][:, 2] * arrays["boxes"][:, 3]
     if iou_type == "segm":
-        masks = []
-        for index, annotation in enumerate(annotations):
-            image = images[arrays["images"][index]]
-            masks.append(_ground_truth_mask(annotation, image, f"{source}: annotations[{index}]"))
+        masks = _ground_truth_masks(annotations, sizes[arrays["images"]], source)
+        areas = of_masks(mask_utils.area, masks, 1)[:, 0]
     return GroundTruth(
         image_ids=[image["id"] for image in images],
         file_names=[str(image.get("file_name", "")) for image in images],
-        sizes=np.array(
-            [(image.get("width") or 0, image.get("height") or 0) for image in images]
-        ).reshape(-1, 2),
+        sizes=sizes,
         category_ids=[category["id"] for category in categories],
         category_names=[str(category.get("name", category["id"])) for category in categories],
         ids=np.array(ids),
-        areas=_numbers(with_area, "area", "annotations", source),
-        is_crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+        areas=_areas(annotations, areas, source),
+        is_crowd=_is_crowd(annotations, source),
         masks=masks,
         **arrays,
     )
@@ -200,7 +200,7 @@ def detections_from_coco(
     Raises:
         CocoFileError: not a list; a key is missing; an image or category is not in the ground
             truth; a score is not in [0, 1]; a box is not four finite numbers, or has a negative
-            size.
+            size; a mask is incomplete or has not the size of its image.
     """
     _check_iou_type(iou_type)
     if not isinstance(content, list):
@@ -231,16 +231,28 @@ def detections_from_coco(
     areas = arrays["boxes"][:, 2] * arrays["boxes"][:, 3]
     masks = None
     if iou_type == "segm":
-        masks = [row["segmentation"] for row in content]
-        areas = _of_masks(mask_utils.area, masks, 1)[:, 0]
+        masks = [row.get("segmentation") for row in content]
+        try:
+            check_encodings(masks, ground_truth.sizes[arrays["images"]])
+        except MaskError as error:
+            where = f"{source}: detections[{error.index}]"
+            raise CocoFileError(f"{where}: {error.reason}") from None
+        areas = of_masks(mask_utils.area, masks, 1)[:, 0]
+        # What the results say of boxes, if anything, is another head's.
+        arrays["boxes"] = of_masks(mask_utils.toBbox, masks, 4)
     return Detections(scores=scores, areas=areas, masks=masks, **arrays)
 
 
 def _load(path: str | os.PathLike):
     try:
-        with open(path, encoding="utf-8") as file:
+        # Of files from Windows, which may begin with a mark of their encoding, too.
+        with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
-    except ValueError as error:  # also of the encoding
+    except UnicodeDecodeError as error:
+        raise CocoFileError(f"{path}: expected JSON in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise CocoFileError(f"{path}: expected a COCO file, got lists in lists: {error}") from error
+    except ValueError as error:
         raise CocoFileError(f"{path}: expected JSON, it may be incomplete: {error}") from error
 
 
@@ -269,9 +281,9 @@ def _by_id(rows: list, what: str, source: str) -> tuple[list[dict], list]:
 
 def _check_unique(ids: list, what: str, source: str) -> None:
     for index, value in enumerate(ids):
-        if not isinstance(value, (int, str)):
+        if not isinstance(value, int | str) or isinstance(value, bool):
             raise CocoFileError(
-                f"{source}: {what}[{index}]: expected a number or a text as id, got "
+                f"{source}: {what}[{index}]: expected a whole number or a text as id, got "
                 f"{_describe(value)}"
             )
     if len(set(ids)) != len(ids):
@@ -303,16 +315,25 @@ def _rows(
     ):
         place = {value: index for index, value in enumerate(known)}
         try:
-            column = np.fromiter((place.get(row[key], -1) for row in rows), np.int64, len(rows))
+            values = [row[key] for row in rows]
+            column = np.fromiter((place.get(value, -1) for value in values), np.int64, len(rows))
+            # True is 1 for a dict.
+            is_bad = bool in set(map(type, values))
         except (KeyError, TypeError, AttributeError):
+            is_bad = True
+        if is_bad:
             index, row = next(
                 (index, row)
                 for index, row in enumerate(rows)
-                if not isinstance(row, dict) or not isinstance(row.get(key), (int, float, str))
+                if not isinstance(row, dict) or not (_is_number(row.get(key)) or _is_text(row, key))
             )
+            if isinstance(row, dict) and key in row:
+                expected, came = f"a number or a text under {key}", row[key]
+            else:
+                expected, came = f"an object with {key}", row
             raise CocoFileError(
-                f"{source}: {what}[{index}]: expected an object with {key}, got {_describe(row)}"
-            ) from None
+                f"{source}: {what}[{index}]: expected {expected}, got {_describe(came)}"
+            )
         unknown = np.flatnonzero(column < 0)
         if len(unknown):
             raise CocoFileError(
@@ -325,29 +346,13 @@ def _rows(
 
 
 def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) -> np.ndarray:
-    """(n, 4) XYWH; for masks without a box, the box around the mask."""
-    if iou_type == "segm":
-        for index, row in enumerate(rows):
-            mask = row.get("segmentation")
-            is_encoded = isinstance(mask, dict) and {"size", "counts"} <= mask.keys()
-            if not (is_encoded or (what == "annotations" and isinstance(mask, list) and mask)):
-                expected = "a run-length encoding" if what == "detections" else "polygons or a mask"
-                raise CocoFileError(
-                    f"{source}: {what}[{index}]: expected {expected} under segmentation, got "
-                    f"{_describe(mask)}"
-                )
-        if what == "detections":
-            # What the results say of boxes, if anything, is another head's.
-            masks = [row["segmentation"] for row in rows]
-            try:
-                return _of_masks(mask_utils.toBbox, masks, 4)
-            except Exception as error:
-                raise CocoFileError(
-                    f"{source}: expected masks as compressed run-length encodings: {error}"
-                ) from error
+    """(n, 4) XYWH; of detections by masks 0, as they have the boxes around these."""
+    if iou_type == "segm" and what == "detections":
+        return np.zeros((len(rows), 4))
     try:
         boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
-        if boxes.shape != (len(rows), 4):
+        sides = itertools.chain.from_iterable(row["bbox"] for row in rows)
+        if boxes.shape != (len(rows), 4) or not _are_numbers(sides):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         if not rows:
@@ -363,7 +368,7 @@ def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) ->
             f"{_describe(row.get('bbox'))}{hint}"
         ) from None
     if check:
-        is_finite = np.isfinite(boxes).all(axis=1)
+        is_finite = (np.abs(boxes) <= MAX_COORDINATE).all(axis=1)
         bad = np.flatnonzero(~is_finite | (boxes[:, 2] < 0) | (boxes[:, 3] < 0))
         if len(bad):
             expected = "no negative width or height" if is_finite[bad[0]] else "finite numbers"
@@ -374,54 +379,94 @@ def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) ->
     return boxes
 
 
-def _of_masks(function, masks: list[dict], columns: int) -> np.ndarray:
-    """(n, columns) values of masks; pycocotools 2.0.11 cannot take more than 63 with numpy 2."""
-    parts = [
-        np.asarray(function(masks[start : start + 63]), dtype=np.float64).reshape(-1, columns)
-        for start in range(0, len(masks), 63)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, columns))
-
-
 def _is_box(value) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 4
-        and all(isinstance(number, (int, float)) for number in value)
-    )
+    return isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_number, value))
 
 
 def _numbers(rows: list, key: str, what: str, source: str) -> np.ndarray:
-    try:
-        numbers = [row[key] for row in rows]
-        values = np.array(numbers, dtype=np.float64).reshape(len(rows))
-        if np.isnan(values).any() and None in numbers:  # which numpy takes for NaN
-            raise TypeError
-        return values
-    except (KeyError, TypeError, ValueError):
-        index, row = next(
-            (index, row)
-            for index, row in enumerate(rows)
-            if not isinstance(row.get(key), (int, float))
-        )
+    values = [row.get(key) for row in rows]
+    if not _are_numbers(values):
+        index = next(index for index, value in enumerate(values) if not _is_number(value))
         raise CocoFileError(
             f"{source}: {what}[{index}]: expected a number under {key}, got "
-            f"{_describe(row.get(key))}"
-        ) from None
+            f"{_describe(values[index])}"
+        )
+    return np.array(values, dtype=np.float64)
 
 
-def _ground_truth_mask(annotation: dict, image: dict, where: str) -> dict:
-    """Run-length encoding of polygons, or of a mask encoded without compression."""
-    mask = annotation["segmentation"]
-    if isinstance(mask, dict) and not isinstance(mask["counts"], list):
-        return mask
-    if not image.get("height") or not image.get("width"):
-        raise CocoFileError(f"{where}: expected its image to have width and height, got {image}")
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _are_numbers(values: Iterable) -> bool:
+    """As :func:`_is_number` of each, by their few types."""
+    return all(issubclass(t, numbers.Real) and t is not bool for t in set(map(type, values)))
+
+
+def _is_text(row: dict, key: str) -> bool:
+    return isinstance(row.get(key), str)
+
+
+def _image_sizes(images: list[dict], source: str) -> np.ndarray:
+    """(I, 2) width and height, 0 where the file has none."""
+    sizes = [[image.get(key) or 0 for key in ("width", "height")] for image in images]
+    for image, size in zip(images, sizes, strict=True):
+        for key, side in zip(("width", "height"), size, strict=True):
+            if not _is_number(side) or side != int(side) or side < 0:
+                raise CocoFileError(
+                    f"{source}: image {image['id']!r}: expected a whole number of pixels as {key}, "
+                    f"got {_describe(side)}"
+                )
+    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+
+def _areas(annotations: list[dict], of_shapes: np.ndarray, source: str) -> np.ndarray:
+    """(G,) as annotated, or where nothing is, ``of_shapes``."""
+    given = [
+        {"area": area} if annotation.get("area") is None else annotation
+        for annotation, area in zip(annotations, of_shapes.tolist(), strict=True)
+    ]
+    areas = _numbers(given, "area", "annotations", source)
+    # Negated, so that NaN is bad as well.
+    bad = np.flatnonzero(~((areas >= 0) & np.isfinite(areas)))
+    if len(bad):
+        raise CocoFileError(
+            f"{source}: annotations[{bad[0]}]: expected a finite area, not negative, got "
+            f"{areas[bad[0]]}{_more(bad)}"
+        )
+    return areas
+
+
+def _is_crowd(annotations: list[dict], source: str) -> np.ndarray:
+    flags = [annotation.get("iscrowd") for annotation in annotations]
+    for index, flag in enumerate(flags):
+        if flag not in (None, 0, 1):
+            raise CocoFileError(
+                f"{source}: annotations[{index}]: expected iscrowd to be 0 or 1, got "
+                f"{_describe(flag)}"
+            )
+    return np.array([bool(flag) for flag in flags], dtype=bool)
+
+
+def _ground_truth_masks(
+    annotations: list[dict], image_sizes: np.ndarray, source: str
+) -> list[dict]:
+    """Run-length encodings of polygons, and of masks with or without compression."""
     try:
-        encoded = mask_utils.frPyObjects(mask, image["height"], image["width"])
-        return mask_utils.merge(encoded) if isinstance(mask, list) else encoded
-    except Exception as error:
-        raise CocoFileError(f"{where}: expected polygons or a mask, got: {error}") from error
+        masks = [annotation.get("segmentation") for annotation in annotations]
+        is_encoded = [
+            isinstance(mask, dict) and isinstance(mask.get("counts"), str | bytes) for mask in masks
+        ]
+        masks = [
+            mask if done else encode(index, mask, size)
+            for index, (mask, done, size) in enumerate(
+                zip(masks, is_encoded, image_sizes, strict=True)
+            )
+        ]
+        check_encodings(masks, image_sizes)
+    except MaskError as error:
+        raise CocoFileError(f"{source}: annotations[{error.index}]: {error.reason}") from None
+    return masks
 
 
 def _more(bad: np.ndarray) -> str:

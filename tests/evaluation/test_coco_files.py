@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from pycocotools import mask as mask_utils
 
 from corrdet.evaluation import (
     CocoFileError,
@@ -42,8 +43,9 @@ def test_arrays_are_in_the_order_of_the_file(content, rows):
 
 
 def test_what_may_be_missing(content):
-    for annotation in content["annotations"]:
-        del annotation["area"], annotation["iscrowd"], annotation["id"]
+    first, second = content["annotations"]
+    del first["area"], first["iscrowd"], first["id"], second["id"]
+    second["area"] = second["iscrowd"] = None
     for image in content["images"]:
         del image["file_name"], image["width"]
     gt = ground_truth_from_coco(content)
@@ -120,7 +122,13 @@ BAD_ROWS = [
         {"category_id": 77},
         r"\[2\]: expected category_id to be of the 2 categories of .*, got 77",
     ),
-    (2, {"image_id": [1]}, r"\[2\]: expected an object with image_id, got dict"),
+    (2, {"image_id": [1]}, r"\[2\]: expected a number or a text under image_id, got list \[1\]"),
+    (2, {"image_id": True}, r"\[2\]: expected a number or a text under image_id, got bool True"),
+    (1, {"category_id": True}, r"\[1\]: expected a number or a text under category_id, got bool"),
+    (2, {"score": "0.5"}, r"detections\[2\]: expected a number under score, got str '0.5'"),
+    (2, {"score": True}, r"detections\[2\]: expected a number under score, got bool True"),
+    (1, {"bbox": ["1", 2, 3, 4]}, r"\[1\]: expected four numbers under bbox, got list \['1'"),
+    (1, {"bbox": [1, 2, 1e300, 4]}, r"\[1\]: expected finite numbers in bbox, got \[1.0, 2.0, 1e"),
 ]
 
 
@@ -172,10 +180,10 @@ def test_masks_in_place_of_boxes_and_boxes_in_place_of_masks(content, rows):
     with pytest.raises(CocoFileError, match=r"\[0\].*four numbers under bbox.*IoU type segm\?\)"):
         detections_from_coco(masks, gt)
     gt = ground_truth_from_coco(content, "segm")
-    with pytest.raises(CocoFileError, match=r"\[0\]: expected a run-length encoding .*, got nothi"):
+    with pytest.raises(CocoFileError, match=r"\[0\]: expected a run-length encoding, got nothing"):
         detections_from_coco(rows, gt, "segm")
     masks[1]["segmentation"] = {"size": [200, 200], "counts": [40000]}
-    with pytest.raises(CocoFileError, match="expected masks as compressed run-length encodings"):
+    with pytest.raises(CocoFileError, match=r"\[1\]: expected a compressed run-length encoding"):
         detections_from_coco(masks, gt, "segm")
 
 
@@ -197,8 +205,32 @@ def test_a_model_that_diverged_is_measured(content, rows):
         ("categories", 1, {"id": 1}, r"categories\[1\]: expected an id of its own, got 1"),
         ("annotations", 1, {"id": 1}, r"annotations\[1\]: expected an id of its own, got 1"),
         ("images", 1, {"id": "two"}, r"images: expected ids of one type, got numbers and texts"),
-        ("images", 1, {"id": None}, r"images\[1\]: expected a number or a text as id, got nothing"),
-        ("annotations", 0, {"id": [1]}, r"annotations\[0\]: expected a number or a text as id"),
+        (
+            "images",
+            1,
+            {"id": None},
+            r"images\[1\]: expected a whole number or a text as id, got noth",
+        ),
+        (
+            "annotations",
+            0,
+            {"id": [1]},
+            r"annotations\[0\]: expected a whole number or a text as id",
+        ),
+        ("images", 0, {"id": 1.0}, r"images\[0\]: expected a whole number or a text as id, got fl"),
+        ("images", 0, {"id": True}, r"images\[0\]: expected a whole number or a text as id, got b"),
+        (
+            "images",
+            0,
+            {"width": "200"},
+            r"image 1: expected a whole number of pixels as width, got s",
+        ),
+        (
+            "images",
+            0,
+            {"height": -2},
+            r"image 1: expected a whole number of pixels as height, got i",
+        ),
         ("annotations", 1, {"image_id": 9}, r"annotations\[1\]: expected image_id to be of the 2"),
         (
             "annotations",
@@ -208,7 +240,12 @@ def test_a_model_that_diverged_is_measured(content, rows):
         ),
         ("annotations", 0, {"bbox": [0, 0, -1, 5]}, r"annotations\[0\]: expected no negative"),
         ("annotations", 0, {"bbox": "box"}, r"annotations\[0\]: expected four numbers under bbox"),
-        ("annotations", 0, {"area": None}, r"annotations\[0\]: expected a number under area"),
+        ("annotations", 0, {"area": "9"}, r"annotations\[0\]: expected a number under area"),
+        ("annotations", 0, {"area": -5}, r"annotations\[0\]: expected a finite area, not negative"),
+        ("annotations", 0, {"area": math.nan}, r"annotations\[0\]: expected a finite area, .* nan"),
+        ("annotations", 1, {"area": math.inf}, r"annotations\[1\]: expected a finite area, .* inf"),
+        ("annotations", 1, {"iscrowd": "0"}, r"annotations\[1\]: expected iscrowd to be 0 or 1"),
+        ("annotations", 1, {"iscrowd": 2}, r"annotations\[1\]: expected iscrowd to be 0 or 1, got"),
     ],
 )
 def test_bad_annotations(content, part, index, change, message):
@@ -226,12 +263,112 @@ def test_missing_lists(content, part):
         ground_truth_from_coco([])
 
 
-@pytest.mark.parametrize("mask", [None, [], [[1, 2]], {"size": [200, 200]}])
-def test_bad_masks_of_the_ground_truth(content, rows, mask):
+def test_the_area_of_a_mask_is_that_of_its_pixels(content, rows):
+    add_masks(content, rows)
+    del content["annotations"][0]["area"]
+    gt = ground_truth_from_coco(content, "segm")
+    assert gt.areas[0] == mask_utils.area(gt.masks[0]) != 1200
+
+
+POLYGON = [10.0, 10, 50, 10, 30, 40]
+BAD_MASKS = [
+    (None, "expected polygons or a mask, got nothing"),
+    ([], r"expected polygons or a mask, got \[\]"),
+    ({"size": [200, 200]}, "expected polygons or a mask, got {'size'"),
+    ([[1, 2, 3, 4]], "expected polygons of at least three points"),
+    ([POLYGON, [*POLYGON, 1]], "expected polygons of at least three points"),
+    ([["1", *POLYGON[1:]]], "expected polygons of at least three points"),
+    ([[math.nan, *POLYGON[1:]]], "expected finite coordinates of at most 2000"),
+    ([[math.inf, *POLYGON[1:]]], "expected finite coordinates of at most 2000"),
+    ([[1e9, *POLYGON[1:]]], "expected finite coordinates of at most 2000"),
+    ({"size": [200, 200], "counts": [100, 300]}, "expected runs of 40000 pixels in all, got 400"),
+    ({"size": [200, 200], "counts": [-1, 40001]}, "expected counts of pixels"),
+    ({"size": [200, 100], "counts": [20000]}, r"expected a mask of .* \[200, 200\], .* \[200, 100"),
+]
+
+
+@pytest.mark.parametrize(("mask", "message"), BAD_MASKS)
+def test_bad_masks_of_the_ground_truth(content, rows, mask, message):
     add_masks(content, rows)
     content["annotations"][1]["segmentation"] = mask
-    with pytest.raises(CocoFileError, match=r"annotations\[1\]: expected polygons or a mask"):
+    with pytest.raises(CocoFileError, match=rf"annotations\[1\]: {message}"):
         ground_truth_from_coco(content, "segm")
+
+
+def test_polygons_need_the_size_of_their_image(content, rows):
+    add_masks(content, rows)
+    del content["images"][0]["width"]
+    with pytest.raises(CocoFileError, match=r"annotations\[0\]: expected its image to have width"):
+        ground_truth_from_coco(content, "segm")
+
+
+def encoded(mask):
+    counts = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    return {"size": list(mask.shape), "counts": counts.decode()}
+
+
+def test_every_encoding_of_pycocotools_is_taken(content):
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((200, 200)), np.ones((200, 200)), np.eye(200)]
+    masks += [rng.random((200, 200)) < density for density in (0.001, 0.1, 0.5, 0.999)]
+    rows = detections([(1, 1, BOX, 0.5)] * len(masks))
+    for row, mask in zip(rows, masks, strict=True):
+        row["segmentation"] = encoded(mask)
+    content["annotations"] = []
+    found = detections_from_coco(rows, ground_truth_from_coco(content, "segm"), "segm")
+    assert found.areas.tolist() == [mask.sum() for mask in masks]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda mask: {**mask, "size": [200, 199]},
+            r"expected a mask of .*\[200, 200\], as its im",
+        ),
+        (lambda mask: {**mask, "size": [100, 100]}, r"expected a mask of .*, got \[100, 100\]"),
+        (lambda mask: {**mask, "size": "200"}, r"expected a size of \[height, width\], got '200'"),
+        (lambda mask: {**mask, "size": [-200, 200]}, r"expected a size of \[height, width\]"),
+        (lambda mask: {**mask, "counts": mask["counts"][:5]}, "expected runs that cover"),
+        (lambda mask: {**mask, "counts": mask["counts"][:-1]}, "expected runs that cover"),
+        (lambda mask: {**mask, "counts": mask["counts"] + "1"}, "expected runs that cover"),
+        (lambda mask: {**mask, "counts": mask["counts"] + "P"}, "expected runs that cover"),
+        (lambda mask: {**mask, "counts": ""}, "expected runs that cover"),
+        (lambda mask: {**mask, "counts": "!!\x7f\x00zz"}, "expected runs that cover"),
+        (lambda mask: {**mask, "counts": "o" * 40}, "expected runs that cover"),
+        (lambda mask: {**mask, "counts": "\u00e4"}, "expected counts in ASCII"),
+        (lambda mask: {"size": mask["size"]}, "expected a run-length encoding, got {"),
+        (lambda _: [POLYGON], "expected a run-length encoding, got "),
+    ],
+)
+def test_bad_masks_of_results(content, rows, change, message):
+    gt = ground_truth_from_coco(content)
+    for row in rows:
+        row["segmentation"] = encoded(np.eye(200))
+    rows[2]["segmentation"] = change(rows[2]["segmentation"])
+    with pytest.raises(CocoFileError, match=rf"^the detections: detections\[2\]: {message}"):
+        detections_from_coco(rows, gt, "segm")
+
+
+def test_negative_runs_are_refused(content, rows):
+    # 40000 pixels in all, of which the second run has -8: 20004, -8, 20004.
+    def digits(number):
+        text = ""
+        while True:
+            digit, number = number & 31, number >> 5
+            is_last = number == (-1 if digit & 16 else 0)
+            text += chr(48 + digit + (0 if is_last else 32))
+            if is_last:
+                return text
+
+    assert digits(40000) == encoded(np.zeros((200, 200)))["counts"]
+    gt = ground_truth_from_coco(content)
+    for row in rows:
+        row["segmentation"] = {"size": [200, 200], "counts": digits(40000)}
+    assert detections_from_coco(rows, gt, "segm").areas.tolist() == [0] * 3
+    rows[0]["segmentation"]["counts"] = digits(20004) + digits(-8) + digits(20004)
+    with pytest.raises(CocoFileError, match=r"detections\[0\]: expected runs that cover"):
+        detections_from_coco(rows, gt, "segm")
 
 
 def test_unknown_iou_type(content):
@@ -246,14 +383,27 @@ class TestFiles:
         gt = read_ground_truth(tmp_path / "gt.json")
         assert len(gt.ids) == 2 and len(read_detections(tmp_path / "a.json", gt).scores) == 3
 
-    @pytest.mark.parametrize("text", ["", '[{"image_id": 1,', "\xff\xfe"])
-    def test_that_are_not_json(self, content, text, tmp_path):
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "expected JSON, it may be incomplete"),
+            ('[{"image_id": 1,', "expected JSON, it may be incomplete"),
+            ("\xff\xfe", "expected JSON in UTF-8"),
+            ("[" * 100_000, "expected a COCO file, got lists in lists"),
+        ],
+        ids=["empty", "cut off", "binary", "deep"],
+    )
+    def test_that_are_not_json(self, content, text, message, tmp_path):
         (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
-        message = r"a\.json: expected JSON, it may be incomplete"
+        message = rf"a\.json: {message}"
         with pytest.raises(CocoFileError, match=message):
             read_ground_truth(tmp_path / "a.json")
         with pytest.raises(CocoFileError, match=message):
             read_detections(tmp_path / "a.json", ground_truth_from_coco(content))
+
+    def test_with_the_mark_of_an_encoding(self, content, tmp_path):
+        (tmp_path / "gt.json").write_text(json.dumps(content), encoding="utf-8-sig")
+        assert len(read_ground_truth(tmp_path / "gt.json").ids) == 2
 
     def test_errors_name_the_file_and_are_one_line(self, content, rows, tmp_path):
         rows[2]["score"] = "x" * 1000
