@@ -34,6 +34,11 @@ from corrdet.evaluation.coco_files import IOU_TYPES
 from .report import TrainingFileError, read_training, write_report
 
 CONFIDENCE = 0.95
+# Fewer images or samples say nothing of what another choice of images would have given.
+MIN_IMAGES = 20
+MIN_SAMPLES = 100
+# More boxes than this share reach beyond their images: they may be in another format.
+MAX_BEYOND = 0.1
 MAX_NAMES = 5
 
 
@@ -57,7 +62,8 @@ def analyze(
         progress: show progress bars.
 
     Returns:
-        the results of each file, and the bootstrap of all of them.
+        the results of each file, and the bootstrap of all of them; None for the latter with fewer
+        images than MIN_IMAGES.
 
     Raises:
         CocoFileError: a file is not what COCO's format has, or there is nothing to find.
@@ -75,14 +81,17 @@ def analyze(
             measure(gt, read_detections(path, gt, iou_type), iou_type=iou_type, name=name)
             for path, name in zip(paths, names_of(detections), strict=True)
         ]
-    return results, bootstrap(results, samples, seed, progress=progress) if samples else None
+    if not samples or len(gt.image_ids) < MIN_IMAGES:
+        return results, None
+    return results, bootstrap(results, samples, seed, progress=progress)
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
     """What tells the paths apart, without the suffix: their last parts, less what all end with.
 
-    Paths that are the same are numbered.
+    Paths that are the same are numbered. Characters that cannot be printed are question marks.
     """
+    paths = ["".join(c if c.isprintable() else "?" for c in path) for path in paths]
     parts = [Path(path).with_suffix("").absolute().parts for path in paths]
     for length in range(1, max(map(len, parts), default=0) + 1):
         ends = [part[-length:] for part in parts]
@@ -96,10 +105,11 @@ def names_of(paths: Sequence[str]) -> list[str]:
 def metrics(results: Sequence[Results], samples: Bootstrap | None) -> dict:
     """The content of metrics.json: the first file's measures, and under ``others`` the others'.
 
-    In percent; counts and ``oLRP_threshold`` are not. What is not defined is None.
+    In percent; counts and ``oLRP_threshold`` are not. What is not defined is None. Under ``notes``
+    what :func:`notes` says.
     """
     entries = [_entry(results, file, samples) for file in range(len(results))]
-    return {**entries[0], "others": entries[1:]}
+    return {**entries[0], "others": entries[1:], "notes": notes(results, samples)}
 
 
 def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> dict:
@@ -182,6 +192,9 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
         if len(results) > 1:
             lines.append("*: the interval of the difference, on the same images, excludes 0.")
     first = results[0]
+    num_images = len(first.ground_truth.image_ids)
+    if num_images < MIN_IMAGES:
+        lines.append(f"No confidence intervals: {num_images} images are fewer than {MIN_IMAGES}.")
     absent = [
         name
         for name, count in zip(
@@ -192,6 +205,9 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
     if absent:
         named = ", ".join(absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
         lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
+    is_flat = (first.ground_truth.boxes[:, 2:] == 0).any(axis=1) & ~first.ground_truth.is_crowd
+    if is_flat.any():
+        lines.append(f"Annotated boxes without area, which nothing can find: {is_flat.sum()}.")
     if 0 in first.ground_truth.ids.tolist():
         lines.append(
             "An annotation has the id 0: pycocotools counts what finds it as a false positive; "
@@ -205,7 +221,40 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
                 f"{result.name}: COCO evaluates the 100 best detections of an image and class; "
                 f"{result.num_left_out} others are left out."
             )
+        beyond = _num_beyond(result)
+        if beyond > MAX_BEYOND * len(result.detections.scores):
+            lines.append(
+                f"{result.name}: {beyond} of {len(result.detections.scores)} boxes reach beyond "
+                "their image. Are they x, y, width, height?"
+            )
     return lines
+
+
+def _num_beyond(result: Results) -> int:
+    """How many boxes end more than a pixel right of or below their image."""
+    sizes = result.ground_truth.sizes[result.detections.images]
+    boxes = result.detections.boxes
+    is_beyond = (boxes[:, :2] + boxes[:, 2:] > sizes + 1) & (sizes > 0)
+    return int(is_beyond.any(axis=1).sum())
+
+
+def _check_output(folder: str, files: Sequence[str]) -> None:
+    """
+    Raises:
+        OSError: the files cannot be written.
+    """
+    if not folder:
+        raise FileNotFoundError("--output: expected a folder, got nothing")
+    for path in files:
+        if os.path.isdir(path):
+            raise IsADirectoryError(f"--output: expected a place for a file, got the folder {path}")
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f"--output: expected a folder, got the file {existing}")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"--output: expected a folder to write to, got {existing}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -221,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=int,
         default=1000,
         metavar="N",
-        help="samples of the images for confidence intervals; 0 for none (default: 1000)",
+        help=f"samples of the images for confidence intervals, {MIN_SAMPLES} or more; 0 for none "
+        "(default: 1000)",
     )
     parser.add_argument(
         "--images",
@@ -237,10 +287,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     args = parser.parse_args(arguments)
-    if args.bootstrap < 0:
-        parser.error(f"expected a number of samples for --bootstrap, got {args.bootstrap}")
+    if args.bootstrap != 0 and args.bootstrap < MIN_SAMPLES:
+        parser.error(f"expected 0 or at least {MIN_SAMPLES} for --bootstrap, got {args.bootstrap}")
+    if args.seed < 0:
+        parser.error(f"expected a number of 0 or more for --seed, got {args.seed}")
+    path = os.path.join(args.output, "metrics.json")
+    report = os.path.join(args.output, "report.html")
     try:
         # First what can fail at once.
+        _check_output(args.output, (path, report))
+        for folder in args.training:
+            if not os.path.isfile(os.path.join(folder, "metrics.json")):
+                raise FileNotFoundError(
+                    f"--training: expected a folder with metrics.json, got {folder}"
+                )
         runs = [
             read_training(folder, name)
             for folder, name in zip(args.training, names_of(args.training), strict=True)
@@ -254,10 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             samples=args.bootstrap,
             seed=args.seed,
         )
-        path = os.path.join(args.output, "metrics.json")
-        report = os.path.join(args.output, "report.html")
         content = metrics(results, samples)
-        told = notes(results, samples)
+        told = content["notes"]
         with atomic_write(path) as file:
             json.dump(content, file, indent=1, allow_nan=False)
         problems = write_report(
@@ -272,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (CocoFileError, TrainingFileError, OSError) as error:
         sys.exit(f"error: {error}")
     print(table(results, samples))
-    told += [f"Not drawn: {problem}." for problem in problems]
+    told = [*told, *(f"Not drawn: {problem}." for problem in problems)]
     print("\n".join(["", *told, f"All of it, by class too: {path}", f"With figures: {report}"]))
 
 

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from corrdet.evaluation import CorrelationEvaluator
 
-from .__main__ import metrics, notes
+from .__main__ import metrics
 from .report import TrainingFileError, read_training, write_report
 
 __all__ = ["report_evaluation"]
@@ -61,7 +61,7 @@ def report_evaluation(
             path,
             results,
             {**content, **of_model},
-            notes=notes(results, None),
+            notes=content["notes"],
             images=images if images and os.path.isdir(images) else None,
             training=training,
         )

@@ -120,20 +120,20 @@ SUMMARY = (
         },
     ),
 )
-NOT_MEASURES = {"name", "iou_type", "per_class", "bootstrap", "differences", "others"}
+NOT_MEASURES = {"name", "iou_type", "per_class", "bootstrap", "differences", "others", "notes"}
 
 # Of the table of classes: key in metrics.json, heading, what it is.
 COLUMNS = (
     ("ground_truths", "objects", "annotated objects"),
-    ("detections", "detections", "evaluated detections"),
-    ("true_positives", "correct", "detections that find an object, at IoU 0.5"),
     ("AP", "AP", "higher is better"),
+    ("beta_cls", "beta_cls", "rank correlation of score and IoU of correct detections"),
+    ("oLRP", "oLRP", "lower is better"),
     ("AP50", "AP50", "higher is better"),
     ("AP75", "AP75", "higher is better"),
     ("AP_lower", "AP_lower", "AP with the correct detections ranked against their IoU"),
     ("AP_upper", "AP_upper", "AP with the correct detections ranked by their IoU"),
-    ("beta_cls", "beta_cls", "rank correlation of score and IoU of correct detections"),
-    ("oLRP", "oLRP", "lower is better"),
+    ("detections", "detections", "evaluated detections"),
+    ("true_positives", "correct", "detections that find an object, at IoU 0.5"),
     ("oLRP_Loc", "Loc", "oLRP_Loc: badly placed boxes, lower is better"),
     ("oLRP_FP", "FP", "oLRP_FP: wrong detections, lower is better"),
     ("oLRP_FN", "FN", "oLRP_FN: missed objects, lower is better"),
@@ -682,10 +682,10 @@ def _classes(entries: Sequence[Mapping]) -> str:
     heads = [("class", "name of the class", True)]
     if is_compared:
         heads.append(("file", "results file", True))
-    heads += [(label, what, False) for _, label, what in columns]
-    if is_compared:
-        first = entries[0]["name"]
-        heads += [(f"{key} diff.", f"minus that of {first}", False) for key in COMPARED]
+    for key, label, what in columns:
+        heads.append((label, what, False))
+        if is_compared and key in COMPARED:
+            heads.append((f"{key} diff.", f"minus that of {entries[0]['name']}", False))
     head = "".join(
         f'<th scope="col" aria-sort="none"{" class=text" if is_text else ""}>'
         f'<button type="button" title="{escape(what)}">{escape(label)}</button></th>'
@@ -696,10 +696,10 @@ def _classes(entries: Sequence[Mapping]) -> str:
         for file, entry in enumerate(entries):
             values = entry["per_class"][name]
             cells = [f'<td class="text">{_breakable(entry["name"])}</td>'] if is_compared else []
-            cells += [f"<td>{_number(values.get(key))}</td>" for key, _, _ in columns]
-            if is_compared:
-                for key in COMPARED:
-                    value, base = values.get(key), per_class[0][name].get(key)
+            for key, _, _ in columns:
+                value, base = values.get(key), per_class[0][name].get(key)
+                cells.append(f"<td>{_number(value)}</td>")
+                if is_compared and key in COMPARED:
                     is_there = file and value is not None and base is not None
                     text = _number(value - base, "+") if is_there else UNDEFINED if file else ""
                     cells.append(f"<td>{text}</td>")
@@ -757,7 +757,10 @@ def _training(runs: Sequence[TrainingRun]) -> str:
             figures.append(_training_figure(runs, key, heading.format(rest), caption))
     if not figures:
         names = ", ".join(escape(run.name) for run in runs)
-        return f"<p>No losses and no correlations are logged in the metrics of {names}.</p>"
+        return (
+            f"<p>No losses and no correlations are logged in the metrics of {names}, or none that "
+            "are numbers: a training that diverged logs NaN.</p>"
+        )
     return (
         "<p>What was logged while training, as it was smoothed then. Long trainings are shown by "
         f'means of neighbouring values.</p>\n{_legend([run.name for run in runs])}\n<div class="'
@@ -936,7 +939,7 @@ def _open(folder: str | os.PathLike, file_name: str, size: np.ndarray) -> Image.
     except FileNotFoundError as error:
         raise _PictureError(f"{file_name} is missing") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _PictureError(f"{file_name} cannot be read ({type(error).__name__})") from error
+        raise _PictureError(f"{file_name} cannot be read ({error})") from error
     raise _PictureError(
         f"{file_name} has {actual[0]} x {actual[1]} pixels, its annotations are of "
         f"{wanted[0]} x {wanted[1]}"

@@ -26,7 +26,7 @@ def files(tmp_path):
 def run(folder, *names, options=()):
     detections = [str(folder / f"{name}.json") for name in names]
     main(["--ground-truth", str(folder / "gt.json"), "--detections", *detections,
-          "--output", str(folder / "out"), "--bootstrap", "20", *options])  # fmt: skip
+          "--output", str(folder / "out"), "--bootstrap", "100", *options])  # fmt: skip
     return json.loads((folder / "out" / "metrics.json").read_text())
 
 
@@ -55,7 +55,7 @@ def test_one_file(files, capsys):
             assert written["per_class"]["class 1"][name] == values[0]
     assert written["per_class"]["class 4"]["AP"] is None
     assert written["per_class"]["class 4"]["ground_truths"] == 0
-    assert written["bootstrap"]["samples"] == 20
+    assert written["bootstrap"]["samples"] == 100
     low, high = written["bootstrap"]["intervals"]["AP"]
     assert low < written["AP"] < high
     printed = capsys.readouterr().out
@@ -121,6 +121,43 @@ def test_an_annotation_of_id_0_is_pointed_out(files, capsys):
     assert "An annotation has the id 0: pycocotools counts" in capsys.readouterr().out
 
 
+def test_what_is_printed_is_written_too(files, capsys):
+    notes = run(files, "a")["notes"]
+    printed = capsys.readouterr().out
+    assert len(notes) >= 4 and all(note in printed for note in notes)
+
+
+def test_few_images_have_no_intervals(files, capsys):
+    content, rows = random_problem(0, images=19)
+    for name, data in (("gt", content), ("a", rows)):
+        (files / f"{name}.json").write_text(json.dumps(data))
+    assert "bootstrap" not in run(files, "a")
+    assert "No confidence intervals: 19 images are fewer than 20." in capsys.readouterr().out
+
+
+def test_boxes_in_another_format_are_pointed_out(files, capsys):
+    run(files, "a")
+    assert "beyond" not in capsys.readouterr().out
+    rows = json.loads((files / "a.json").read_text())
+    for row in rows[: len(rows) // 5]:
+        row["bbox"][2:] = [190, 190 - row["bbox"][1]]
+    (files / "a.json").write_text(json.dumps(rows))
+    run(files, "a")
+    beyond = sum(row["bbox"][0] > 11 for row in rows[: len(rows) // 5])
+    assert f"a: {beyond} of {len(rows)} boxes reach beyond" in capsys.readouterr().out
+
+
+def test_annotated_boxes_without_area_are_counted(files, capsys):
+    run(files, "a")
+    assert "without area" not in capsys.readouterr().out
+    content = json.loads((files / "gt.json").read_text())
+    (first, *_) = (a for a in content["annotations"] if not a["iscrowd"])
+    first["bbox"][2] = 0
+    (files / "gt.json").write_text(json.dumps(content))
+    run(files, "a")
+    assert "without area, which nothing can find: 1." in capsys.readouterr().out
+
+
 class TestErrors:
     def test_no_ground_truth(self, files):
         content = ground_truth([(1, 1, (0, 0, 10, 10), 1)])
@@ -147,10 +184,28 @@ class TestErrors:
     def test_annotations_in_place_of_results(self, files):
         assert "gt.json: expected a list of detections, got dict" in error_of(files, "gt")
 
-    def test_negative_samples(self, files, capsys):
+    @pytest.mark.parametrize("option", ["--bootstrap=-1", "--bootstrap=99", "--seed=-1"])
+    def test_numbers_that_are_none(self, files, capsys, option):
         with pytest.raises(SystemExit):
-            run(files, "a", options=("--bootstrap", "-1"))
-        assert "expected a number of samples for --bootstrap, got -1" in capsys.readouterr().err
+            run(files, "a", options=(option,))
+        name, _, number = option.partition("=")
+        assert f"for {name}, got {number}" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("name", ["metrics.json", "report.html"])
+    def test_a_folder_in_the_place_of_a_file(self, files, name, monkeypatch):
+        monkeypatch.setattr("corrdet.analysis.__main__.analyze", None)  # it does not come to that
+        (files / "out" / name).mkdir(parents=True)
+        with pytest.raises(SystemExit, match=f"--output: .* got the folder .*{name}"):
+            run(files, "a")
+
+    def test_an_output_that_cannot_be(self, files, monkeypatch):
+        monkeypatch.setattr("corrdet.analysis.__main__.analyze", None)
+        message = error_of(files, "a", options=("--output", ""))
+        assert "--output: expected a folder, got nothing" in message
+        message = error_of(files, "a", options=("--output", str(files / "a.json" / "x")))
+        assert "--output: expected a folder, got the file" in message
+        monkeypatch.setattr("os.access", lambda *_: False)
+        assert "--output: expected a folder to write to, got" in error_of(files, "a")
 
     def test_no_folder_of_images(self, files):
         message = error_of(files, "a", options=("--images", str(files / "none")))
@@ -158,7 +213,7 @@ class TestErrors:
 
     def test_no_metrics_of_a_training(self, files):
         message = error_of(files, "a", options=("--training", str(files)))
-        assert "No such file" in message and "metrics.json" in message
+        assert "--training: expected a folder with metrics.json, got" in message
 
     def test_metrics_of_another_kind(self, files):
         (files / "metrics.json").write_text('{"AP": 1}\n{}\n')
@@ -178,6 +233,7 @@ def test_names():
     assert names_of(["x/a.json", "y/a.json"]) == ["x", "y"]
     assert names_of(["x/in/a.json", "y/in/a.json", "y/in/b.json"]) == ["x/in/a", "y/in/a", "y/in/b"]
     assert names_of(["x/a.json", "x/a.json"]) == ["a (1)", "a (2)"]
+    assert names_of(["x/a\nb.json"]) == ["a?b"]
 
 
 def test_infinite_differences_are_not_written():
@@ -195,7 +251,7 @@ def test_infinite_differences_are_not_written():
 def test_as_a_module(files):
     done = subprocess.run(
         [sys.executable, "-m", "corrdet.analysis", "--ground-truth", files / "gt.json",
-         "--detections", files / "a.json", "--output", files / "out", "--bootstrap", "2"],
+         "--detections", files / "a.json", "--output", files / "out", "--bootstrap", "100"],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -399,7 +399,7 @@ def whole_report(tmp_path_factory):
     )
     main(["--ground-truth", str(folder / "gt.json"), "--output", str(folder),
           "--detections", str(folder / "a.json"), str(folder / f"{'long' * 20}.json"),
-          "--images", str(folder / "images"), "--training", str(folder), "--bootstrap", "5",
+          "--images", str(folder / "images"), "--training", str(folder), "--bootstrap", "100",
           ])  # fmt: skip
     # The command's metrics.json is where the training's was: reports are of what was read before.
     return folder / "report.html"
