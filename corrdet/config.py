@@ -230,6 +230,12 @@ def add_corrdet_config(cfg) -> None:
     # with one of these as its shorter side. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
     cfg.INPUT.CROP.PROBABILITY = 1.0
     cfg.INPUT.CROP.MIN_SIZE_BEFORE = ()
+    # Augmentation as in SSD (Liu et al. 2016, Sec. 2.2 and 3.6) in training, before resizing and
+    # flipping: distorted colors, expansion, and crops by the IoU with the objects.
+    cfg.INPUT.SSD_AUGMENTATION = False
+    # (height, width) of all images in training and at test, in place of the keys MIN_SIZE_* and
+    # MAX_SIZE_*; the aspect ratio is not kept. () for none.
+    cfg.INPUT.FIXED_SIZE = ()
 
     # ---- Training and evaluation.
     # "SGD" (Detectron2's own, with momentum) or "ADAMW".
