@@ -218,6 +218,11 @@ def add_corrdet_config(cfg) -> None:
     # are set in configs/Base-SparseRCNN.yaml.
     cfg.MODEL.SPARSE_RCNN.L1_WEIGHT = 5.0
 
+    # ---- Res2Net (Gao et al. 2021): the number of parts of a block's channels.
+    # MODEL.RESNETS.WIDTH_PER_GROUP is the width of a part in res2; "26w4s" has 26 and 4.
+    cfg.MODEL.RES2NET = CN()
+    cfg.MODEL.RES2NET.SCALE = 4
+
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".
     cfg.DATASETS.REGISTER = ()

@@ -172,12 +172,21 @@ class TestMinIoUCrop:
             ious = [plain_iou(corners(transform), boxes[0]) for transform in transforms]
             assert min_iou <= min(ious) < min_iou + 0.1
 
+    def test_the_least_iou_is_that_of_all_objects(self):
+        boxes, image = np.array([[0.0, 0, 50, 100], [50, 0, 100, 100]]), np.zeros((100, 100, 3))
+        np.random.seed(0)
+        crop = MinIoUCrop(min_ious=(0.4,) * 5000, trials=2000)
+        for _ in range(20):
+            patch = corners(crop.get_transform(image, boxes))
+            assert min(plain_iou(patch, box) for box in boxes) >= 0.4
+
     def test_without_objects(self):
         np.random.seed(0)
         image, boxes = np.zeros((40, 60, 3), np.uint8), np.zeros((0, 4))
         crops = [MinIoUCrop().get_transform(image, boxes) for _ in range(50)]
         assert 30 < sum(isinstance(crop, ObjectCropTransform) for crop in crops) < 50
 
+    @pytest.mark.filterwarnings("error")  # divisions by 0
     @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (2, 3)])
     def test_tiny_images(self, shape):
         np.random.seed(0)
