@@ -283,6 +283,29 @@ def test_boxes_and_masks_move_with_the_image(tmp_path, kind):
     assert lengths == {1, 2}
 
 
+def test_augmentations_are_told_of_the_boxes(tmp_path):
+    class Spy(T.Augmentation):
+        def get_transform(self, image, boxes):
+            seen.append(boxes)
+            return T.NoOpTransform()
+
+    record, seen = write_image(tmp_path), []
+    kind = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record["annotations"] = [
+        {**kind, "bbox": [20, 15, 40, 30], "iscrowd": 0},
+        {**kind, "bbox": [0, 0, 130, 90], "iscrowd": 1},
+        {**kind, "bbox": [80, 50, 45, 35]},
+    ]
+    arguments = {"augmentations": [Spy(), T.HFlipTransform(130), Spy()], "image_format": "BGR"}
+    for is_train in (True, False):
+        CorrdetDatasetMapper(is_train, **arguments)(record)
+    del record["annotations"]
+    CorrdetDatasetMapper(False, **arguments)(record)
+    boxes = [[20, 15, 60, 45], [80, 50, 125, 85]]
+    flipped = [[70, 15, 110, 45], [5, 50, 50, 85]]
+    assert [found.tolist() for found in seen] == [boxes, flipped] * 2 + [[], []]
+
+
 def test_objects_outside_of_the_crop_vanish(tmp_path):
     record = write_image(tmp_path)
     add_masks(record, "rle")
