@@ -18,7 +18,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform
-from torchvision.transforms.functional import adjust_hue
 
 from corrdet.ops import pairwise_iou
 
@@ -113,27 +112,33 @@ class ColorTransform(Transform):
         image = (img.astype(np.float32) + self.brightness).clip(0, 255)
         if self.contrast_first:
             image = (image * self.contrast).clip(0, 255)
-        image = self._turn_hue(self._scale_saturation(image))
+        image = self._change_hsv(image)
         if not self.contrast_first:
             image = (image * self.contrast).clip(0, 255)
         return image.round().astype(img.dtype)
 
-    def _scale_saturation(self, image: np.ndarray) -> np.ndarray:
-        if self.saturation == 1:
+    def _change_hsv(self, image: np.ndarray) -> np.ndarray:
+        if self.saturation == 1 and self.hue == 0:
             return image
-        # In HSV value is the largest channel, and saturation is chroma / value.
-        value = image.max(axis=2, keepdims=True)
-        chroma = value - image.min(axis=2, keepdims=True)
-        factor = np.minimum(self.saturation, value / np.maximum(chroma, 1e-6))
-        return value - (value - image) * factor
-
-    def _turn_hue(self, image: np.ndarray) -> np.ndarray:
-        if self.hue == 0:
-            return image
-        to_rgb = slice(None, None, -1 if self.image_format == "BGR" else 1)
-        channels = torch.from_numpy(np.ascontiguousarray(image[..., to_rgb].transpose(2, 0, 1)))
-        turned = adjust_hue(channels / 255, self.hue / 360) * 255
-        return turned.numpy().transpose(1, 2, 0)[..., to_rgb]
+        channels = (2, 1, 0) if self.image_format == "BGR" else (0, 1, 2)
+        red, green, blue = (image[..., channel] for channel in channels)
+        value = np.maximum(np.maximum(red, green), blue)
+        chroma = value - np.minimum(np.minimum(red, green), blue)
+        divisor = np.maximum(chroma, 1e-6)
+        # In sixths of the circle, from -1 to 5.
+        hue = np.where(
+            value == red,
+            (green - blue) / divisor,
+            np.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+        )
+        hue += self.hue / 60
+        # Saturation is chroma / value.
+        chroma = np.minimum(chroma * self.saturation, value)
+        changed = np.empty_like(image)
+        for channel, start in zip(channels, (5, 3, 1), strict=True):
+            position = (start + hue) % 6
+            changed[..., channel] = value - chroma * np.minimum(position, 4 - position).clip(0, 1)
+        return changed
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords

@@ -103,9 +103,7 @@ class Res2NetBlock(CNNBlockBase):
         if self.shortcut is not None:
             last = F.avg_pool2d(last, kernel_size=3, stride=self.stride, padding=1)
             # The last row and column of odd sizes are pooled on their own.
-            shortcut = self.shortcut(
-                F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
-            )
+            shortcut = self.shortcut(F.avg_pool2d(x, self.stride, ceil_mode=True))
         return F.relu_(self.conv3(torch.cat([*outputs, last], dim=1)) + shortcut)
 
     def _convolve(self, index: int, x: Tensor) -> Tensor:

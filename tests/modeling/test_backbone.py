@@ -189,6 +189,13 @@ def test_offsets_are_zero_at_first_and_learn():
     assert not found.unexpected_keys
     x = torch.randn(1, 8, 7, 6)
     torch.testing.assert_close(block(x), plain(x))
+    # Initialized as Detectron2's convolutions are.
+    spread = (2 / (8 * 9)) ** 0.5
+    assert (
+        0.8 * spread
+        < DeformableBottleneckBlock(8, 16, **arguments).conv2.weight.std()
+        < 1.2 * spread
+    )
     block(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
 
