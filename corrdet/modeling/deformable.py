@@ -6,6 +6,7 @@ Detectron2's ``DeformBottleneckBlock``, so that its checkpoints load; the operat
 which runs on CPUs too.
 """
 
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from detectron2.modeling.backbone.resnet import BottleneckBlock
@@ -25,19 +26,21 @@ class DeformableConv2d(Conv2d):
             mask: (N, G K, H', W') weights of the taps, or None for 1.
 
         Returns:
-            (N, C', H', W').
+            (N, C', H', W'), of the dtype of ``x``. Computed in float32 at least: positions in half
+            precision would be off by pixels.
         """
-        x = deform_conv2d(
-            x,
-            offset,
-            self.weight,
-            self.bias,
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        out = deform_conv2d(
+            x.to(dtype),
+            offset.to(dtype),
+            self.weight.to(dtype),
+            None if self.bias is None else self.bias.to(dtype),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
-            mask=mask,
-        )
-        return x if self.norm is None else self.norm(x)
+            mask=None if mask is None else mask.to(dtype),
+        ).to(x.dtype)
+        return out if self.norm is None else self.norm(out)
 
 
 def make_deformable(conv: Conv2d, modulated: bool, num_groups: int) -> tuple[Conv2d, nn.Module]:

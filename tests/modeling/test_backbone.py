@@ -149,7 +149,9 @@ def test_a_deformable_block_is_that_of_a_plain_loop(modulated, stride, dilation)
     offset, mask = predicted[:, :36], predicted[:, 36:].sigmoid()
     if not modulated:
         mask = torch.ones_like(offset[:, ::2])
-    out = plain_deformable(inner, block.conv2.weight, offset, mask, stride, dilation, dilation)
+    out = plain_deformable(
+        inner, block.conv2.weight.detach(), offset, mask, stride, dilation, dilation
+    )
     expected = (block.conv3(block.conv2.norm(out).relu()) + block.shortcut(x)).relu()
     torch.testing.assert_close(block(x), expected)
 
@@ -198,6 +200,22 @@ def test_offsets_are_zero_at_first_and_learn():
     )
     block(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_half_precision(modulated):
+    torch.manual_seed(0)
+    arguments = {"bottleneck_channels": 8, "norm": "FrozenBN", "deform_modulated": modulated}
+    block = randomize(DeformableBottleneckBlock(8, 16, **arguments))
+    x = torch.randn(1, 8, 7, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = block(x)
+    out.sum().backward()
+    assert block.conv2_offset.weight.grad.abs().sum() > 0
+    expected = block(x)
+    assert (out - expected).abs().max() < 0.05 * expected.max()
+    assert block.half()(x.half()).dtype == torch.float16
+    assert block(x[:0].half()).shape == (0, 16, 7, 6)
 
 
 # ---- The builders.
