@@ -218,6 +218,11 @@ def add_corrdet_config(cfg) -> None:
     # are set in configs/Base-SparseRCNN.yaml.
     cfg.MODEL.SPARSE_RCNN.L1_WEIGHT = 5.0
 
+    # ---- Res2Net (Gao et al. 2021): the number of parts of a block's channels.
+    # MODEL.RESNETS.WIDTH_PER_GROUP is the width of a part in res2; "26w4s" has 26 and 4.
+    cfg.MODEL.RES2NET = CN()
+    cfg.MODEL.RES2NET.SCALE = 4
+
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".
     cfg.DATASETS.REGISTER = ()
@@ -230,6 +235,12 @@ def add_corrdet_config(cfg) -> None:
     # with one of these as its shorter side. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
     cfg.INPUT.CROP.PROBABILITY = 1.0
     cfg.INPUT.CROP.MIN_SIZE_BEFORE = ()
+    # Augmentation as in SSD (Liu et al. 2016, Sec. 2.2 and 3.6) in training, before resizing and
+    # flipping: distorted colors, expansion, and crops by the IoU with the objects.
+    cfg.INPUT.SSD_AUGMENTATION = False
+    # (height, width) of all images in training and at test, in place of the keys MIN_SIZE_* and
+    # MAX_SIZE_*; the aspect ratio is not kept. () for none.
+    cfg.INPUT.FIXED_SIZE = ()
 
     # ---- Training and evaluation.
     # "SGD" (Detectron2's own, with momentum) or "ADAMW".

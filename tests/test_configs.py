@@ -14,8 +14,6 @@ from tests.conftest import ROOT
 from tests.modeling.test_rcnn import batch
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
-# Deformable convolutions are in Detectron2's compiled part, which the tested one does not have.
-DEFORMABLE = [path for path in CONFIGS if "DCN" in path.name]
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +41,7 @@ def build_once(cfg, models):
     return model
 
 
-@pytest.mark.parametrize("path", DEFORMABLE, ids=str)
-def test_is_read(path):
-    cfg = load_config(Namespace(config_file=str(ROOT / path), opts=["MODEL.DEVICE", "cpu"]))
-    assert any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)
-
-
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p not in DEFORMABLE], ids=str)
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_trains_and_detects(path, models):
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     cfg = load_config(Namespace(config_file=str(ROOT / path), opts=options))

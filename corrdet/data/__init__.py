@@ -8,6 +8,7 @@ Importing this registers ``digits_train``, ``digits_val``, ``neon_trees_train``,
 - :mod:`~corrdet.data.register`: users' COCO files, named in the config.
 - :mod:`~corrdet.data.checks`: what is wrong with annotations and images, before training finds out.
 - :mod:`~corrdet.data.files`: files that are complete or not there.
+- :mod:`~corrdet.data.augmentation`: augmentation as in SSD.
 - :mod:`~corrdet.data.mapper`, :mod:`~corrdet.data.loader`: samples, and batches that survive a
   restart.
 """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
 
+from corrdet.data.augmentation import check_input, ssd_augmentations
 from corrdet.data.checks import SKIP_ADVICE, ImageReadError, unreadable_reason
 
 __all__ = ["CorrdetDatasetMapper"]
@@ -17,7 +20,7 @@ __all__ = ["CorrdetDatasetMapper"]
 class CorrdetDatasetMapper(DatasetMapper):
     """Map a dataset dict to what models take: read, augment, make tensors and instances.
 
-    It differs from :class:`detectron2.data.DatasetMapper` in four ways:
+    It differs from :class:`detectron2.data.DatasetMapper` in five ways:
 
     - An image that cannot be read raises :class:`ImageReadError` with the file's name and what to
       do.
@@ -26,14 +29,14 @@ class CorrdetDatasetMapper(DatasetMapper):
     - ``keep_instances``: at test time, too, the ground truth is returned as ``instances``, in the
       coordinates of the resized image, as in training. The measure of how well scores rank the
       boxes of one image needs it.
-
+    - Augmentations can ask for ``boxes``, those of the objects that are not crowds, (N, 4) XYXY.
     - Boxes and polygons that are integers in the annotation file are resized like any other. There
       the result of resizing them is written into an integer array, which moves every edge by up to
       one pixel.
 
     Augmentations and mask settings come from the config as they do there, with two more keys of
-    ``INPUT.CROP`` (see corrdet/config.py); masks in COCO's RLE need
-    ``INPUT.MASK_FORMAT "bitmask"``.
+    ``INPUT.CROP``, ``INPUT.SSD_AUGMENTATION`` and ``INPUT.FIXED_SIZE`` (see corrdet/config.py);
+    masks in COCO's RLE need ``INPUT.MASK_FORMAT "bitmask"``.
     """
 
     @configurable
@@ -51,6 +54,7 @@ class CorrdetDatasetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
+        check_input(cfg)
         arguments = super().from_config(cfg, is_train)
         crop = cfg.INPUT.CROP
         if is_train and crop.ENABLED:
@@ -62,6 +66,14 @@ class CorrdetDatasetMapper(DatasetMapper):
                 augmentations[0] = T.AugmentationList([resize, augmentations[0]])
             if probability < 1:
                 augmentations[0] = T.RandomApply(augmentations[0], probability)
+        size = cfg.INPUT.get("FIXED_SIZE", ())
+        if size:
+            arguments["augmentations"] = [
+                T.Resize(size) if isinstance(augmentation, T.ResizeShortestEdge) else augmentation
+                for augmentation in arguments["augmentations"]
+            ]
+        if is_train and cfg.INPUT.get("SSD_AUGMENTATION", False):
+            arguments["augmentations"][:0] = ssd_augmentations(cfg)
         return arguments
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -76,8 +88,12 @@ class CorrdetDatasetMapper(DatasetMapper):
             ImageReadError: if the image cannot be read.
             detectron2.data.detection_utils.SizeMismatchError: if it does not have the stated size.
         """
+        mapper = copy.copy(self)
+        mapper.augmentations = T.AugmentationList(
+            [_GiveBoxes(_object_boxes(dataset_dict)), *self.augmentations.augs]
+        )
         try:
-            return super().__call__(dataset_dict)
+            return super(CorrdetDatasetMapper, mapper).__call__(dataset_dict)
         except Exception as error:
             # Which part failed is found out afterwards: that costs nothing as long as nothing
             # fails.
@@ -119,6 +135,31 @@ class CorrdetDatasetMapper(DatasetMapper):
                 torch.zeros((0, len(self.keypoint_hflip_indices), 3))
             )
         return instances
+
+
+class _GiveBoxes(T.Augmentation):
+    """Tells the augmentations that come after it of the boxes, which Detectron2's mapper does not.
+
+    Args:
+        boxes: (N, 4), XYXY.
+    """
+
+    def __init__(self, boxes: np.ndarray) -> None:
+        super().__init__()
+        self.boxes = boxes
+
+    def __call__(self, aug_input: T.AugInput) -> T.Transform:
+        aug_input.boxes = self.boxes
+        return T.NoOpTransform()
+
+
+def _object_boxes(dataset_dict: dict) -> np.ndarray:
+    boxes = [
+        BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        for annotation in dataset_dict.get("annotations", ())
+        if not annotation.get("iscrowd", 0)
+    ]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def _make_floating(annotation: dict) -> None:

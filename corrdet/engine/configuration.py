@@ -17,6 +17,7 @@ from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, ME
 from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config
+from corrdet.data.augmentation import check_input
 from corrdet.data.register import register_from_config
 from corrdet.names import config_value, unknown_name
 
@@ -44,7 +45,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError: no such file, YAML that would run code, an unknown key or name, a value of the
-            wrong type, losses or options that the model cannot be trained with.
+            wrong type, losses or options that the model cannot be trained with, input that
+            cannot be made.
     """
     cfg = get_cfg()
     add_corrdet_config(cfg)
@@ -62,6 +64,10 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     register_from_config(cfg.DATASETS.REGISTER)
     check_names(cfg)
     check_losses(cfg)
+    try:
+        check_input(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     cfg.freeze()
     return cfg
 

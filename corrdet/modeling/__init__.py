@@ -1,14 +1,23 @@
 """Meta-architectures registered with Detectron2."""
 
 from .atss import CorrdetATSS
-from .backbone import build_resnet10_fpn_backbone, build_retinanet_resnet10_fpn_backbone
+from .backbone import (
+    build_deformable_resnet_fpn_backbone,
+    build_res2net_fpn_backbone,
+    build_resnet10_fpn_backbone,
+    build_retinanet_deformable_resnet_fpn_backbone,
+    build_retinanet_res2net_fpn_backbone,
+    build_retinanet_resnet10_fpn_backbone,
+)
 from .box_transforms import FoveaTransform
+from .deformable import DeformableBottleneckBlock, DeformableConv2d
 from .dense_head import DenseHead, centerness
 from .fcos import CorrdetFCOS
 from .foveabox import CorrdetFoveaBox
 from .paa import CorrdetPAA
 from .priors import square_priors
 from .rcnn import CorrdetRCNN, CorrdetROIHeads, CriterionOutputLayers
+from .res2net import Res2NetBlock, Res2NetStem
 from .retinanet import CorrdetRetinaNet
 from .rpn import CorrdetRPN
 from .score_voting import score_voting
@@ -26,8 +35,16 @@ __all__ = [
     "CorrdetSparseRCNN",
     "CriterionOutputLayers",
     "DenseHead",
+    "DeformableBottleneckBlock",
+    "DeformableConv2d",
     "FoveaTransform",
+    "Res2NetBlock",
+    "Res2NetStem",
+    "build_deformable_resnet_fpn_backbone",
+    "build_res2net_fpn_backbone",
     "build_resnet10_fpn_backbone",
+    "build_retinanet_deformable_resnet_fpn_backbone",
+    "build_retinanet_res2net_fpn_backbone",
     "build_retinanet_resnet10_fpn_backbone",
     "centerness",
     "score_voting",
