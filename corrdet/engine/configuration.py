@@ -13,11 +13,17 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    GeneralizedRCNN,
+)
 from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config
 from corrdet.data.register import register_from_config
+from corrdet.modeling.dense import CriterionTraining
 from corrdet.names import config_value, unknown_name
 
 from .checkpoint import split_weights
@@ -62,6 +68,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     register_from_config(cfg.DATASETS.REGISTER)
     check_names(cfg)
     check_losses(cfg)
+    check_test_time_augmentation(cfg)
     cfg.freeze()
     return cfg
 
@@ -173,6 +180,23 @@ def check_losses(cfg: CfgNode) -> None:
         architecture.build_criterion(cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_test_time_augmentation(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ConfigError: TEST.AUG asks for views that the model cannot merge, or for none.
+    """
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    name = cfg.MODEL.META_ARCHITECTURE
+    if not issubclass(META_ARCH_REGISTRY.get(name), CriterionTraining | GeneralizedRCNN):
+        raise ConfigError(
+            "TEST.AUG.ENABLED is for corrdet's dense detectors and for R-CNN, but "
+            f"MODEL.META_ARCHITECTURE is {name!r}"
+        )
+    if not cfg.TEST.AUG.MIN_SIZES:
+        raise ConfigError("TEST.AUG.MIN_SIZES must have at least one size, got none")
 
 
 def _check_is_default(cfg: CfgNode, node: str, reason: str) -> None:

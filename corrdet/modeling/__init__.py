@@ -13,6 +13,7 @@ from .retinanet import CorrdetRetinaNet
 from .rpn import CorrdetRPN
 from .score_voting import score_voting
 from .sparse_rcnn import CorrdetSparseRCNN
+from .test_time_augmentation import DenseDetectorWithTTA
 
 __all__ = [
     "CorrdetATSS",
@@ -25,6 +26,7 @@ __all__ = [
     "CorrdetRetinaNet",
     "CorrdetSparseRCNN",
     "CriterionOutputLayers",
+    "DenseDetectorWithTTA",
     "DenseHead",
     "FoveaTransform",
     "build_resnet10_fpn_backbone",
