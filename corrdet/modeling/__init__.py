@@ -4,6 +4,7 @@ from .atss import CorrdetATSS
 from .backbone import build_resnet10_fpn_backbone, build_retinanet_resnet10_fpn_backbone
 from .box_transforms import FoveaTransform
 from .dense_head import DenseHead, centerness
+from .export import ExportableDetector, export_detector, trace_detector
 from .fcos import CorrdetFCOS
 from .foveabox import CorrdetFoveaBox
 from .paa import CorrdetPAA
@@ -28,10 +29,13 @@ __all__ = [
     "CriterionOutputLayers",
     "DenseDetectorWithTTA",
     "DenseHead",
+    "ExportableDetector",
     "FoveaTransform",
     "build_resnet10_fpn_backbone",
     "build_retinanet_resnet10_fpn_backbone",
     "centerness",
+    "export_detector",
     "score_voting",
     "square_priors",
+    "trace_detector",
 ]
