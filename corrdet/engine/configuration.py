@@ -23,7 +23,7 @@ from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config
 from corrdet.data.register import register_from_config
-from corrdet.modeling.dense import CriterionTraining
+from corrdet.modeling.dense import CorrdetDenseDetector, CriterionTraining
 from corrdet.names import config_value, unknown_name
 
 from .checkpoint import split_weights
@@ -162,10 +162,17 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
 def check_losses(cfg: CfgNode) -> None:
     """
     Raises:
-        ConfigError: MODEL.CRITERION has losses or options that the model cannot be trained with.
+        ConfigError: MODEL.CRITERION has losses or options that the model cannot be trained with, or
+            MODEL.DENSE.QUALITY a branch that it does not have.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = META_ARCH_REGISTRY.get(name)
+    quality = cfg.MODEL.DENSE.QUALITY
+    if quality and not issubclass(architecture, CorrdetDenseDetector):
+        raise ConfigError(
+            f"MODEL.DENSE.QUALITY is {quality!r}, but nothing reads it: MODEL.META_ARCHITECTURE is "
+            f"{name!r}"
+        )
     if not hasattr(architecture, "build_criterion"):
         # One of Detectron2's, which has its own losses.
         _check_is_default(cfg, "CRITERION", f"MODEL.META_ARCHITECTURE is {name!r}")

@@ -256,8 +256,13 @@ class CorrdetSparseRCNN(nn.Module):
         """The losses of one stage; needs no model, so that they can be checked before one is built.
 
         Raises:
-            ValueError: as :func:`corrdet.losses.build_criterion`.
+            ValueError: as :func:`corrdet.losses.build_criterion`, or TEST.IMAGE_BOUNDS, which this
+                does not have.
         """
+        if cfg.TEST.IMAGE_BOUNDS:
+            raise ValueError(
+                "TEST.IMAGE_BOUNDS is for dense detectors: expected False for CorrdetSparseRCNN"
+            )
         return build_criterion(cfg, activation="sigmoid", has_deltas=True)
 
     @property
