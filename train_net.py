@@ -57,9 +57,11 @@ def main(args):
                 load_dataset(cfg, name)  # its checks say more than the evaluator would
             evaluators = [CorrdetTrainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results = CorrdetTrainer.test(cfg, model, evaluators)
+        if comm.is_main_process() and evaluators is not None:
+            write_reports(cfg, evaluators, results)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(CorrdetTrainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
-            if evaluators is not None:
-                write_reports(cfg, evaluators, results)
             verify_results(cfg, results)
         return results
 

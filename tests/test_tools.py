@@ -1,13 +1,23 @@
-"""What the demo and the comparison read from a run."""
+"""The commands in tools/."""
 
 import importlib.util
 import json
 import math
+import os
+import re
+import subprocess
+import sys
+from argparse import Namespace
 from operator import itemgetter
 from pathlib import Path
 
 import pytest
-from detectron2.data import MetadataCatalog
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+
+from corrdet.engine import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -174,3 +184,73 @@ def test_every_loss_has_its_row():
             rows = [line for line in lines if line.startswith("|") and f"`{name}`" in line]
             options = {option.upper() for option in loss.options} - general
             assert any(all(f"`{option}`" in row for option in options) for row in rows), name
+
+
+class TestExport:
+    CONFIG = str(ROOT / "configs/quick/atss_concordance.yaml")
+    SPARSE_RCNN = str(ROOT / "configs/quick/sparse_rcnn_baseline.yaml")
+    OVERRIDES = ("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.DENSE.SCORE_THRESH_TEST", "0.0101")
+    # A program in another project, which has neither corrdet nor Detectron2.
+    USER = """
+import sys, torch, torchvision
+sys.modules.update({"corrdet": None, "detectron2": None})
+path, image = sys.argv[1:3]
+detect = torch.jit.load(path) if path.endswith(".ts") else torch.export.load(path).module()
+torch.save(detect(torch.load(image)), sys.argv[3])
+"""
+
+    @pytest.mark.parametrize("suffix", [".pt2", ".ts"])
+    def test_detections_in_a_process_without_corrdet(self, suffix, tiny_digits, tmp_path):
+        weights, exported = tmp_path / "weights.pth", tmp_path / f"detector{suffix}"
+        options = ["MODEL.WEIGHTS", str(weights), *self.OVERRIDES]
+        cfg = load_config(Namespace(config_file=self.CONFIG, opts=options))
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+        torch.save({"model": model.state_dict()}, weights)
+        tool = [sys.executable, str(ROOT / "tools" / "export_model.py")]
+        size = ["--image-size", "160", "160"] if suffix == ".pt2" else []
+        arguments = ["--config-file", self.CONFIG, "--output", str(exported), *size, *options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        finished = subprocess.run([*tool, *arguments], env=environment, capture_output=True)
+        assert finished.returncode == 0, finished.stderr.decode()
+
+        pixels = read_image(DatasetCatalog.get("tiny_val")[0]["file_name"], cfg.INPUT.FORMAT)
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float()
+        torch.save(image, tmp_path / "image.pt")
+        arguments = [str(exported), tmp_path / "image.pt", tmp_path / "detections.pt"]
+        subprocess.run([sys.executable, "-c", self.USER, *arguments], check=True, cwd=tmp_path)
+        boxes, scores, classes = torch.load(tmp_path / "detections.pt")
+        with torch.no_grad():
+            expected = model([{"image": image}])[0]["instances"]
+        assert len(expected) > 10
+        torch.testing.assert_close(boxes, expected.pred_boxes.tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-5)
+        assert torch.equal(classes, expected.pred_classes)
+
+    @pytest.mark.parametrize(
+        "output, overrides, message",
+        [
+            ("detector.onnx", [], "--output must end with .pt2 or .ts, got 'detector.onnx'"),
+            ("detector.ts", ["--image-size", "64", "64"], "--image-size takes .* for .pt2"),
+            ("detector.pt2", ["--image-size", "0", "64"], "--image-size takes two positive"),
+            ("detector.pt2", [], "was not written: it needs weights: MODEL.WEIGHTS"),
+            ("detector.pt2", ["MODEL.WEIGHTS", "gone.pth"], "no weights at 'gone.pth'"),
+            ("weights.pth/detector.pt2", ["MODEL.WEIGHTS", "weights.pth"], "was not written: "),
+            (
+                "detector.pt2",
+                ["--config-file", SPARSE_RCNN, "MODEL.WEIGHTS", "weights.pth"],
+                "expected a dense detector of corrdet: .*, got CorrdetSparseRCNN",
+            ),
+        ],
+    )
+    def test_what_cannot_be_exported(
+        self, output, overrides, message, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.chdir(tmp_path)
+        torch.save({"model": {}}, "weights.pth")
+        arguments = ["--config-file", self.CONFIG, "--output", output, *overrides]
+        monkeypatch.setattr(sys, "argv", ["export_model.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            load("export_model").main()
+        assert re.search(message, f"{stopped.value} {capsys.readouterr().err}")
+        assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]

@@ -70,6 +70,22 @@ def test_eval_only_gives_what_training_ended_with(weights, trained, tiny_command
         assert text in report.read_text()
 
 
+def test_eval_only_with_several_views(weights, tiny_command, tmp_path):
+    overrides = [
+        "MODEL.WEIGHTS", weights,
+        "MODEL.RETINANET.SCORE_THRESH_TEST", 0.005,
+        "TEST.AUG.ENABLED", True,
+        "TEST.AUG.MIN_SIZES", "(80, 96)",
+        "TEST.AUG.FLIP", False,
+    ]  # fmt: skip
+    finished = run(tiny_command(tmp_path, *overrides, flags=["--eval-only"]))
+    assert finished.returncode == 0, finished.stderr
+    first, second = re.findall("copypaste: (AP,.*)", finished.stdout)
+    assert "beta_img" in first and "beta_img" not in second
+    for folder in ("inference", "inference_TTA"):
+        assert json.loads((tmp_path / folder / "coco_instances_results.json").read_text())
+
+
 def test_detectron2s_model_zoo_layout_of_weights_loads(weights, trained, tiny_command, tmp_path):
     model = torch.load(weights, weights_only=True)["model"]
     path = tmp_path / "zoo.pkl"

@@ -13,12 +13,18 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    GeneralizedRCNN,
+)
 from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config
 from corrdet.data.augmentation import check_input
 from corrdet.data.register import register_from_config
+from corrdet.modeling.dense import CorrdetDenseDetector, CriterionTraining
 from corrdet.names import config_value, unknown_name
 
 from .checkpoint import split_weights
@@ -68,6 +74,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         check_input(cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    check_test_time_augmentation(cfg)
     cfg.freeze()
     return cfg
 
@@ -161,10 +168,17 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
 def check_losses(cfg: CfgNode) -> None:
     """
     Raises:
-        ConfigError: MODEL.CRITERION has losses or options that the model cannot be trained with.
+        ConfigError: MODEL.CRITERION has losses or options that the model cannot be trained with, or
+            MODEL.DENSE.QUALITY a branch that it does not have.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = META_ARCH_REGISTRY.get(name)
+    quality = cfg.MODEL.DENSE.QUALITY
+    if quality and not issubclass(architecture, CorrdetDenseDetector):
+        raise ConfigError(
+            f"MODEL.DENSE.QUALITY is {quality!r}, but nothing reads it: MODEL.META_ARCHITECTURE is "
+            f"{name!r}"
+        )
     if not hasattr(architecture, "build_criterion"):
         # One of Detectron2's, which has its own losses.
         _check_is_default(cfg, "CRITERION", f"MODEL.META_ARCHITECTURE is {name!r}")
@@ -179,6 +193,23 @@ def check_losses(cfg: CfgNode) -> None:
         architecture.build_criterion(cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_test_time_augmentation(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ConfigError: TEST.AUG asks for views that the model cannot merge, or for none.
+    """
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    name = cfg.MODEL.META_ARCHITECTURE
+    if not issubclass(META_ARCH_REGISTRY.get(name), CriterionTraining | GeneralizedRCNN):
+        raise ConfigError(
+            "TEST.AUG.ENABLED is for corrdet's dense detectors and for R-CNN, but "
+            f"MODEL.META_ARCHITECTURE is {name!r}"
+        )
+    if not cfg.TEST.AUG.MIN_SIZES:
+        raise ConfigError("TEST.AUG.MIN_SIZES must have at least one size, got none")
 
 
 def _check_is_default(cfg: CfgNode, node: str, reason: str) -> None:

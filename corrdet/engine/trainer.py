@@ -10,7 +10,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -25,6 +27,7 @@ from corrdet.data import (
 )
 from corrdet.evaluation import CorrelationEvaluator
 from corrdet.losses import Criterion
+from corrdet.modeling import DenseDetectorWithTTA
 from corrdet.names import unknown_name
 
 from .checkpoint import SafeCheckpointer
@@ -94,11 +97,12 @@ class CorrdetTrainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
+        """``output_folder``: by default ``OUTPUT_DIR/inference``."""
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         return CorrelationEvaluator(
-            dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference")
+            dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         )
 
     @classmethod
@@ -147,6 +151,11 @@ class CorrdetTrainer(DefaultTrainer):
             BatchAgreement(self._detector),
             RecentScalars(),
         ]
+        if self.cfg.TEST.AUG.ENABLED:
+            # Behind the evaluation without it, and before what writes: once, after training.
+            (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+            evaluate = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._detector))
+            hooks.insert(place + 1, evaluate)
         return [*hooks, WriteEvaluations(self._writers, self.cfg.TEST.EVAL_PERIOD)]
 
     def build_writers(self) -> list:
@@ -252,6 +261,23 @@ class CorrdetTrainer(DefaultTrainer):
             return super().test(cfg, model, evaluators)
         finally:
             set_random_states(states)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """Evaluate with the views of TEST.AUG, as Detectron2's train_net.py does.
+
+        Returns:
+            the results of :meth:`test` with ``_TTA`` behind their names; its files are in
+            ``OUTPUT_DIR/inference_TTA``.
+        """
+        if isinstance(model, GeneralizedRCNN):
+            model = GeneralizedRCNNWithTTA(cfg, model)
+        else:
+            model = DenseDetectorWithTTA(cfg, model)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
 
 def truncate_metrics(path: str, start_iter: int) -> None:

@@ -12,6 +12,7 @@ from .backbone import (
 from .box_transforms import FoveaTransform
 from .deformable import DeformableBottleneckBlock, DeformableConv2d
 from .dense_head import DenseHead, centerness
+from .export import ExportableDetector, export_detector, trace_detector
 from .fcos import CorrdetFCOS
 from .foveabox import CorrdetFoveaBox
 from .paa import CorrdetPAA
@@ -22,6 +23,7 @@ from .retinanet import CorrdetRetinaNet
 from .rpn import CorrdetRPN
 from .score_voting import score_voting
 from .sparse_rcnn import CorrdetSparseRCNN
+from .test_time_augmentation import DenseDetectorWithTTA
 
 __all__ = [
     "CorrdetATSS",
@@ -34,9 +36,11 @@ __all__ = [
     "CorrdetRetinaNet",
     "CorrdetSparseRCNN",
     "CriterionOutputLayers",
-    "DenseHead",
     "DeformableBottleneckBlock",
     "DeformableConv2d",
+    "DenseDetectorWithTTA",
+    "DenseHead",
+    "ExportableDetector",
     "FoveaTransform",
     "Res2NetBlock",
     "Res2NetStem",
@@ -47,6 +51,8 @@ __all__ = [
     "build_retinanet_res2net_fpn_backbone",
     "build_retinanet_resnet10_fpn_backbone",
     "centerness",
+    "export_detector",
     "score_voting",
     "square_priors",
+    "trace_detector",
 ]

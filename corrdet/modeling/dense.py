@@ -71,11 +71,7 @@ class CriterionTraining:
         """As detectron2's DenseDetector.forward; see the class for what else is in the output."""
         if self.training:
             return super().forward(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        features = [features[name] for name in self.head_in_features]
-        predictions = self.head(features)
-
+        images, features, predictions = self.predict(batched_inputs)
         outputs = [{} for _ in batched_inputs]
         to_process = {"instances": predictions}
         if all("instances" in image for image in batched_inputs):
@@ -197,6 +193,71 @@ class CriterionTraining:
     ) -> Tensor:
         """(P,) the scores that the positives would be ranked by at inference."""
         return matched.scores
+
+    # ---- Inference.
+
+    def predict(
+        self, batched_inputs: list[dict]
+    ) -> tuple[ImageList, list[Tensor], tuple[list[Tensor], ...]]:
+        """The images as a batch, their features of each level, and what the head makes of them."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[name] for name in self.head_in_features]
+        return images, features, self.head(features)
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: tuple[list[Tensor], ...]
+    ) -> list[Instances]:
+        """Detections of each image, in the size that it has in the batch."""
+        return [
+            self.select(candidates) for candidates in self.candidates(images, features, predictions)
+        ]
+
+    def candidates(
+        self, images: ImageList, features: list[Tensor], predictions: tuple[list[Tensor], ...]
+    ) -> list[Instances]:
+        """What enters NMS: of each image and level the best scores above the threshold, decoded."""
+        scores = self.scores(predictions)
+        (deltas,) = self._transpose_dense_predictions([predictions[1]], [4])
+        priors = self.anchor_generator(features)
+        return [
+            self._decode_multi_level_predictions(
+                priors,
+                [of_level[index] for of_level in scores],
+                [of_level[index].float() for of_level in deltas],
+                self.test_score_thresh,
+                self.test_topk_candidates,
+                image_size,
+            )
+            for index, image_size in enumerate(images.image_sizes)
+        ]
+
+    def scores(self, predictions: tuple[list[Tensor], ...]) -> list[Tensor]:
+        """What detections are ranked by: per level (N, R, C) in [0, 1], float32."""
+        (logits,) = self._transpose_dense_predictions([predictions[0]], [self.num_classes])
+        return [of_level.float().sigmoid() for of_level in logits]
+
+    def select(self, candidates: Instances) -> Instances:
+        """The detections of an image: NMS within each class, and the best of what is left."""
+        boxes, scores = candidates.pred_boxes.tensor, candidates.scores
+        classes = candidates.pred_classes
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
+        keep = keep[: self.max_detections_per_image]
+        detections = candidates[keep]
+        refined = self.refine(boxes[keep], classes[keep], boxes, scores, classes)
+        detections.pred_boxes = Boxes(refined)
+        return detections
+
+    def refine(
+        self,
+        boxes: Tensor,
+        classes: Tensor,
+        candidates: Tensor,
+        candidate_scores: Tensor,
+        candidate_classes: Tensor,
+    ) -> Tensor:
+        """Move the boxes that NMS has kept; here they stay. As :func:`score_voting`."""
+        return boxes
 
 
 def _bound_logits(
@@ -440,67 +501,19 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
         logits = self._flattened(predictions[2], 1)[matched.positives, 0].float()
         return (matched.scores * logits.sigmoid()).sqrt()
 
-    def forward_inference(
-        self, images: ImageList, features: list[Tensor], predictions: tuple[list[Tensor], ...]
-    ) -> list[Instances]:
-        """Detections of each image, in the size that it has in the batch.
+    def scores(self, predictions: tuple[list[Tensor], ...]) -> list[Tensor]:
+        """With a third branch, the geometric mean of its and the class's probability.
 
-        With a third branch the score is the geometric mean of its and the class's probability, as
-        PAA has it (Kim & Lee 2020, Eq. 11) and FCOS's authors since Tian et al. 2020.
+        So has PAA (Kim & Lee 2020, Eq. 11), and FCOS's authors since Tian et al. 2020.
         """
-        sizes = [self.num_classes, 4, 1][: len(predictions)]
-        logits, deltas, *qualities = self._transpose_dense_predictions(predictions, sizes)
-        scores = [of_level.float().sigmoid() for of_level in logits]
-        if qualities:
-            scores = [
-                (of_level * quality.float().sigmoid()).sqrt()
-                for of_level, quality in zip(scores, qualities[0], strict=True)
-            ]
-        priors = self.anchor_generator(features)
+        scores = super().scores(predictions)
+        if not self.quality:
+            return scores
+        (qualities,) = self._transpose_dense_predictions([predictions[2]], [1])
         return [
-            self.inference_single_image(
-                priors,
-                [of_level[index] for of_level in scores],
-                [of_level[index].float() for of_level in deltas],
-                image_size,
-            )
-            for index, image_size in enumerate(images.image_sizes)
+            (of_level * quality.float().sigmoid()).sqrt()
+            for of_level, quality in zip(scores, qualities, strict=True)
         ]
-
-    def inference_single_image(
-        self,
-        priors: list[Boxes],
-        scores: list[Tensor],
-        deltas: list[Tensor],
-        image_size: tuple[int, int],
-    ) -> Instances:
-        """Threshold, the best of each level, decoding, NMS within each class.
-
-        Args:
-            priors: per level, R each.
-            scores: per level, (R, C).
-            deltas: per level, (R, 4).
-            image_size: (height, width).
-        """
-        candidates = self._decode_multi_level_predictions(
-            priors,
-            scores,
-            deltas,
-            self.test_score_thresh,
-            self.test_topk_candidates,
-            image_size,
-        )
-        keep = batched_nms(
-            candidates.pred_boxes.tensor,
-            candidates.scores,
-            candidates.pred_classes,
-            self.test_nms_thresh,
-        )
-        return self.refine(candidates[keep[: self.max_detections_per_image]], candidates)
-
-    def refine(self, detections: Instances, candidates: Instances) -> Instances:
-        """What NMS has kept, with a last change; here none. ``candidates``: what it was given."""
-        return detections
 
 
 def expect(condition: bool, key: str, expected: str, value: object) -> None:

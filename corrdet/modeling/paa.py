@@ -152,16 +152,6 @@ class CorrdetPAA(OneAnchorDetector):
         classification = sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0).sum(dim=1)
         return classification + self.cost_localization_weight * giou_loss(boxes, gt_boxes)
 
-    def refine(self, detections: Instances, candidates: Instances) -> Instances:
+    def refine(self, boxes: Tensor, *others: Tensor) -> Tensor:
         """Score voting, where it is wanted."""
-        if self.vote:
-            detections.pred_boxes = Boxes(
-                score_voting(
-                    detections.pred_boxes.tensor,
-                    detections.pred_classes,
-                    candidates.pred_boxes.tensor,
-                    candidates.scores,
-                    candidates.pred_classes,
-                )
-            )
-        return detections
+        return score_voting(boxes, *others) if self.vote else boxes

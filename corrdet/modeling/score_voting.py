@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from corrdet.ops import pairwise_iou
+from corrdet.ops.reference import pairwise_iou
 
 
 @torch.no_grad()
@@ -34,11 +34,11 @@ def score_voting(
         (D, 4) boxes. One that nobody votes for, as one without area, stays as it is.
 
     Raises:
-        TypeError, ValueError: boxes or candidates that are no boxes of one dtype and device, or a
-            sigma that is not positive.
+        ValueError: a sigma that is not positive.
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
+    # In plain PyTorch: an exported detector runs without corrdet's operators.
     ious = pairwise_iou(boxes, candidates)
     votes = candidate_scores * torch.exp(-(1 - ious).square() / sigma)
     has_vote = (classes[:, None] == candidate_classes) & (ious > 0)

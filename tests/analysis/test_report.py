@@ -170,18 +170,22 @@ def test_the_table_has_the_values_of_the_metrics(problem, tmp_path):
     page = written(tmp_path / "report.html", results)
     entries = metrics(results, None)
     head, *body = page.tables["classes"]
-    assert head[:4] == ["class", "file", "objects", "detections"] and len(body) == 2 * 4
-    keys = [key for key, _, _ in report.COLUMNS]
+    assert head[:6] == ["class", "file", "objects", "AP", "AP diff.", "beta_cls"]
+    assert len(body) == 2 * 4
+    places = {label: place for place, label in enumerate(head)}
     for index, row in enumerate(body):
         entry = [entries, *entries["others"]][index % 2]
         values = entry["per_class"][row[0]]
         assert row[1] == entry["name"] and len(row) == len(head)
-        for key, cell in zip(keys, row[2:], strict=False):
-            value = values[key]
-            expected = "n.d." if value is None else value
-            assert cell == (f"{expected:.2f}" if isinstance(expected, float) else str(expected))
-    assert body[1][-3] == f"{float(body[1][5]) - float(body[0][5]):+.2f}"
-    assert body[0][-3:] == ["", "", ""]
+        for key, label, _ in report.COLUMNS:
+            expected = "n.d." if values[key] is None else values[key]
+            assert row[places[label]] == (
+                f"{expected:.2f}" if isinstance(expected, float) else str(expected)
+            )
+    for key in report.COMPARED:
+        (of_first, of_second) = (float(row[places[key]]) for row in body[:2])
+        assert body[0][places[f"{key} diff."]] == ""
+        assert body[1][places[f"{key} diff."]] == f"{of_second - of_first:+.2f}"
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -467,12 +471,12 @@ class TestInBrowser:
 
     def test_sorting_by_mouse(self, browser, whole_report):
         browser.open(whole_report)
-        before = column(browser, 5)
+        before = column(browser, 3)
         assert "n.d." in before and values_of(before) != sorted(values_of(before))
-        head = "document.querySelectorAll('.classes thead th')[5]"
+        head = "document.querySelectorAll('.classes thead th')[3]"
         for order, reverse in (("descending", True), ("ascending", False)):
             browser.run(f"{head}.querySelector('button').click()")
-            after = column(browser, 5)
+            after = column(browser, 3)
             assert values_of(after) == sorted(values_of(before), reverse=reverse)
             assert "n.d." in after[-1] and sorted(after) == sorted(before)
             assert browser.run(f"{head}.getAttribute('aria-sort')") == order

@@ -1,7 +1,10 @@
 """The benchmark of training iterations, on the tiny data."""
 
+import json
+
 from benchmarks import training
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
+from tests.conftest import tiny_overrides
 
 
 def test_every_loss_is_timed(tiny_cfg):
@@ -25,6 +28,65 @@ def test_every_loss_is_timed(tiny_cfg):
     assert "1 of 2 above what is demanded." in table and "1 threads of a CPU" in table
 
 
+def test_every_detector_is_timed(tiny_digits, tmp_path, monkeypatch, capsys):
+    overrides = [
+        *tiny_overrides(tiny_digits, tmp_path),
+        "MODEL.DENSE.NUM_CONVS", 1,
+        "MODEL.SPARSE_RCNN.HIDDEN_DIM", 32,
+    ]  # fmt: skip
+    measured = training.measure_detectors
+    monkeypatch.setattr(
+        training, "measure_detectors", lambda *args: measured(*args, batches=1, overrides=overrides)
+    )
+    path, page = tmp_path / "detectors.json", tmp_path / "page.md"
+    page.write_text("<!-- detectors cpu: begin -->\n<!-- detectors cpu: end -->\n")
+    training.main(
+        ["--detectors", "--rounds", "1", "--threads", "1", "--json", str(path)]
+        + ["--markdown", str(page)]
+    )
+    results = json.loads(path.read_text())
+    rows = {row["what"]: row for row in results["rows"]}
+    assert list(rows) == list(training.DETECTORS)
+    assert rows["Detectron2's RetinaNet"]["ratio"] == 1
+    for row in rows.values():
+        against = rows[row["against"]]["iteration_seconds"]
+        assert 0 < row["ratio"] == row["iteration_seconds"] / against
+    assert rows["Sparse R-CNN + correlation"]["against"] == "Sparse R-CNN"
+    assert rows["Sparse R-CNN + correlation"]["demanded"] == 1.02
+    printed = capsys.readouterr().out
+    assert "| ATSS" in printed and printed.strip() in page.read_text()
+
+
+def test_detectors_are_compared_at_equal_backbone_and_images():
+    configs = {
+        name: training.quick_config("cpu", config, overrides)
+        for name, (config, overrides, _, _) in training.DETECTORS.items()
+    }
+    reference = configs["Detectron2's RetinaNet"]
+    assert reference.MODEL.META_ARCHITECTURE == "RetinaNet"
+    for name, cfg in configs.items():
+        assert cfg.MODEL.RESNETS == reference.MODEL.RESNETS, name
+        assert cfg.MODEL.FPN.OUT_CHANNELS == reference.MODEL.FPN.OUT_CHANNELS, name
+        assert "resnet10_fpn" in cfg.MODEL.BACKBONE.NAME, name
+    stages = {cfg.MODEL.SPARSE_RCNN.NUM_STAGES for name, cfg in configs.items() if "Sparse" in name}
+    assert stages == {6}
+
+
+def test_what_is_above_a_demand_is_marked():
+    row = {"what": "a", "against": "b", "iteration_seconds": 0.5, "demanded": 1.02}
+    results = {
+        "machine": {"gpu": None, "threads": 1, "cpu": "a CPU", "torch": "2.11"},
+        "rows": [
+            {**row, "ratio": 1.02},
+            {**row, "ratio": 1.03},
+            {**row, "ratio": 3, "demanded": None},
+        ],
+    }
+    *_, first, second, third = training.detectors_table(results).splitlines()
+    assert first.split("|")[-2].strip() == "ok" and "<= 1.02" in first
+    assert second.split("|")[-2].strip() == "above" and third.split("|")[-2].strip() == ""
+
+
 def test_profile(tiny_cfg, tmp_path):
     table = training.profile(tiny_cfg, str(tmp_path / "profile"))
     assert "aten::" in table
@@ -32,5 +94,6 @@ def test_profile(tiny_cfg, tmp_path):
 
 
 def test_the_page_has_its_place():
-    page = training.CONFIG.parents[2] / "docs" / "benchmarks.md"
-    assert training.split_at_markers(page, "training cpu")
+    page = training.CONFIGS.parents[1] / "docs" / "benchmarks.md"
+    for section in ("training cpu", "detectors cpu"):
+        assert training.split_at_markers(page, section)

@@ -48,6 +48,19 @@ def assert_same_run(output, reference):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+def assert_one_view_is_the_image_itself(output):
+    detections, of_views = (
+        json.loads((output / folder / "coco_instances_results.json").read_text())
+        for folder in ("inference", "inference_TTA")
+    )
+    assert len(of_views) == len(detections) > 0
+    for one, other in zip(detections, of_views, strict=True):
+        assert one["image_id"] == other["image_id"]
+        assert one["category_id"] == other["category_id"]
+        assert other["score"] == pytest.approx(one["score"], abs=1e-5)
+        assert other["bbox"] == pytest.approx(one["bbox"], abs=1e-3)
+
+
 class TestResume:
     # Iterations 19, 39 and 59 are written, each the median of the 20 before it. A checkpoint every
     # 15 is never at a place where these medians start anew.
@@ -240,6 +253,28 @@ class TestTraining:
         torch.manual_seed(0)
         CorrdetTrainer.test(tiny_cfg, trainer.model.eval())
         assert torch.rand(3).tolist() == expected
+
+    def test_training_ends_with_an_evaluation_of_several_views(self, tiny_cfg):
+        tiny_cfg.TEST.AUG.ENABLED = True
+        tiny_cfg.TEST.AUG.MIN_SIZES, tiny_cfg.TEST.AUG.FLIP = (96,), False
+        tiny_cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.005
+        tiny_cfg.SOLVER.MAX_ITER = 2
+        train(tiny_cfg)
+        results = curve(tiny_cfg.OUTPUT_DIR)[2]
+        assert {"bbox/beta_img", "bbox_TTA/AP", "bbox_TTA/beta_cls"} <= results.keys()
+        assert "bbox_TTA/beta_img" not in results
+        assert_one_view_is_the_image_itself(Path(tiny_cfg.OUTPUT_DIR))
+
+    def test_views_of_rcnn_are_detectron2s(self, tiny_cfg):
+        output = tiny_cfg.OUTPUT_DIR
+        tiny_cfg.merge_from_file(str(ROOT / "configs/quick/faster_rcnn_baseline.yaml"), False)
+        tiny_cfg.OUTPUT_DIR, tiny_cfg.DATASETS.TEST = output, ("tiny_val",)
+        tiny_cfg.INPUT.MIN_SIZE_TEST = 96
+        tiny_cfg.TEST.AUG.MIN_SIZES, tiny_cfg.TEST.AUG.FLIP = (96,), False
+        model = CorrdetTrainer.build_model(tiny_cfg)
+        CorrdetTrainer.test(tiny_cfg, model)
+        assert CorrdetTrainer.test_with_TTA(tiny_cfg, model).keys() == {"bbox_TTA"}
+        assert_one_view_is_the_image_itself(Path(output))
 
     def test_detectron2s_own_detectors_train_too(self, tiny_cfg):
         tiny_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"

@@ -541,6 +541,18 @@ class TestRefusals:
             dense_cfg(name, *overrides)
 
     @pytest.mark.parametrize(
+        "name", ["retinanet_baseline", "faster_rcnn_baseline", "sparse_rcnn_baseline"]
+    )
+    def test_a_quality_that_nothing_reads(self, name):
+        with pytest.raises(ConfigError, match="MODEL.DENSE.QUALITY is 'iou', but nothing reads it"):
+            dense_cfg(name, "MODEL.DENSE.QUALITY", "iou")
+
+    @pytest.mark.parametrize("name", ["faster_rcnn_baseline", "sparse_rcnn_baseline"])
+    def test_bounds_that_the_detector_does_not_have(self, name):
+        with pytest.raises(ConfigError, match="TEST.IMAGE_BOUNDS is for dense detectors"):
+            dense_cfg(name, "TEST.IMAGE_BOUNDS", True)
+
+    @pytest.mark.parametrize(
         "name, key, value, message",
         [
             ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, ">= 0, got -1.0"),

@@ -1,0 +1,152 @@
+"""Dense detectors as programs that do without the Python code of corrdet and Detectron2."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from .dense import CriterionTraining
+
+
+class ExportableDetector(nn.Module):
+    """A dense detector as a function of one image, made of PyTorch's and torchvision's operators.
+
+    What is detected is what the detector itself detects, in the size of the image that it is given.
+    No step depends on how many candidates an image has, nor on its size, so that the function can
+    be exported and traced.
+    """
+
+    def __init__(self, model: CriterionTraining):
+        """
+        Args:
+            model: the detector; it is copied, in evaluation mode and without gradients.
+
+        Raises:
+            TypeError: a model that is no dense detector of corrdet.
+        """
+        super().__init__()
+        if not isinstance(model, CriterionTraining):
+            raise TypeError(
+                "expected a dense detector of corrdet: RetinaNet, FCOS, FoveaBox, ATSS or PAA, "
+                f"got {type(model).__name__}"
+            )
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.eval()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            image: (channels, H, W) float32 in 0..255, channels in the order of INPUT.FORMAT.
+
+        Returns:
+            of the D detections, from the highest score to the lowest: boxes (D, 4) XYXY in pixels,
+            float32; scores (D,), float32; classes (D,), int64.
+        """
+        model = self.model
+        height, width = image.shape[-2:]
+        batch = self._normalize(image)[None]
+        features = model.backbone(batch)
+        features = [features[name] for name in model.head_in_features]
+        predictions = model.head(features)
+        (deltas,) = model._transpose_dense_predictions([predictions[1]], [4])
+        levels = zip(
+            model.anchor_generator(features), model.scores(predictions), deltas, strict=True
+        )
+        candidates = [
+            self._candidates(priors.tensor, of_scores[0], of_deltas[0].float())
+            for priors, of_scores, of_deltas in levels
+        ]
+        boxes, scores, classes = (torch.cat(values) for values in zip(*candidates, strict=True))
+
+        # NMS within each class: the boxes of others are moved away. In double precision that costs
+        # them nothing of their overlaps.
+        spread = torch.cat([boxes.abs().flatten(), boxes.new_ones(1)]).max().double()
+        apart = boxes.double() + (classes * 2 * spread)[:, None]
+        keep = nms(apart, scores.double(), model.test_nms_thresh)
+        keep = keep[: model.max_detections_per_image]
+        refined = model.refine(boxes[keep], classes[keep], boxes, scores, classes)
+
+        left, top, right, bottom = refined.unbind(1)
+        left, right = left.clamp(0, width), right.clamp(0, width)
+        top, bottom = top.clamp(0, height), bottom.clamp(0, height)
+        boxes = torch.stack([left, top, right, bottom], dim=1)
+        has_area = torch.nonzero((right > left) & (bottom > top))[:, 0]
+        keep = keep[has_area]
+        return boxes[has_area], scores[keep], classes[keep]
+
+    def _normalize(self, image: Tensor) -> Tensor:
+        """As the detector's ``preprocess_image``, with padding on the right and at the bottom."""
+        model = self.model
+        divisor = max(model.backbone.size_divisibility, 1)
+        height, width = image.shape[-2:]
+        bottom = (height + divisor - 1) // divisor * divisor - height
+        right = (width + divisor - 1) // divisor * divisor - width
+        return F.pad((image - model.pixel_mean) / model.pixel_std, [0, right, 0, bottom])
+
+    def _candidates(
+        self, priors: Tensor, scores: Tensor, deltas: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and classes of a level that enter NMS.
+
+        Args:
+            priors: (R, 4).
+            scores: (R, C).
+            deltas: (R, 4).
+        """
+        model = self.model
+        scores = scores.flatten()
+        kept = torch.nonzero(scores > model.test_score_thresh)[:, 0]
+        scores, order = scores[kept].sort(descending=True)
+        scores, kept = scores[: model.test_topk_candidates], kept[order]
+        kept = kept[: model.test_topk_candidates]
+        of_prior = kept // model.num_classes
+        boxes = model.box2box_transform.apply_deltas(deltas[of_prior], priors[of_prior])
+        return boxes, scores, kept % model.num_classes
+
+
+@torch.no_grad()
+def export_detector(
+    model: CriterionTraining, image_size: tuple[int, int] | None = None
+) -> torch.export.ExportedProgram:
+    """A detector as a program of torch.export; see :class:`ExportableDetector` for its arguments.
+
+    Args:
+        model: a dense detector.
+        image_size: (height, width) of all images. None: of any size whose sides, in multiples of
+            the backbone's divisor, are larger than the largest stride, 128 for P7. The program
+            refuses others.
+
+    Raises:
+        TypeError: as :class:`ExportableDetector`.
+    """
+    detector, shapes = ExportableDetector(model), None
+    if image_size is None:
+        # Different numbers of cells, of which none is 1: export would take that as a constant.
+        stride = max(detector.model.anchor_generator.strides)
+        image_size = 3 * stride, 4 * stride
+        shapes = {"image": {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}}
+    image = _example(detector, image_size)
+    return torch.export.export(detector, (image,), dynamic_shapes=shapes, strict=False)
+
+
+@torch.no_grad()
+def trace_detector(
+    model: CriterionTraining, image_size: tuple[int, int] = (800, 1088)
+) -> torch.jit.ScriptModule:
+    """A detector in TorchScript, for images of any size; arguments as of :func:`export_detector`.
+
+    Args:
+        model: a dense detector.
+        image_size: (height, width) to trace with.
+
+    Raises:
+        TypeError: as :class:`ExportableDetector`.
+    """
+    detector = ExportableDetector(model)
+    return torch.jit.trace(detector, (_example(detector, image_size),), check_trace=False)
+
+
+def _example(detector: ExportableDetector, image_size: tuple[int, int]) -> Tensor:
+    return torch.zeros(len(detector.model.pixel_mean), *image_size, device=detector.model.device)
