@@ -1,11 +1,12 @@
 """Backbones of SSD and its kin, and a small ResNet that learns from scratch on a CPU."""
 
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 
@@ -89,15 +90,15 @@ def build_ssd_resnet_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
 
 
 class ExtendedResNet(Backbone):
-    """A ResNet, and residual blocks of stride 2 after it."""
+    """A ResNet and, as in SSD (Fig. 2), pairs of convolutions after it that halve its size."""
 
     def __init__(self, bottom_up: ResNet, num_extra: int, channels: int, norm: str):
         """
         Args:
             bottom_up: whose outputs, res5 among them, this has too.
-            num_extra: blocks, named res6, res7, ...
-            channels: of each of them.
-            norm: of their convolutions.
+            num_extra: stages after it, named res6, res7, ...
+            channels: of the output of each; half of them in between.
+            norm: of the convolutions.
         """
         super().__init__()
         self.bottom_up = bottom_up
@@ -106,8 +107,9 @@ class ExtendedResNet(Backbone):
         last = self._shapes["res5"]
         for index in range(num_extra):
             name = f"res{6 + index}"
-            self.extra_stages[name] = BottleneckBlock(
-                last.channels, channels, bottleneck_channels=channels // 2, stride=2, norm=norm
+            self.extra_stages[name] = nn.Sequential(
+                _conv(last.channels, channels // 2, norm, kernel_size=1),
+                _conv(channels // 2, channels, norm, kernel_size=3, stride=2, padding=1),
             )
             last = self._shapes[name] = ShapeSpec(channels=channels, stride=2 * last.stride)
 
@@ -122,6 +124,19 @@ class ExtendedResNet(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each output."""
         return self._shapes
+
+
+def _conv(in_channels: int, out_channels: int, norm: str, **kwargs) -> Conv2d:
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu,
+        **kwargs,
+    )
+    weight_init.c2_msra_fill(conv)
+    return conv
 
 
 def _resnet(cfg, input_shape: ShapeSpec) -> ResNet:
