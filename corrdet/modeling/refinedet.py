@@ -13,12 +13,11 @@ from corrdet.losses import Criterion, MatchedPredictions
 from corrdet.matching import refinedet_matching, ssd_matching
 
 from .dense import expect
-from .ssd import CorrdetSSD
+from .ssd import CorrdetSSD, mined_labels
 from .ssd_head import RefineDetHead
 
-# Of the first step, as published (Sec. 3, "Loss function"): there, whether it is an object is one
-# class, for which the softmax of two logits is the sigmoid of their difference.
-_REFINEMENT_LOSSES = ("sigmoid_cross_entropy", "smooth_l1", (), {"smooth_l1": {"beta": 1.0}})
+# Negatives for each positive in the losses of the first step, as published.
+_REFINEMENT_RATIO = 3.0
 
 
 @META_ARCH_REGISTRY.register()
@@ -40,7 +39,11 @@ class CorrdetRefineDet(CorrdetSSD):
         """
         super().__init__(**kwargs)
         self.min_objectness = min_objectness
-        self.refinement_criterion = Criterion(*_REFINEMENT_LOSSES)
+        # As published (Sec. 3), but for the logits: there an anchor has two, of an object and of
+        # background, and the softmax of them is the sigmoid of their difference.
+        self.refinement_criterion = Criterion(
+            "sigmoid_cross_entropy", "smooth_l1", options={"smooth_l1": {"beta": 1.0}}
+        )
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -95,9 +98,7 @@ class CorrdetRefineDet(CorrdetSSD):
         """The samples of the second step; as the base class."""
         logits = self._flattened(predictions[0], self.num_logits)
         deltas = self._flattened(predictions[1], 4)
-        anchors = torch.stack(
-            [Boxes.cat(of_image).tensor for of_image in self.image_priors(priors, predictions)]
-        )
+        anchors = self.refined_anchors(priors, predictions)
         objectness = self.objectness(predictions).view(len(gt_instances), -1)
         matches = [
             refinedet_matching(
@@ -114,7 +115,9 @@ class CorrdetRefineDet(CorrdetSSD):
             )
         ]
         labels, gt_boxes = (torch.cat(values) for values in zip(*matches, strict=True))
-        labels = self.mined(labels, logits, len(gt_instances), self.activation)
+        labels = mined_labels(
+            labels, logits, len(gt_instances), self.activation, self.negatives_per_positive
+        )
         return self.gather(anchors, logits, deltas, labels, gt_boxes, self.activation)
 
     def auxiliary_losses(
@@ -139,7 +142,7 @@ class CorrdetRefineDet(CorrdetSSD):
             for instances in gt_instances
         ]
         labels, gt_boxes = (torch.cat(values) for values in zip(*matches, strict=True))
-        labels = self.mined(labels, logits, len(gt_instances), "sigmoid")
+        labels = mined_labels(labels, logits, len(gt_instances), "sigmoid", _REFINEMENT_RATIO)
         anchors = anchors.expand(len(gt_instances), -1, -1)
         refined = self.gather(anchors, logits, deltas, labels, gt_boxes, "sigmoid")
         refined.normalizer = self.normalizer(len(refined.positives))
@@ -147,17 +150,22 @@ class CorrdetRefineDet(CorrdetSSD):
         return {name.replace("loss_", "loss_arm_"): loss for name, loss in losses.items()}
 
     @torch.no_grad()
+    def refined_anchors(self, priors: list[Boxes], predictions: tuple[list[Tensor], ...]) -> Tensor:
+        """(N, R, 4), the anchors of each image as the first step has refined them; constants."""
+        deltas = self._flattened(predictions[3], 4).float()
+        anchors = Boxes.cat(priors).tensor
+        num_images = len(deltas) // len(anchors)
+        boxes = self.box2box_transform.apply_deltas(deltas, anchors.repeat(num_images, 1))
+        return boxes.view(num_images, -1, 4)
+
     def image_priors(
         self, priors: list[Boxes], predictions: tuple[list[Tensor], ...]
     ) -> list[list[Boxes]]:
-        """The anchors of each image as the first step has refined them, per level; constants."""
-        (levels,) = self._transpose_dense_predictions([predictions[3]], [4])
+        """The refined anchors of each image, per level."""
+        counts = [len(of_level) for of_level in priors]
         return [
-            [
-                Boxes(self.box2box_transform.apply_deltas(deltas[index].float(), anchors.tensor))
-                for anchors, deltas in zip(priors, levels, strict=True)
-            ]
-            for index in range(len(levels[0]))
+            [Boxes(of_level) for of_level in of_image.split(counts)]
+            for of_image in self.refined_anchors(priors, predictions)
         ]
 
     @torch.no_grad()

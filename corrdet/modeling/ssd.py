@@ -1,4 +1,4 @@
-"""SSD (Liu et al. 2016, https://arxiv.org/abs/1512.02325) and DSSD (Fu et al. 2017, 1701.06659)."""
+"""SSD (Liu et al. 2016, https://arxiv.org/abs/1512.02325) and DSSD (Fu et al. 2017)."""
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,14 @@ class CorrdetSSD(CorrdetDenseDetector):
         criterion = cls.build_criterion(cfg)
         backbone = build_backbone(cfg)
         node = cfg.MODEL.SSD
-        shapes = [backbone.output_shape()[name] for name in node.IN_FEATURES]
+        outputs = backbone.output_shape()
+        for name in node.IN_FEATURES:
+            if name not in outputs:
+                raise ValueError(
+                    "MODEL.SSD.IN_FEATURES: "
+                    + unknown_name("output of the backbone", name, outputs)
+                )
+        shapes = [outputs[name] for name in node.IN_FEATURES]
         priors = cls.build_priors(cfg, [shape.stride for shape in shapes])
         head = cls.build_head(
             cfg,
@@ -103,6 +110,7 @@ class CorrdetSSD(CorrdetDenseDetector):
                 "'softmax' cannot change alone: expected one of them to be False or 'sigmoid'"
             )
         expect(node.NUM_EXTRA_LEVELS >= 0, "SSD.NUM_EXTRA_LEVELS", ">= 0", node.NUM_EXTRA_LEVELS)
+        expect(node.EXTRA_CHANNELS >= 2, "SSD.EXTRA_CHANNELS", ">= 2", node.EXTRA_CHANNELS)
         expect(0 < node.PRIOR_PROB < 1, "SSD.PRIOR_PROB", "in (0, 1)", node.PRIOR_PROB)
         expect(0 <= node.IOU_THRESHOLD < 1, "SSD.IOU_THRESHOLD", "in [0, 1)", node.IOU_THRESHOLD)
         ratio = node.NEGATIVES_PER_POSITIVE
@@ -149,36 +157,10 @@ class CorrdetSSD(CorrdetDenseDetector):
         self, priors: list[Boxes], logits: Tensor, deltas: Tensor, gt_instances: list[Instances]
     ) -> tuple[Tensor, Tensor]:
         labels, gt_boxes = super().label_predictions(priors, logits, deltas, gt_instances)
-        return self.mined(labels, logits, len(gt_instances), self.activation), gt_boxes
-
-    @torch.no_grad()
-    def mined(self, labels: Tensor, logits: Tensor, num_images: int, activation: str) -> Tensor:
-        """Labels with -1 for the negatives that are not to be trained on.
-
-        How wrong a negative is, is told by its cross entropy, whatever is trained with.
-
-        Args:
-            labels: (N x R,); C for background, -1 for ignored.
-            logits: (N x R, C), or (N x R, C + 1) for a softmax.
-            num_images: N.
-            activation: "sigmoid" or "softmax".
-        """
-        if not self.negatives_per_positive:
-            return labels
-        logits = logits.float()
-        if activation == "softmax":
-            num_classes = logits.shape[1] - 1
-            losses = -logits.log_softmax(dim=1)[:, -1]
-        else:
-            num_classes = logits.shape[1]
-            losses = F.softplus(logits).sum(dim=1)
-        keep = hard_negative_mining(
-            losses.view(num_images, -1),
-            labels.view(num_images, -1),
-            num_classes,
-            self.negatives_per_positive,
+        labels = mined_labels(
+            labels, logits, len(gt_instances), self.activation, self.negatives_per_positive
         )
-        return torch.where(keep.flatten(), labels, -1)
+        return labels, gt_boxes
 
     def scores(self, predictions: tuple[list[Tensor], ...]) -> list[Tensor]:
         if self.activation == "sigmoid":
@@ -191,7 +173,7 @@ class CorrdetSSD(CorrdetDenseDetector):
 class CorrdetDSSD(CorrdetSSD):
     """SSD whose levels know of the deeper ones, and have a residual block before they predict.
 
-    Keys: MODEL.SSD and MODEL.DSSD.
+    See https://arxiv.org/abs/1701.06659. Keys: MODEL.SSD and MODEL.DSSD.
     """
 
     @classmethod
@@ -211,6 +193,41 @@ class CorrdetDSSD(CorrdetSSD):
         )
 
 
+@torch.no_grad()
+def mined_labels(
+    labels: Tensor, logits: Tensor, num_images: int, activation: str, negatives_per_positive: float
+) -> Tensor:
+    """Labels with -1 for the negatives that hard negative mining leaves out.
+
+    How wrong a negative is, is told by its cross entropy, whatever is trained with.
+
+    Args:
+        labels: (N x R,); C for background, -1 for ignored.
+        logits: (N x R, C), or (N x R, C + 1) for a softmax.
+        num_images: N.
+        activation: "sigmoid" or "softmax".
+        negatives_per_positive: of each image; 0 for all.
+    """
+    if not negatives_per_positive:
+        return labels
+    logits = logits.float()
+    if activation == "softmax":
+        num_classes = logits.shape[1] - 1
+        losses = -logits.log_softmax(dim=1)[:, -1]
+    else:
+        num_classes = logits.shape[1]
+        losses = F.softplus(logits).sum(dim=1)
+    keep = hard_negative_mining(
+        losses.view(num_images, -1),
+        labels.view(num_images, -1),
+        num_classes,
+        negatives_per_positive,
+    )
+    return torch.where(keep.flatten(), labels, -1)
+
+
 def _positive(values, count: int | None = None) -> bool:
-    """Whether they are positive numbers, and so many."""
-    return (count is None or len(values) == count) and all(value > 0 for value in values)
+    """Whether it is a list of positive numbers, and of so many."""
+    if not isinstance(values, list | tuple) or count not in (None, len(values)):
+        return False
+    return all(value > 0 for value in values)
