@@ -428,7 +428,11 @@ class TestRefineDet:
 
     def test_anchors(self):
         """Of one scale on each level, with three aspect ratios (Sec. 3)."""
-        model = build("refinedet_baseline", "MODEL.REFINEDET.ANCHOR_SCALE", 4.0)
+        model = build(
+            "refinedet_baseline",
+            "MODEL.REFINEDET.ANCHOR_SCALE", 4.0,
+            "MODEL.REFINEDET.ASPECT_RATIOS", (0.5, 1.0, 2.0),
+        )  # fmt: skip
         priors, levels, _ = plain_predictions(model, batch())
         sizes = priors[:, 2:] - priors[:, :2]
         for level, stride in enumerate((8, 16, 32, 64)):
