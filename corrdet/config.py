@@ -189,6 +189,56 @@ def add_corrdet_config(cfg) -> None:
     # Move boxes by score voting after NMS (PAA, Eq. 12).
     cfg.MODEL.PAA.SCORE_VOTING = True
 
+    # ---- SSD (Liu et al. 2016), and what DSSD and RefineDet have in common with it: CorrdetSSD,
+    # CorrdetDSSD and CorrdetRefineDet. The defaults are those of SSD300 on VOC.
+    cfg.MODEL.SSD = CN()
+    cfg.MODEL.SSD.NUM_CLASSES = 80
+    cfg.MODEL.SSD.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7", "p8"]
+    # Of the backbones build_ssd_resnet_fpn_backbone and build_ssd_resnet_backbone: levels after the
+    # last one of the pyramid or of the ResNet, and, of the latter, their channels.
+    cfg.MODEL.SSD.NUM_EXTRA_LEVELS = 3
+    cfg.MODEL.SSD.EXTRA_CHANNELS = 512
+    # Norm of these stages and of the heads of DSSD and RefineDet. DSSD has "BN", RefineDet none.
+    cfg.MODEL.SSD.NORM = "GN"
+    # "softmax" over the classes and the background, as published, or "sigmoid" of each class, for
+    # losses that need it. PRIOR_PROB: with it, what all scores are before training.
+    cfg.MODEL.SSD.ACTIVATION = "softmax"
+    cfg.MODEL.SSD.PRIOR_PROB = 0.01
+    # Default boxes (Sec. 2.2 and 3.1): the side of the images that they are for; as shares of it
+    # the scale of the first level and the least and largest one of the others (Eq. 4); the aspect
+    # ratios of each level, or one list for all, without 1 and without the inverse of each.
+    cfg.MODEL.SSD.IMAGE_SIZE = 300
+    cfg.MODEL.SSD.FIRST_SCALE = 0.1
+    cfg.MODEL.SSD.SCALES = (0.2, 0.9)
+    cfg.MODEL.SSD.ASPECT_RATIOS = [[2.0], [2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [2.0], [2.0]]
+    # Weights of the deltas: the inverse of the "variances" of the authors' code.
+    cfg.MODEL.SSD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    # A prior is positive above this IoU (Sec. 2.2, "Matching strategy").
+    cfg.MODEL.SSD.IOU_THRESHOLD = 0.5
+    # Negatives that are trained on for each positive of an image (Sec. 2.2, "Hard negative
+    # mining"); 0 for all of them, as focal and ranking losses want it.
+    cfg.MODEL.SSD.NEGATIVES_PER_POSITIVE = 3.0
+    # At inference (Sec. 3). TEST.DETECTIONS_PER_IMAGE is 200 in the papers. Candidates are of each
+    # level, those of the papers 400 of each class.
+    cfg.MODEL.SSD.SCORE_THRESH_TEST = 0.01
+    cfg.MODEL.SSD.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.SSD.NMS_THRESH_TEST = 0.45
+
+    # DSSD (Fu et al. 2017): channels of the deconvolution modules (Fig. 3) and of the prediction
+    # modules (Fig. 2, c).
+    cfg.MODEL.DSSD = CN()
+    cfg.MODEL.DSSD.DECONVOLUTION_CHANNELS = 512
+    cfg.MODEL.DSSD.PREDICTION_CHANNELS = 1024
+
+    # RefineDet (Zhang et al. 2018, Sec. 3): channels of the transfer connection blocks; side of the
+    # anchors in strides, and their aspect ratios; and below which objectness of the first step an
+    # anchor is left out (1 minus the paper's theta).
+    cfg.MODEL.REFINEDET = CN()
+    cfg.MODEL.REFINEDET.CONNECTION_CHANNELS = 256
+    cfg.MODEL.REFINEDET.ANCHOR_SCALE = 4.0
+    cfg.MODEL.REFINEDET.ASPECT_RATIOS = (0.5, 1.0, 2.0)
+    cfg.MODEL.REFINEDET.MIN_OBJECTNESS = 0.01
+
     # ---- Sparse R-CNN (Sun et al. 2021); defaults as published. Of Detectron2's own keys it reads
     # MODEL.ROI_HEADS.IN_FEATURES and MODEL.ROI_BOX_HEAD.POOLER_*; TEST.DETECTIONS_PER_IMAGE is the
     # number of pairs of a proposal and a class that are detected.

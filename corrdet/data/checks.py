@@ -43,10 +43,13 @@ OVERHANG_TOLERANCE = 2.0
 # Meta-architecture -> the key that says how many classes it detects. Others are not checked.
 NUM_CLASSES_KEYS = {
     "CorrdetATSS": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetDSSD": "MODEL.SSD.NUM_CLASSES",
     "CorrdetFCOS": "MODEL.DENSE.NUM_CLASSES",
     "CorrdetFoveaBox": "MODEL.DENSE.NUM_CLASSES",
     "CorrdetPAA": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetRefineDet": "MODEL.SSD.NUM_CLASSES",
     "CorrdetRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "CorrdetSSD": "MODEL.SSD.NUM_CLASSES",
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",

@@ -16,41 +16,54 @@ from .export import ExportableDetector, export_detector, trace_detector
 from .fcos import CorrdetFCOS
 from .foveabox import CorrdetFoveaBox
 from .paa import CorrdetPAA
-from .priors import square_priors
+from .priors import default_boxes, square_priors
 from .rcnn import CorrdetRCNN, CorrdetROIHeads, CriterionOutputLayers
+from .refinedet import CorrdetRefineDet
 from .res2net import Res2NetBlock, Res2NetStem
 from .retinanet import CorrdetRetinaNet
 from .rpn import CorrdetRPN
 from .score_voting import score_voting
 from .sparse_rcnn import CorrdetSparseRCNN
+from .ssd import CorrdetDSSD, CorrdetSSD
+from .ssd_backbone import build_ssd_resnet_backbone, build_ssd_resnet_fpn_backbone
+from .ssd_head import DSSDHead, RefineDetHead, SSDHead
 from .test_time_augmentation import DenseDetectorWithTTA
 
 __all__ = [
     "CorrdetATSS",
+    "CorrdetDSSD",
     "CorrdetFCOS",
     "CorrdetFoveaBox",
     "CorrdetPAA",
     "CorrdetRCNN",
     "CorrdetROIHeads",
     "CorrdetRPN",
+    "CorrdetRefineDet",
     "CorrdetRetinaNet",
+    "CorrdetSSD",
     "CorrdetSparseRCNN",
     "CriterionOutputLayers",
+    "DSSDHead",
     "DeformableBottleneckBlock",
     "DeformableConv2d",
     "DenseDetectorWithTTA",
     "DenseHead",
     "ExportableDetector",
     "FoveaTransform",
+    "RefineDetHead",
     "Res2NetBlock",
     "Res2NetStem",
+    "SSDHead",
     "build_deformable_resnet_fpn_backbone",
     "build_res2net_fpn_backbone",
     "build_resnet10_fpn_backbone",
     "build_retinanet_deformable_resnet_fpn_backbone",
     "build_retinanet_res2net_fpn_backbone",
     "build_retinanet_resnet10_fpn_backbone",
+    "build_ssd_resnet_backbone",
+    "build_ssd_resnet_fpn_backbone",
     "centerness",
+    "default_boxes",
     "export_detector",
     "score_voting",
     "square_priors",

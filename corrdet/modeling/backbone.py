@@ -27,7 +27,7 @@ def build_retinanet_resnet10_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbo
     Returns:
         backbone with the outputs p3..p7, strides 8..128.
     """
-    return _retinanet_pyramid(cfg, _resnet10(cfg, input_shape))
+    return _retinanet_pyramid(cfg, resnet10(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
@@ -37,7 +37,7 @@ def build_resnet10_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
     Returns:
         backbone with the outputs p2..p6, strides 4..64; ``MODEL.FPN.IN_FEATURES`` are res2 to res5.
     """
-    return _pyramid(cfg, _resnet10(cfg, input_shape), LastLevelMaxPool())
+    return pyramid(cfg, resnet10(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -64,7 +64,7 @@ def build_deformable_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbon
     Returns:
         backbone with the outputs p2..p6, strides 4..64; ``MODEL.FPN.IN_FEATURES`` are res2 to res5.
     """
-    return _pyramid(cfg, _deformable_resnet(cfg, input_shape), LastLevelMaxPool())
+    return pyramid(cfg, _deformable_resnet(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -90,7 +90,7 @@ def build_res2net_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
     Returns:
         backbone with the outputs p2..p6, strides 4..64; ``MODEL.FPN.IN_FEATURES`` are res2 to res5.
     """
-    return _pyramid(cfg, _res2net(cfg, input_shape), LastLevelMaxPool())
+    return pyramid(cfg, _res2net(cfg, input_shape), LastLevelMaxPool())
 
 
 def _deformable_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
@@ -170,7 +170,7 @@ def _resnet(
     )
 
 
-def _resnet10(cfg, input_shape: ShapeSpec) -> ResNet:
+def resnet10(cfg, input_shape: ShapeSpec) -> ResNet:
     node = cfg.MODEL.RESNETS
     channels = node.STEM_OUT_CHANNELS
     stem = BasicStem(input_shape.channels, channels, norm=node.NORM)
@@ -193,10 +193,10 @@ def _resnet10(cfg, input_shape: ShapeSpec) -> ResNet:
 
 def _retinanet_pyramid(cfg, bottom_up: ResNet) -> FPN:
     channels = bottom_up.output_shape()["res5"].channels
-    return _pyramid(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+    return pyramid(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _pyramid(cfg, bottom_up: ResNet, top_block) -> FPN:
+def pyramid(cfg, bottom_up: ResNet, top_block) -> FPN:
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,

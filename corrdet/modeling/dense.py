@@ -35,7 +35,8 @@ class CriterionTraining:
     """Training by a Criterion, to be inherited from before one of Detectron2's dense detectors.
 
     That has ``num_classes``, ``anchor_generator`` and ``box2box_transform``, and a head that
-    returns logits (N, A x C, H, W) and deltas (N, A x 4, H, W) for each level.
+    returns logits (N, A x C, H, W), or A x (C + 1) for a softmax, and deltas (N, A x 4, H, W) for
+    each level.
 
     At evaluation, images that come with ``instances`` (the ground truth) also get ``positives`` in
     their output: the matched priors' scores and IoUs before post-processing, for beta_img. With
@@ -44,6 +45,7 @@ class CriterionTraining:
     against it, for the bounds of AP at image level.
 
     Attributes:
+        activation: "sigmoid", or "softmax" of a head whose last logit is the background's.
         image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
         has_deltas: whether the deltas can be regressed as such, not only as decoded boxes.
         criterion: the losses.
@@ -52,6 +54,7 @@ class CriterionTraining:
             couplings that change the losses, (P,) each.
     """
 
+    activation = "sigmoid"
     has_deltas = True
     image_bounds = False
     criterion: Criterion
@@ -66,6 +69,11 @@ class CriterionTraining:
             ValueError: as :func:`corrdet.losses.build_criterion`.
         """
         return build_criterion(cfg, activation="sigmoid", has_deltas=cls.has_deltas)
+
+    @property
+    def num_logits(self) -> int:
+        """Of each sample: C, and one more with a softmax."""
+        return self.num_classes + (self.activation == "softmax")
 
     def forward(self, batched_inputs: list[dict]):
         """As detectron2's DenseDetector.forward; see the class for what else is in the output."""
@@ -100,7 +108,7 @@ class CriterionTraining:
         get_event_storage().put_scalar("num_pos_anchors", num_positives / len(gt_instances))
         matched.normalizer = self.normalizer(num_positives)
         losses = self.criterion(matched, get_event_storage().iter)
-        losses.update(self.auxiliary_losses(matched, priors, predictions))
+        losses.update(self.auxiliary_losses(matched, priors, predictions, gt_instances))
         self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
         self.latest_positives = latest_positives(matched, self.criterion)
         return losses
@@ -121,14 +129,35 @@ class CriterionTraining:
         Returns:
             samples are the R priors of each of the N images, image by image; the normalizer is 1.
         """
-        logits = self._flattened(predictions[0], self.num_classes)
+        logits = self._flattened(predictions[0], self.num_logits)
         deltas = self._flattened(predictions[1], 4)
         labels, gt_boxes = self.label_predictions(priors, logits, deltas, gt_instances)
-        priors = Boxes.cat(priors).tensor
+        priors = Boxes.cat(priors).tensor.expand(len(gt_instances), -1, -1)
+        return self.gather(priors, logits, deltas, labels, gt_boxes, self.activation)
 
-        positives = torch.nonzero((labels >= 0) & (labels != self.num_classes))[:, 0]
+    def gather(
+        self,
+        priors: Tensor,
+        logits: Tensor,
+        deltas: Tensor,
+        labels: Tensor,
+        gt_boxes: Tensor,
+        activation: str,
+    ) -> MatchedPredictions:
+        """What the losses read of labelled samples, image by image; the normalizer is 1.
+
+        Args:
+            priors: (N, R, 4), of each image.
+            logits: (N x R, C), or (N x R, C + 1) for a softmax.
+            deltas: (N x R, 4).
+            labels: (N x R,), gt_boxes: (N x R, 4); as of :meth:`label_predictions`.
+            activation: "sigmoid" or "softmax".
+        """
+        num_classes = logits.shape[1] - (activation == "softmax")
+        positives = torch.nonzero((labels >= 0) & (labels != num_classes))[:, 0]
+        image_ids = positives // priors.shape[1]
         gt_boxes, deltas = gt_boxes[positives], deltas[positives].float()
-        positive_priors = priors[positives % len(priors)]
+        positive_priors = priors[image_ids, positives % priors.shape[1]]
         boxes = self.box2box_transform.apply_deltas(deltas, positive_priors)
         gt_deltas = None
         if self.has_deltas:
@@ -139,10 +168,11 @@ class CriterionTraining:
             positives=positives,
             boxes=boxes,
             gt_boxes=gt_boxes,
-            image_ids=positives // len(priors),
+            image_ids=image_ids,
             normalizer=1.0,
             deltas=deltas if self.has_deltas else None,
             gt_deltas=gt_deltas,
+            activation=activation,
         )
 
     def _flattened(self, levels: list[Tensor], size: int) -> Tensor:
@@ -158,7 +188,7 @@ class CriterionTraining:
 
         Args:
             priors: per level.
-            logits: (N x R, C).
+            logits: (N x R, C), or (N x R, C + 1) for a softmax.
             deltas: (N x R, 4).
             gt_instances: the ground truth of the N images.
 
@@ -184,6 +214,7 @@ class CriterionTraining:
         matched: MatchedPredictions,
         priors: list[Boxes],
         predictions: tuple[list[Tensor], ...],
+        gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Losses of branches that the Criterion does not know, by name; scalars."""
         return {}
@@ -219,10 +250,10 @@ class CriterionTraining:
         """What enters NMS: of each image and level the best scores above the threshold, decoded."""
         scores = self.scores(predictions)
         (deltas,) = self._transpose_dense_predictions([predictions[1]], [4])
-        priors = self.anchor_generator(features)
+        priors = self.image_priors(self.anchor_generator(features), predictions)
         return [
             self._decode_multi_level_predictions(
-                priors,
+                priors[index],
                 [of_level[index] for of_level in scores],
                 [of_level[index].float() for of_level in deltas],
                 self.test_score_thresh,
@@ -232,9 +263,15 @@ class CriterionTraining:
             for index, image_size in enumerate(images.image_sizes)
         ]
 
+    def image_priors(
+        self, priors: list[Boxes], predictions: tuple[list[Tensor], ...]
+    ) -> list[list[Boxes]]:
+        """What the deltas of each image change, per level; here the same priors for all images."""
+        return [priors] * len(predictions[0][0])
+
     def scores(self, predictions: tuple[list[Tensor], ...]) -> list[Tensor]:
         """What detections are ranked by: per level (N, R, C) in [0, 1], float32."""
-        (logits,) = self._transpose_dense_predictions([predictions[0]], [self.num_classes])
+        (logits,) = self._transpose_dense_predictions([predictions[0]], [self.num_logits])
         return [of_level.float().sigmoid() for of_level in logits]
 
     def select(self, candidates: Instances) -> Instances:
@@ -301,7 +338,8 @@ QUALITIES = ("centerness", "iou")
 class CorrdetDenseDetector(CriterionTraining, DenseDetector):
     """A detector with :class:`DenseHead`: one square prior for each location.
 
-    Subclasses say which box coding and which matching.
+    Subclasses say which box coding and which matching. With a ``from_config`` of their own they may
+    have other heads and priors, as SSD has.
     """
 
     # Of QUALITIES, those that the positives of this detector have.
@@ -482,7 +520,7 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
         """
         return mean_over_processes(num_positives, self.device).clamp(min=1)
 
-    def auxiliary_losses(self, matched, priors, predictions) -> dict[str, Tensor]:
+    def auxiliary_losses(self, matched, priors, predictions, gt_instances) -> dict[str, Tensor]:
         """``loss_quality``: cross entropy of the head's third branch, over the positives."""
         if not self.quality:
             return {}

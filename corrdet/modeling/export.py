@@ -51,12 +51,11 @@ class ExportableDetector(nn.Module):
         features = [features[name] for name in model.head_in_features]
         predictions = model.head(features)
         (deltas,) = model._transpose_dense_predictions([predictions[1]], [4])
-        levels = zip(
-            model.anchor_generator(features), model.scores(predictions), deltas, strict=True
-        )
+        (priors,) = model.image_priors(model.anchor_generator(features), predictions)
+        levels = zip(priors, model.scores(predictions), deltas, strict=True)
         candidates = [
-            self._candidates(priors.tensor, of_scores[0], of_deltas[0].float())
-            for priors, of_scores, of_deltas in levels
+            self._candidates(of_level.tensor, of_scores[0], of_deltas[0].float())
+            for of_level, of_scores, of_deltas in levels
         ]
         boxes, scores, classes = (torch.cat(values) for values in zip(*candidates, strict=True))
 

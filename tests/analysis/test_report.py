@@ -182,10 +182,10 @@ def test_the_table_has_the_values_of_the_metrics(problem, tmp_path):
             assert row[places[label]] == (
                 f"{expected:.2f}" if isinstance(expected, float) else str(expected)
             )
+    first, second = (entry["per_class"][body[0][0]] for entry in (entries, *entries["others"]))
     for key in report.COMPARED:
-        (of_first, of_second) = (float(row[places[key]]) for row in body[:2])
         assert body[0][places[f"{key} diff."]] == ""
-        assert body[1][places[f"{key} diff."]] == f"{of_second - of_first:+.2f}"
+        assert body[1][places[f"{key} diff."]] == f"{second[key] - first[key]:+.2f}"
 
 
 @pytest.mark.usefixtures("without_figures")
