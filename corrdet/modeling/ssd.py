@@ -109,6 +109,8 @@ class CorrdetSSD(CorrdetDenseDetector):
                 "TEST.IMAGE_BOUNDS permutes the scores of a class, which with MODEL.SSD.ACTIVATION "
                 "'softmax' cannot change alone: expected one of them to be False or 'sigmoid'"
             )
+        quality = cfg.MODEL.DENSE.QUALITY
+        expect(not quality, "DENSE.QUALITY", "'', as this head has no third branch", quality)
         expect(node.NUM_EXTRA_LEVELS >= 0, "SSD.NUM_EXTRA_LEVELS", ">= 0", node.NUM_EXTRA_LEVELS)
         expect(node.EXTRA_CHANNELS >= 2, "SSD.EXTRA_CHANNELS", ">= 2", node.EXTRA_CHANNELS)
         expect(0 < node.PRIOR_PROB < 1, "SSD.PRIOR_PROB", "in (0, 1)", node.PRIOR_PROB)

@@ -103,9 +103,12 @@ class TestTraining:
             detections = model.eval()(batch())[0]["instances"]
         assert len(detections) > 0 and detections.pred_boxes.tensor.dtype == torch.float32
 
-    @every_detector
+    @pytest.mark.parametrize("name", (*DETECTORS, "retinanet_baseline"))
     def test_hostile_batches(self, name):
-        model = build(name, "MODEL.DENSE.QUALITY", quality_of(name))
+        overrides = ["MODEL.DENSE.QUALITY", quality_of(name)]
+        if name.startswith("retinanet"):
+            overrides = ["MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.NORM", ""]
+        model = build(name, *overrides)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         for case, images in hostile_batches().items():
             losses = step(model, images)
@@ -114,7 +117,7 @@ class TestTraining:
             num_positives = len(model.latest_positives["scores"])
             if case == "no objects":
                 assert num_positives == 0
-            elif name.startswith(("atss", "paa")) or case == "1000 objects":
+            elif name.startswith(("atss", "paa", "retinanet")) or case == "1000 objects":
                 # A small object may lie between the locations of FCOS and FoveaBox.
                 assert num_positives > 0, case
             optimizer.step()

@@ -503,6 +503,12 @@ class TestRefusals:
             ("ssd_baseline", "SSD.IOU_THRESHOLD", 1.0, r"in \[0, 1\), got 1.0"),
             ("ssd_baseline", "SSD.NEGATIVES_PER_POSITIVE", -3.0, ">= 0, got -3.0"),
             ("ssd_baseline", "SSD.BBOX_REG_WEIGHTS", (1.0, 1.0), "four positive numbers"),
+            (
+                "ssd_baseline",
+                "DENSE.QUALITY",
+                "iou",
+                "'', as this head has no third branch, got 'iou'",
+            ),
             ("ssd_baseline", "SSD.IMAGE_SIZE", 0, "> 0, got 0"),
             ("ssd_baseline", "SSD.FIRST_SCALE", 0.0, "> 0, got 0.0"),
             ("ssd_baseline", "SSD.SCALES", (0.9, 0.2), r"the smallest and the largest scale, got"),
