@@ -93,6 +93,10 @@ class DeconvolutionModule(nn.Module):
                 nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
                 _conv(channels, channels, norm),
             )
+            if norm:
+                # Factors near 1 at first: products of noise over all levels would train slowly.
+                nn.init.constant_(self.deeper[1].norm.weight, 0.1)
+                nn.init.ones_(self.deeper[1].norm.bias)
 
     def forward(self, feature: Tensor, deeper: Tensor | None) -> Tensor:
         """
