@@ -50,6 +50,9 @@ DETECTORS = {
     "FoveaBox": ("foveabox_baseline", (), REFERENCE, None),
     "ATSS": ("atss_baseline", (), REFERENCE, None),
     "PAA": ("paa_baseline", (), REFERENCE, None),
+    "SSD": ("ssd_baseline", (), REFERENCE, None),
+    "DSSD": ("dssd_baseline", (), REFERENCE, None),
+    "RefineDet": ("refinedet_baseline", (), REFERENCE, None),
     "Faster R-CNN": ("faster_rcnn_baseline", (), REFERENCE, None),
     "Sparse R-CNN": ("sparse_rcnn_baseline", _SIX_STAGES, REFERENCE, None),
     "Sparse R-CNN + correlation": (
