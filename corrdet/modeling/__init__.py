@@ -4,6 +4,7 @@ from .atss import CorrdetATSS
 from .backbone import build_resnet10_fpn_backbone, build_retinanet_resnet10_fpn_backbone
 from .box_transforms import FoveaTransform
 from .dense_head import DenseHead, centerness
+from .fast_nms import fast_nms
 from .fcos import CorrdetFCOS
 from .foveabox import CorrdetFoveaBox
 from .paa import CorrdetPAA
@@ -13,6 +14,7 @@ from .retinanet import CorrdetRetinaNet
 from .rpn import CorrdetRPN
 from .score_voting import score_voting
 from .sparse_rcnn import CorrdetSparseRCNN
+from .yolact import CorrdetYOLACT
 
 __all__ = [
     "CorrdetATSS",
@@ -24,12 +26,14 @@ __all__ = [
     "CorrdetRPN",
     "CorrdetRetinaNet",
     "CorrdetSparseRCNN",
+    "CorrdetYOLACT",
     "CriterionOutputLayers",
     "DenseHead",
     "FoveaTransform",
     "build_resnet10_fpn_backbone",
     "build_retinanet_resnet10_fpn_backbone",
     "centerness",
+    "fast_nms",
     "score_voting",
     "square_priors",
 ]

@@ -30,7 +30,8 @@ class CriterionTraining:
     """Training by a Criterion, to be inherited from before one of Detectron2's dense detectors.
 
     That has ``num_classes``, ``anchor_generator`` and ``box2box_transform``, and a head that
-    returns logits (N, A x C, H, W) and deltas (N, A x 4, H, W) for each level.
+    returns logits (N, A x C, H, W) and deltas (N, A x 4, H, W) for each level; of a softmax head
+    the logits are (N, A x (C + 1), H, W), with the background last.
 
     At evaluation, images that come with ``instances`` (the ground truth) also get ``positives`` in
     their output: the matched priors' scores and IoUs before post-processing, for beta_img. With
@@ -40,6 +41,7 @@ class CriterionTraining:
 
     Attributes:
         image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
+        activation: of the head, "sigmoid" or "softmax".
         has_deltas: whether the deltas can be regressed as such, not only as decoded boxes.
         criterion: the losses.
         latest_losses: of the latest training batch, without gradient, by name; None before it.
@@ -47,6 +49,7 @@ class CriterionTraining:
             couplings that change the losses, (P,) each.
     """
 
+    activation = "sigmoid"
     has_deltas = True
     image_bounds = False
     criterion: Criterion
@@ -60,7 +63,7 @@ class CriterionTraining:
         Raises:
             ValueError: as :func:`corrdet.losses.build_criterion`.
         """
-        return build_criterion(cfg, activation="sigmoid", has_deltas=cls.has_deltas)
+        return build_criterion(cfg, activation=cls.activation, has_deltas=cls.has_deltas)
 
     def forward(self, batched_inputs: list[dict]):
         """As detectron2's DenseDetector.forward; see the class for what else is in the output."""
@@ -87,10 +90,14 @@ class CriterionTraining:
             for output, result, image, size in zip(
                 outputs, results, batched_inputs, images.image_sizes, strict=False
             ):
-                output[name] = detector_postprocess(
+                output[name] = self.postprocess(
                     result, image.get("height", size[0]), image.get("width", size[1])
                 )
         return outputs
+
+    def postprocess(self, result: Instances, height: int, width: int) -> Instances:
+        """The detections of an image in the size that is asked for."""
+        return detector_postprocess(result, height, width)
 
     def forward_training(self, images, features, predictions, gt_instances):
         priors = self.anchor_generator(features)
@@ -99,7 +106,7 @@ class CriterionTraining:
         get_event_storage().put_scalar("num_pos_anchors", num_positives / len(gt_instances))
         matched.normalizer = self.normalizer(num_positives)
         losses = self.criterion(matched, get_event_storage().iter)
-        losses.update(self.auxiliary_losses(matched, priors, predictions))
+        losses.update(self.auxiliary_losses(matched, priors, predictions, gt_instances))
         self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
         self.latest_positives = latest_positives(matched, self.criterion)
         return losses
@@ -120,7 +127,8 @@ class CriterionTraining:
         Returns:
             samples are the R priors of each of the N images, image by image; the normalizer is 1.
         """
-        logits = self._flattened(predictions[0], self.num_classes)
+        num_logits = self.num_classes + (self.activation == "softmax")
+        logits = self._flattened(predictions[0], num_logits)
         deltas = self._flattened(predictions[1], 4)
         labels, gt_boxes = self.label_predictions(priors, logits, deltas, gt_instances)
         priors = Boxes.cat(priors).tensor
@@ -142,6 +150,7 @@ class CriterionTraining:
             normalizer=1.0,
             deltas=deltas if self.has_deltas else None,
             gt_deltas=gt_deltas,
+            activation=self.activation,
         )
 
     def _flattened(self, levels: list[Tensor], size: int) -> Tensor:
@@ -157,7 +166,7 @@ class CriterionTraining:
 
         Args:
             priors: per level.
-            logits: (N x R, C).
+            logits: (N x R, C), or (N x R, C + 1) of a softmax head.
             deltas: (N x R, 4).
             gt_instances: the ground truth of the N images.
 
@@ -183,6 +192,7 @@ class CriterionTraining:
         matched: MatchedPredictions,
         priors: list[Boxes],
         predictions: tuple[list[Tensor], ...],
+        gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Losses of branches that the Criterion does not know, by name; scalars."""
         return {}
@@ -428,7 +438,7 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
         """
         return mean_over_processes(num_positives, self.device).clamp(min=1)
 
-    def auxiliary_losses(self, matched, priors, predictions) -> dict[str, Tensor]:
+    def auxiliary_losses(self, matched, priors, predictions, gt_instances) -> dict[str, Tensor]:
         """``loss_quality``: cross entropy of the head's third branch, over the positives."""
         if not self.quality:
             return {}
