@@ -30,8 +30,8 @@ class CriterionTraining:
     """Training by a Criterion, to be inherited from before one of Detectron2's dense detectors.
 
     That has ``num_classes``, ``anchor_generator`` and ``box2box_transform``, and a head that
-    returns logits (N, A x C, H, W) and deltas (N, A x 4, H, W) for each level; of a softmax head
-    the logits are (N, A x (C + 1), H, W), with the background last.
+    returns logits (N, A x C, H, W), or A x (C + 1) for a softmax, and deltas (N, A x 4, H, W) for
+    each level.
 
     At evaluation, images that come with ``instances`` (the ground truth) also get ``positives`` in
     their output: the matched priors' scores and IoUs before post-processing, for beta_img. With
@@ -41,7 +41,7 @@ class CriterionTraining:
 
     Attributes:
         image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
-        activation: of the head, "sigmoid" or "softmax".
+        activation: "sigmoid", or "softmax" of a head whose last logit is the background's.
         has_deltas: whether the deltas can be regressed as such, not only as decoded boxes.
         criterion: the losses.
         latest_losses: of the latest training batch, without gradient, by name; None before it.
@@ -64,6 +64,11 @@ class CriterionTraining:
             ValueError: as :func:`corrdet.losses.build_criterion`.
         """
         return build_criterion(cfg, activation=cls.activation, has_deltas=cls.has_deltas)
+
+    @property
+    def num_logits(self) -> int:
+        """Of each sample: C, and one more with a softmax."""
+        return self.num_classes + (self.activation == "softmax")
 
     def forward(self, batched_inputs: list[dict]):
         """As detectron2's DenseDetector.forward; see the class for what else is in the output."""
@@ -127,8 +132,7 @@ class CriterionTraining:
         Returns:
             samples are the R priors of each of the N images, image by image; the normalizer is 1.
         """
-        num_logits = self.num_classes + (self.activation == "softmax")
-        logits = self._flattened(predictions[0], num_logits)
+        logits = self._flattened(predictions[0], self.num_logits)
         deltas = self._flattened(predictions[1], 4)
         labels, gt_boxes = self.label_predictions(priors, logits, deltas, gt_instances)
         priors = Boxes.cat(priors).tensor
@@ -166,7 +170,7 @@ class CriterionTraining:
 
         Args:
             priors: per level.
-            logits: (N x R, C), or (N x R, C + 1) of a softmax head.
+            logits: (N x R, C), or (N x R, C + 1) for a softmax.
             deltas: (N x R, 4).
             gt_instances: the ground truth of the N images.
 

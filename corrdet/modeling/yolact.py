@@ -431,7 +431,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
         probabilities in the resolution of the prototypes.
         """
         logits, deltas, coefficients, (prototypes,), _ = predictions
-        sizes = [self.num_classes + 1, 4, prototypes.shape[1]]
+        sizes = [self.num_logits, 4, prototypes.shape[1]]
         flat = self._transpose_dense_predictions([logits, deltas, coefficients], sizes)
         logits, deltas, coefficients = (torch.cat(levels, dim=1).float() for levels in flat)
         priors = Boxes.cat(self.anchor_generator(features)).tensor

@@ -1,6 +1,7 @@
 """YOLACT: what it trains on, detects and refuses; against the same in plain loops."""
 
 import itertools
+import json
 import math
 from argparse import Namespace
 
@@ -14,7 +15,8 @@ from detectron2.utils.events import EventStorage
 from pycocotools import mask as mask_util
 from torch.nn import functional as F
 
-from corrdet.data import CorrdetDatasetMapper, build_train_loader
+from corrdet.data import CorrdetDatasetMapper, build_train_loader, load_dataset
+from corrdet.data.checks import AnnotationError
 from corrdet.engine.configuration import ConfigError, load_config
 from corrdet.engine.trainer import CorrdetTrainer
 from corrdet.evaluation import CorrelationEvaluator
@@ -231,11 +233,15 @@ class TestLosses:
         ]
 
     def test_every_composition_that_is_not_refused(self):
-        images = with_masks(batch((3, 2)))
-        model, cfg = build(), yolact_cfg()
-        for quality, localization, couplings in itertools.product(
-            ("box", "mask"), LOCALIZATION_LOSSES, [(), *((name,) for name in COUPLINGS)]
-        ):
+        images = with_masks(batch((3, 2), size=64))
+        model, cfg = build(), yolact_cfg().clone()
+        cfg.defrost()
+        each_coupling = [(name,) for name in COUPLINGS]
+        for quality, localization, couplings in [
+            *itertools.product(["box"], LOCALIZATION_LOSSES, [(), *each_coupling]),
+            *itertools.product(["mask"], LOCALIZATION_LOSSES, [()]),
+            *itertools.product(["mask"], ["smooth_l1"], each_coupling),
+        ]:
             cfg.MODEL.CRITERION.LOCALIZATION = localization
             cfg.MODEL.CRITERION.COUPLINGS = couplings
             cfg.MODEL.YOLACT.QUALITY = model.quality = quality
@@ -661,6 +667,35 @@ class TestBadInput:
             model = build("MODEL.YOLACT.QUALITY", quality)
             assert is_sound(model, step(model, images))
 
+    def test_bad_masks_are_found_before_training(self, tmp_path):
+        """Image and annotation are named; or it is left out."""
+        register = f"masks={tmp_path}/masks.json:{tmp_path}"
+        good, elsewhere = POLYGON, [[70.0, 10, 90, 10, 90, 30]]
+        record = record_with(tmp_path, good, elsewhere)
+        content = {
+            "images": [{"id": 1, "file_name": "picture.png", "width": 64, "height": 48}],
+            "categories": [{"id": 1, "name": "thing"}],
+            "annotations": [
+                {
+                    "id": 5 + index,
+                    "image_id": 1,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "bbox": [10, 10, 20, 20],
+                    "area": 400,
+                    "segmentation": annotation["segmentation"],
+                }
+                for index, annotation in enumerate(record["annotations"])
+            ],
+        }
+        (tmp_path / "masks.json").write_text(json.dumps(content))
+        data = ("DATASETS.REGISTER", (register,), "DATASETS.TRAIN", ("masks",))
+        with pytest.raises(AnnotationError, match="picture.png: annotation 1.*mask lies outside"):
+            load_dataset(yolact_cfg(*data), "masks")
+        cfg = yolact_cfg(*data, "DATASETS.SKIP_BAD_ANNOTATIONS", True)
+        (kept,) = load_dataset(cfg, "masks")
+        assert [a["segmentation"] for a in kept["annotations"]] == [good]
+
     def test_objects_without_masks_are_refused(self):
         images = with_masks(batch())
         images[1]["instances"].remove("gt_masks")
@@ -695,8 +730,6 @@ class TestRefusals:
             yolact_cfg(*overrides)
 
     def test_a_wrong_number_of_classes_is_found_before_training(self, tiny_digits):
-        from corrdet.data import load_dataset
-
         cfg = yolact_cfg(
             "DATASETS.REGISTER", tuple(tiny_digits.values()), "MODEL.YOLACT.NUM_CLASSES", 9
         )
