@@ -198,6 +198,8 @@ def add_corrdet_config(cfg) -> None:
     # k in Sec. 3, and the channels of the layers before (Fig. 3).
     cfg.MODEL.YOLACT.NUM_PROTOTYPES = 32
     cfg.MODEL.YOLACT.PROTONET_DIM = 256
+    # Of the head and the layers before the prototypes: "" or "GN", to train from scratch.
+    cfg.MODEL.YOLACT.NORM = ""
     # An anchor is negative with a lower IoU than the first, positive from the second on.
     cfg.MODEL.YOLACT.IOU_THRESHOLDS = (0.4, 0.5)
     # Weights of the deltas: the inverse of SSD's variances.
@@ -247,6 +249,21 @@ def add_corrdet_config(cfg) -> None:
     # MODEL.CRITERION's losses; 0 for none. The published weights of those, focal loss 2 and GIoU 2,
     # are set in configs/Base-SparseRCNN.yaml.
     cfg.MODEL.SPARSE_RCNN.L1_WEIGHT = 5.0
+
+    # ---- DETR (Carion et al. 2020), for evaluation only; defaults as published.
+    cfg.MODEL.DETR = CN()
+    cfg.MODEL.DETR.NUM_CLASSES = 80
+    cfg.MODEL.DETR.NUM_QUERIES = 100
+    cfg.MODEL.DETR.IN_FEATURE = "res5"
+    cfg.MODEL.DETR.HIDDEN_DIM = 256
+    cfg.MODEL.DETR.NUM_HEADS = 8
+    cfg.MODEL.DETR.FEEDFORWARD_DIM = 2048
+    cfg.MODEL.DETR.NUM_ENCODER_LAYERS = 6
+    cfg.MODEL.DETR.NUM_DECODER_LAYERS = 6
+    # Weights of the costs of the matching, for beta_img: of the probability, of L1, of GIoU.
+    cfg.MODEL.DETR.CLASS_COST = 1.0
+    cfg.MODEL.DETR.L1_COST = 5.0
+    cfg.MODEL.DETR.GIOU_COST = 2.0
 
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".

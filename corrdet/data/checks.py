@@ -44,6 +44,7 @@ OVERHANG_TOLERANCE = 2.0
 # Meta-architecture -> the key that says how many classes it detects. Others are not checked.
 NUM_CLASSES_KEYS = {
     "CorrdetATSS": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetDETR": "MODEL.DETR.NUM_CLASSES",
     "CorrdetFCOS": "MODEL.DENSE.NUM_CLASSES",
     "CorrdetFoveaBox": "MODEL.DENSE.NUM_CLASSES",
     "CorrdetPAA": "MODEL.DENSE.NUM_CLASSES",

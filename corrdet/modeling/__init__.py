@@ -4,6 +4,7 @@ from .atss import CorrdetATSS
 from .backbone import build_resnet10_fpn_backbone, build_retinanet_resnet10_fpn_backbone
 from .box_transforms import FoveaTransform
 from .dense_head import DenseHead, centerness
+from .detr import CorrdetDETR
 from .fast_nms import fast_nms
 from .fcos import CorrdetFCOS
 from .foveabox import CorrdetFoveaBox
@@ -18,6 +19,7 @@ from .yolact import CorrdetYOLACT
 
 __all__ = [
     "CorrdetATSS",
+    "CorrdetDETR",
     "CorrdetFCOS",
     "CorrdetFoveaBox",
     "CorrdetPAA",

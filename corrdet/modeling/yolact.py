@@ -18,6 +18,7 @@ from corrdet.matching import hard_negative_mining, ssd_matching
 from corrdet.names import unknown_name
 
 from .dense import CriterionTraining, expect
+from .dense_head import group_norm
 from .fast_nms import fast_nms
 from .masks import assemble_masks, mask_ious, paste_masks, pixels_inside, shrink_masks
 from .positives import mean_over_processes
@@ -38,6 +39,7 @@ class YOLACTHead(nn.Module):
         num_classes: int,
         num_prototypes: int,
         protonet_dim: int,
+        norm: str = "",
     ):
         """
         Args:
@@ -46,25 +48,31 @@ class YOLACTHead(nn.Module):
             num_classes: C.
             num_prototypes: K.
             protonet_dim: channels of the layers that the prototypes come from.
+            norm: of the layers before the predictions and the prototypes; "" for none, "GN".
         """
         super().__init__()
 
         def conv(in_channels: int, out_channels: int, size: int = 3) -> nn.Conv2d:
             return nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
 
+        def layer(in_channels: int, out_channels: int) -> nn.Sequential:
+            normalize = [group_norm(out_channels)] if norm == "GN" else []
+            return nn.Sequential(conv(in_channels, out_channels), *normalize, nn.ReLU())
+
         # Fig. 4.
-        self.tower = nn.Sequential(conv(channels, channels), nn.ReLU())
+        self.tower = layer(channels, channels)
         self.cls_score = conv(channels, num_anchors * (num_classes + 1))
         self.bbox_pred = conv(channels, num_anchors * 4)
         self.coefficients = conv(channels, num_anchors * num_prototypes)
         # Fig. 3.
         self.protonet = nn.Sequential(
-            *(conv(channels, protonet_dim), nn.ReLU()),
-            *(conv(protonet_dim, protonet_dim), nn.ReLU()),
-            *(conv(protonet_dim, protonet_dim), nn.ReLU()),
+            layer(channels, protonet_dim),
+            layer(protonet_dim, protonet_dim),
+            layer(protonet_dim, protonet_dim),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-            *(conv(protonet_dim, protonet_dim), nn.ReLU()),
-            *(conv(protonet_dim, num_prototypes, size=1), nn.ReLU()),
+            layer(protonet_dim, protonet_dim),
+            conv(protonet_dim, num_prototypes, size=1),
+            nn.ReLU(),
         )
         self.semantic = conv(channels, num_classes, size=1)
         for module in self.modules():
@@ -188,6 +196,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
             num_classes=node.NUM_CLASSES,
             num_prototypes=node.NUM_PROTOTYPES,
             protonet_dim=node.PROTONET_DIM,
+            norm=node.NORM,
         )
         return {
             "backbone": backbone,
@@ -227,6 +236,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
         for key, value, names in (("QUALITY", node.QUALITY, QUALITIES), ("NMS", node.NMS, NMS)):
             if value not in names:
                 raise ValueError(f"MODEL.YOLACT.{key}: " + unknown_name("name", value, names))
+        expect(node.NORM in ("", "GN"), "YOLACT.NORM", "'' or 'GN'", node.NORM)
         if not cfg.MODEL.MASK_ON:
             raise ValueError(
                 "MODEL.MASK_ON must be True for CorrdetYOLACT, which is trained on masks, got False"

@@ -710,6 +710,7 @@ class TestRefusals:
             (("MODEL.MASK_ON", False), "MODEL.MASK_ON must be True for CorrdetYOLACT.*got False"),
             (("TEST.IMAGE_BOUNDS", True), "TEST.IMAGE_BOUNDS .* expected False for CorrdetYOLACT"),
             (("MODEL.YOLACT.QUALITY", "masks"), "YOLACT.QUALITY: .*'masks'; did you mean 'mask'"),
+            (("MODEL.YOLACT.NORM", "BN"), "MODEL.YOLACT.NORM must be '' or 'GN', got 'BN'"),
             (("MODEL.YOLACT.NMS", "fats"), "MODEL.YOLACT.NMS: .*'fats'; did you mean 'fast'"),
             (("MODEL.YOLACT.NUM_PROTOTYPES", 0), "YOLACT.NUM_PROTOTYPES must be >= 1, got 0"),
             (("MODEL.YOLACT.MAX_MASKS", 0), "MODEL.YOLACT.MAX_MASKS must be >= 1, got 0"),
