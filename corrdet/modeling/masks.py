@@ -50,11 +50,18 @@ def mask_ious(masks1: Tensor, masks2: Tensor) -> Tensor:
     return intersection / union.clamp(min=1)
 
 
-def shrink_masks(masks: BitMasks | PolygonMasks, stride: int, height: int, width: int) -> Tensor:
+def shrink_masks(
+    masks: BitMasks | PolygonMasks,
+    image_size: tuple[int, int],
+    stride: int,
+    height: int,
+    width: int,
+) -> Tensor:
     """Ground-truth masks in the resolution of prototypes.
 
     Args:
         masks: of the M objects of an image; what lies outside of the image is cut off.
+        image_size: its height and width.
         stride: pixels of the image along each side of a pixel of the prototypes.
         height, width: H and W of the prototypes, of which those beyond the image are padding.
 
@@ -62,10 +69,9 @@ def shrink_masks(masks: BitMasks | PolygonMasks, stride: int, height: int, width
         (M, H, W) bool, on the device of the masks: at least half of the pixel is in the mask.
     """
     if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, height * stride, width * stride)
-    masks = masks.tensor
-    beyond = (0, width * stride - masks.shape[2], 0, height * stride - masks.shape[1])
-    return F.avg_pool2d(F.pad(masks.float(), beyond)[:, None], stride)[:, 0] >= 0.5
+        masks = BitMasks.from_polygon_masks(masks, *image_size)
+    beyond = (0, width * stride - image_size[1], 0, height * stride - image_size[0])
+    return F.avg_pool2d(F.pad(masks.tensor.float(), beyond)[:, None], stride)[:, 0] >= 0.5
 
 
 def paste_masks(

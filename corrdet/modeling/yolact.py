@@ -364,7 +364,8 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
                 "CorrdetYOLACT needs the mask of every object, as 'gt_masks'; got instances with "
                 f"{', '.join(instances.get_fields())}"
             )
-        return shrink_masks(instances.gt_masks, stride, *size).to(self.device)
+        masks = shrink_masks(instances.gt_masks, instances.image_size, stride, *size)
+        return masks.to(self.device)
 
     @torch.no_grad()
     def positive_mask_ious(self, matched, priors, predictions, gt_instances) -> Tensor:

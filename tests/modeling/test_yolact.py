@@ -23,6 +23,7 @@ from corrdet.evaluation import CorrelationEvaluator
 from corrdet.losses import COUPLINGS, LOCALIZATION_LOSSES, correlation_loss
 from corrdet.losses.registry import refusal
 from corrdet.modeling.fast_nms import fast_nms
+from corrdet.modeling.masks import paste_masks, shrink_masks
 from corrdet.ops import elementwise_iou, pairwise_iou
 from tests.conftest import ROOT
 from tests.modeling.test_dense import hostile_batches, is_sound, step
@@ -197,6 +198,7 @@ class TestLosses:
     def test_are_those_of_plain_loops(self, num_objects):
         model = build().train()
         images = with_masks(batch(num_objects, seed=1))
+        images[0]["instances"].gt_classes[:] = 3  # two objects of a class in one pixel
         expected, scores, box_ious, _ = plain_losses(model, images)
         losses = step(model, images)
         assert losses.keys() == expected.keys()
@@ -462,7 +464,7 @@ class TestDetections:
     @pytest.mark.parametrize("nms", ["fast", "exact"])
     def test_are_those_of_plain_loops(self, nms):
         model = build("MODEL.YOLACT.NMS", nms, "TEST.DETECTIONS_PER_IMAGE", 15).eval()
-        model.test_topk_candidates = 80
+        model.test_topk_candidates, model.test_nms_thresh = 300, 0.3
         images = with_masks(batch())
         images[1] |= {"height": 130, "width": 64}  # other than it is shown to the model
         with torch.no_grad():
@@ -523,13 +525,15 @@ class TestDetections:
         assert names == {
             "tower", "cls_score", "bbox_pred", "coefficients", "protonet", "semantic"
         }  # fmt: skip
-        assert weights["head.cls_score.weight"].shape == (3 * 11, 32, 3, 3)
-        assert weights["head.coefficients.weight"].shape == (3 * 8, 32, 3, 3)
-        # The shapes of the anchors: one area, three ratios of height and width.
+        assert weights["head.cls_score.weight"].shape == (6 * 11, 32, 3, 3)
+        assert weights["head.coefficients.weight"].shape == (6 * 8, 32, 3, 3)
+        # The shapes of the anchors: two areas, three ratios of height and width.
         (anchors,) = list(build().anchor_generator.cell_anchors)[:1]
         sides = anchors[:, 2:] - anchors[:, :2]
-        torch.testing.assert_close(sides.prod(dim=1), torch.full((3,), 24.0**2))
-        torch.testing.assert_close(sides[:, 1] / sides[:, 0], torch.tensor([1.0, 0.5, 2.0]))
+        areas = torch.tensor([24.0**2, 34.0**2]).repeat_interleave(3)
+        torch.testing.assert_close(sides.prod(dim=1), areas)
+        ratios = torch.tensor([1.0, 0.5, 2.0]).repeat(2)
+        torch.testing.assert_close(sides[:, 1] / sides[:, 0], ratios)
 
     def test_the_head(self):
         model = build("MODEL.YOLACT.NORM", "")
@@ -537,9 +541,9 @@ class TestDetections:
         head = build().train().head
         features = [torch.randn(2, 32, side, side) * 9 for side in (8, 4)]
         logits, deltas, coefficients, (prototypes,), (semantic,) = head(features)
-        assert [of_level.shape for of_level in logits] == [(2, 33, 8, 8), (2, 33, 4, 4)]
-        assert [of_level.shape for of_level in deltas] == [(2, 12, 8, 8), (2, 12, 4, 4)]
-        assert [of_level.shape for of_level in coefficients] == [(2, 24, 8, 8), (2, 24, 4, 4)]
+        assert [of_level.shape for of_level in logits] == [(2, 66, 8, 8), (2, 66, 4, 4)]
+        assert [of_level.shape for of_level in deltas] == [(2, 24, 8, 8), (2, 24, 4, 4)]
+        assert [of_level.shape for of_level in coefficients] == [(2, 48, 8, 8), (2, 48, 4, 4)]
         assert coefficients[0].min() < 0 and coefficients[0].abs().max() <= 1
         assert prototypes.shape == (2, 8, 16, 16) and prototypes.min() == 0
         assert semantic.shape == (2, 10, 8, 8)
@@ -555,8 +559,8 @@ class TestDetections:
     def test_nothing_is_found(self):
         model = build("MODEL.YOLACT.SCORE_THRESH_TEST", 1.0).eval()
         with torch.no_grad():
-            output = model([{"image": torch.zeros(3, 50, 40)}])[0]["instances"]
-        assert len(output) == 0 and output.pred_masks.shape == (0, 50, 40)
+            output = model([{"image": torch.zeros(3, 150, 140)}])[0]["instances"]
+        assert len(output) == 0 and output.pred_masks.shape == (0, 150, 140)
 
 
 class TestFastNMS:
@@ -581,6 +585,9 @@ class TestFastNMS:
         assert batched_nms(boxes, scores, classes, 0.5).tolist() == [0, 2]
         classes[1] = 1
         assert fast_nms(boxes, scores, classes, 0.5).tolist() == [0, 1, 2]
+        # As exact NMS, it keeps what overlaps by just the threshold.
+        halves = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])
+        assert fast_nms(halves, scores[:2], torch.zeros_like(classes[:2]), 0.5).tolist() == [0, 1]
 
     def test_empty_and_bad_arguments(self):
         nothing = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
@@ -724,6 +731,19 @@ class TestBadInput:
         cfg = yolact_cfg(*data, "DATASETS.SKIP_BAD_ANNOTATIONS", True)
         (kept,) = load_dataset(cfg, "masks")
         assert [a["segmentation"] for a in kept["annotations"]] == [good]
+
+    def test_polygons_end_at_the_border_of_the_image(self):
+        """The rest of the batch's tensor is padding."""
+        polygon = [[np.array([10.0, 10, 60, 10, 60, 60, 10, 60])]]
+        shrunk = shrink_masks(PolygonMasks(polygon), (40, 48), 8, 8, 8)
+        expected = torch.zeros(1, 8, 8, dtype=torch.bool)
+        expected[0, 1:5, 1:6] = True
+        assert torch.equal(shrunk, expected)
+
+    def test_boxes_between_the_centres_of_pixels_have_an_empty_mask(self):
+        boxes = torch.tensor([[3.6, 2.0, 4.4, 9.0], [3.0, 2.0, 9.0, 9.0]])
+        pasted = paste_masks(torch.ones(2, 5, 5), boxes, (4, 4), 20, 20)
+        assert pasted.sum(dim=(1, 2)).tolist() == [0, 6 * 7]
 
     def test_objects_without_masks_are_refused(self):
         images = with_masks(batch())
