@@ -40,8 +40,8 @@ class CriterionTraining:
     against it, for the bounds of AP at image level.
 
     Attributes:
-        image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
         activation: "sigmoid", or "softmax" of a head whose last logit is the background's.
+        image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
         has_deltas: whether the deltas can be regressed as such, not only as decoded boxes.
         criterion: the losses.
         latest_losses: of the latest training batch, without gradient, by name; None before it.
