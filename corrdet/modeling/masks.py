@@ -14,9 +14,10 @@ def assemble_masks(prototypes: Tensor, coefficients: Tensor) -> Tensor:
         coefficients: (D, K) of each object.
 
     Returns:
-        (D, H, W) logits, at least float32.
+        (D, H, W) logits, float32 even under autocast.
     """
-    return torch.einsum("dk,khw->dhw", coefficients.float(), prototypes.float())
+    with torch.autocast(prototypes.device.type, enabled=False):
+        return torch.einsum("dk,khw->dhw", coefficients.float(), prototypes.float())
 
 
 def pixels_inside(boxes: Tensor, height: int, width: int) -> Tensor:

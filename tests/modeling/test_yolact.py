@@ -23,7 +23,7 @@ from corrdet.evaluation import CorrelationEvaluator
 from corrdet.losses import COUPLINGS, LOCALIZATION_LOSSES, correlation_loss
 from corrdet.losses.registry import refusal
 from corrdet.modeling.fast_nms import fast_nms
-from corrdet.modeling.masks import paste_masks, shrink_masks
+from corrdet.modeling.masks import assemble_masks, paste_masks, shrink_masks
 from corrdet.ops import elementwise_iou, pairwise_iou
 from tests.conftest import ROOT
 from tests.modeling.test_dense import hostile_batches, is_sound, step
@@ -266,6 +266,9 @@ class TestLosses:
                 assert gradient.abs().sum() > 0, (branch, quality, localization, couplings)
 
     def test_half_precision(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            masks = assemble_masks(torch.full((1, 2, 2), 1.01), torch.ones(1, 1))
+        assert masks.dtype == torch.float32 and (masks == 1.01).all()
         model = build("MODEL.CRITERION.COUPLINGS", ("correlation",)).train()
         images = with_masks(batch())
         with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
