@@ -60,6 +60,9 @@ def shrink_masks(
 ) -> Tensor:
     """Ground-truth masks in the resolution of prototypes.
 
+    The authors' code decides on each of these pixels. Shares keep the outline of what is only a few
+    of them wide: :func:`paste_masks` puts it back where it was.
+
     Args:
         masks: of the M objects of an image; what lies outside of the image is cut off.
         image_size: its height and width.
@@ -67,12 +70,12 @@ def shrink_masks(
         height, width: H and W of the prototypes, of which those beyond the image are padding.
 
     Returns:
-        (M, H, W) bool, on the device of the masks: at least half of the pixel is in the mask.
+        (M, H, W) float32, on the device of the masks: the share of the pixel that is in the mask.
     """
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks, *image_size)
     beyond = (0, width * stride - image_size[1], 0, height * stride - image_size[0])
-    return F.avg_pool2d(F.pad(masks.tensor.float(), beyond)[:, None], stride)[:, 0] >= 0.5
+    return F.avg_pool2d(F.pad(masks.tensor.float(), beyond)[:, None], stride)[:, 0]
 
 
 def paste_masks(

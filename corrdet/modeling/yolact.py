@@ -260,7 +260,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
 
         Yields:
             places (P',) among all positives of the batch; coefficients (P', K); prototypes
-            (K, H, W); ground truths (P',) in 0..M-1; their masks (M, H, W) bool.
+            (K, H, W); ground truths (P',) in 0..M-1; their masks, as :meth:`shrunk_masks`.
         """
         priors = Boxes.cat(priors).tensor
         coefficients = self._flattened(predictions[2], predictions[3][0].shape[1])
@@ -280,13 +280,13 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
             )
 
     def shrunk_masks(self, instances: Instances, stride: int, size: tuple[int, int]) -> Tensor:
-        """(M, height, width) bool masks of the M ground truths, in that size.
+        """(M, height, width) shares of pixels in the masks of the M ground truths.
 
         Raises:
             ValueError: there are none.
         """
         if len(instances) == 0:
-            return torch.zeros((0, *size), dtype=torch.bool, device=self.device)
+            return torch.zeros((0, *size), device=self.device)
         if not instances.has("gt_masks"):
             raise ValueError(
                 "CorrdetYOLACT needs the mask of every object, as 'gt_masks'; got instances with "
@@ -306,7 +306,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
             inside = pixels_inside(boxes, *prototypes.shape[1:])
             # A probability above 1/2.
             masks = (assemble_masks(prototypes, coefficients) > 0) & inside
-            ious[places] = mask_ious(masks, gt_masks[ground_truths])
+            ious[places] = mask_ious(masks, gt_masks[ground_truths] >= 0.5)
         return ious
 
     # ---- Losses of the masks.
@@ -337,7 +337,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
             inside = pixels_inside(boxes, *prototypes.shape[1:])
             losses = F.binary_cross_entropy_with_logits(
                 assemble_masks(prototypes, coefficients),
-                gt_masks[ground_truths].float(),
+                gt_masks[ground_truths],
                 reduction="none",
             )
             # At least a pixel.
@@ -357,7 +357,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
         for target, instances in zip(targets, gt_instances, strict=True):
             masks = self.shrunk_masks(instances, 2 * self.prototype_stride, logits.shape[2:])
             # A pixel may belong to several objects.
-            target.index_add_(0, instances.gt_classes, masks.float()).clamp_(max=1)
+            target.index_add_(0, instances.gt_classes, (masks >= 0.5).float()).clamp_(max=1)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return losses.sum(dim=1).mean() * self.semantic_weight
 
