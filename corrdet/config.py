@@ -239,6 +239,38 @@ def add_corrdet_config(cfg) -> None:
     cfg.MODEL.REFINEDET.ASPECT_RATIOS = (0.5, 1.0, 2.0)
     cfg.MODEL.REFINEDET.MIN_OBJECTNESS = 0.01
 
+    # ---- YOLACT (Bolya et al. 2019); defaults as published. Of Detectron2's own keys it reads
+    # MODEL.ANCHOR_GENERATOR, and MODEL.MASK_ON has to be True.
+    cfg.MODEL.YOLACT = CN()
+    cfg.MODEL.YOLACT.NUM_CLASSES = 80
+    # Prototypes come from the first one, with twice its resolution.
+    cfg.MODEL.YOLACT.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # k in Sec. 3, and the channels of the layers before (Fig. 3).
+    cfg.MODEL.YOLACT.NUM_PROTOTYPES = 32
+    cfg.MODEL.YOLACT.PROTONET_DIM = 256
+    # Of the head and the layers before the prototypes: "" or "GN", to train from scratch.
+    cfg.MODEL.YOLACT.NORM = ""
+    # An anchor is negative with a lower IoU than the first, positive from the second on.
+    cfg.MODEL.YOLACT.IOU_THRESHOLDS = (0.4, 0.5)
+    # Weights of the deltas: the inverse of SSD's variances.
+    cfg.MODEL.YOLACT.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    # Of each image, the hardest negatives that are trained on.
+    cfg.MODEL.YOLACT.NEGATIVES_PER_POSITIVE = 3.0
+    # Weight of the loss of masks (Sec. 5), and how many of an image it is taken of at most.
+    cfg.MODEL.YOLACT.MASK_WEIGHT = 6.125
+    cfg.MODEL.YOLACT.MAX_MASKS = 100
+    # Weight of the semantic segmentation's loss (Sec. 3.3).
+    cfg.MODEL.YOLACT.SEMANTIC_WEIGHT = 1.0
+    # What couplings take for the IoU of a positive, and so beta_img: that of its "box" or "mask".
+    cfg.MODEL.YOLACT.QUALITY = "box"
+    # At inference. TOPK_CANDIDATES_TEST: of an image. NMS: "fast" (Sec. 3.4) or "exact";
+    # FAST_NMS_TOPK: of each class, n in the paper.
+    cfg.MODEL.YOLACT.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.YOLACT.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.YOLACT.NMS = "fast"
+    cfg.MODEL.YOLACT.NMS_THRESH_TEST = 0.5
+    cfg.MODEL.YOLACT.FAST_NMS_TOPK = 200
+
     # ---- Sparse R-CNN (Sun et al. 2021); defaults as published. Of Detectron2's own keys it reads
     # MODEL.ROI_HEADS.IN_FEATURES and MODEL.ROI_BOX_HEAD.POOLER_*; TEST.DETECTIONS_PER_IMAGE is the
     # number of pairs of a proposal and a class that are detected.
@@ -272,6 +304,21 @@ def add_corrdet_config(cfg) -> None:
     # MODEL.RESNETS.WIDTH_PER_GROUP is the width of a part in res2; "26w4s" has 26 and 4.
     cfg.MODEL.RES2NET = CN()
     cfg.MODEL.RES2NET.SCALE = 4
+
+    # ---- DETR (Carion et al. 2020), for evaluation only; defaults as published.
+    cfg.MODEL.DETR = CN()
+    cfg.MODEL.DETR.NUM_CLASSES = 80
+    cfg.MODEL.DETR.NUM_QUERIES = 100
+    cfg.MODEL.DETR.IN_FEATURE = "res5"
+    cfg.MODEL.DETR.HIDDEN_DIM = 256
+    cfg.MODEL.DETR.NUM_HEADS = 8
+    cfg.MODEL.DETR.FEEDFORWARD_DIM = 2048
+    cfg.MODEL.DETR.NUM_ENCODER_LAYERS = 6
+    cfg.MODEL.DETR.NUM_DECODER_LAYERS = 6
+    # Weights of the costs of the matching, for beta_img: of the probability, of L1, of GIoU.
+    cfg.MODEL.DETR.CLASS_COST = 1.0
+    cfg.MODEL.DETR.L1_COST = 5.0
+    cfg.MODEL.DETR.GIOU_COST = 2.0
 
     # ---- Data.
     # One's own COCO-format data sets, each "name=annotations.json:image_folder".

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from corrdet.names import config_value
@@ -43,6 +44,7 @@ OVERHANG_TOLERANCE = 2.0
 # Meta-architecture -> the key that says how many classes it detects. Others are not checked.
 NUM_CLASSES_KEYS = {
     "CorrdetATSS": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetDETR": "MODEL.DETR.NUM_CLASSES",
     "CorrdetDSSD": "MODEL.SSD.NUM_CLASSES",
     "CorrdetFCOS": "MODEL.DENSE.NUM_CLASSES",
     "CorrdetFoveaBox": "MODEL.DENSE.NUM_CLASSES",
@@ -50,6 +52,7 @@ NUM_CLASSES_KEYS = {
     "CorrdetRefineDet": "MODEL.SSD.NUM_CLASSES",
     "CorrdetRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "CorrdetSSD": "MODEL.SSD.NUM_CLASSES",
+    "CorrdetYOLACT": "MODEL.YOLACT.NUM_CLASSES",
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
@@ -71,6 +74,7 @@ def check_dataset(
     skip_unreadable: bool = False,
     skip_bad_annotations: bool = False,
     check_images: bool = False,
+    check_masks: bool = False,
     num_classes: int | None = None,
 ) -> list[dict]:
     """Check the annotations, and the images if asked, of a data set in Detectron2's format.
@@ -82,6 +86,8 @@ def check_dataset(
         skip_bad_annotations: drop bad annotations instead of raising, keep their images, log how
             many of what kind.
         check_images: decode every image although ``skip_unreadable`` is off, and raise.
+        check_masks: every object must have a mask, in its image and not empty; crowd regions, which
+            are not trained on, need none.
         num_classes: category ids must be in 0..num_classes-1; the length of ``thing_classes`` if
             not given, unchecked if that is unknown.
 
@@ -90,8 +96,8 @@ def check_dataset(
 
     Raises:
         AnnotationError: without ``skip_bad_annotations``, for boxes that are not finite, without
-            width or height, outside of the image or overhanging it by more than 2 pixels, and for
-            category ids out of range; names the first ten and counts all.
+            width or height, outside of the image or overhanging it by more than 2 pixels, for
+            category ids out of range, and for masks; names the first ten and counts all.
         ImageReadError: with ``check_images`` and without ``skip_unreadable``.
     """
     if num_classes is None:
@@ -109,6 +115,8 @@ def check_dataset(
         kept = []
         for index, annotation in enumerate(annotations):
             kind, reason, replacement = _check_annotation(annotation, record, num_classes)
+            if kind is None and check_masks and not annotation.get("iscrowd", 0):
+                kind, reason = _check_mask(annotation.get("segmentation"), record)
             if kind is not None:
                 kinds[kind] = kinds.get(kind, 0) + 1
                 if len(problems) < MAX_LISTED:
@@ -400,3 +408,48 @@ def _check_annotation(
         box = [x1, y1, x2 - x1, y2 - y1] if is_xywh else [x1, y1, x2, y2]
         return None, "", {**annotation, "bbox": box}
     return None, "", annotation
+
+
+def _check_mask(segmentation, record: dict) -> tuple[str | None, str]:
+    """One mask, as polygons, in COCO's run-length encoding or as an array; kind and reason as
+    above."""
+    width, height = record.get("width", math.inf), record.get("height", math.inf)
+    reason = ""
+    try:
+        if isinstance(segmentation, dict):
+            reason = _check_run_lengths(segmentation, width, height)
+        elif isinstance(segmentation, np.ndarray):
+            reason = "" if segmentation.any() else "its mask is empty"
+        elif not segmentation:
+            reason = "it has no mask, which the model is trained on"
+        elif isinstance(segmentation, list):
+            reason = _check_polygons(segmentation, width, height)
+        else:
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        reason = "its mask is neither polygons nor COCO's run-length encoding"
+    return "bad mask" if reason else None, reason
+
+
+def _check_polygons(polygons: Sequence, width: float, height: float) -> str:
+    within = False
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            return (
+                f"a polygon of its mask has {len(polygon)} coordinates, not an even number of at "
+                "least 6"
+            )
+        if not np.isfinite(polygon).all():
+            return "a polygon of its mask is not finite"
+        x, y = polygon[::2], polygon[1::2]
+        within |= min(x) < width and max(x) > 0 and min(y) < height and max(y) > 0
+    return "" if within else f"its mask lies outside of the {width} x {height} image (w x h)"
+
+
+def _check_run_lengths(segmentation: dict, width: float, height: float) -> str:
+    counts, size = segmentation["counts"], list(segmentation["size"])
+    if math.isfinite(width) and size != [height, width]:
+        return f"its mask has the size {size}, not that of the {width} x {height} image (w x h)"
+    # Every other count, from the second on, is of pixels inside.
+    area = sum(counts[1::2]) if isinstance(counts, list) else mask_utils.area(segmentation)
+    return "" if area > 0 else "its mask is empty"

@@ -354,6 +354,7 @@ def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
         dicts,
         skip_unreadable=skip_unreadable,
         skip_bad_annotations=cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False),
+        check_masks=cfg.MODEL.MASK_ON,
     )
 
 

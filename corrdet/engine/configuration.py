@@ -203,9 +203,11 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
     if not cfg.TEST.AUG.ENABLED:
         return
     name = cfg.MODEL.META_ARCHITECTURE
-    if not issubclass(META_ARCH_REGISTRY.get(name), CriterionTraining | GeneralizedRCNN):
+    architecture = META_ARCH_REGISTRY.get(name)
+    is_dense = issubclass(architecture, CriterionTraining) and not architecture.has_masks
+    if not is_dense and not issubclass(architecture, GeneralizedRCNN):
         raise ConfigError(
-            "TEST.AUG.ENABLED is for corrdet's dense detectors and for R-CNN, but "
+            "TEST.AUG.ENABLED is for corrdet's dense detectors without masks and for R-CNN, but "
             f"MODEL.META_ARCHITECTURE is {name!r}"
         )
     if not cfg.TEST.AUG.MIN_SIZES:

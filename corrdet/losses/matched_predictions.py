@@ -29,6 +29,8 @@ class MatchedPredictions:
         deltas: (P, 4) the box regression as predicted, or None where the detector has none.
         gt_deltas: (P, 4) its target, or None.
         activation: "sigmoid" or "softmax".
+        mask_ious: (P,) IoU of each positive's predicted mask and its ground truth, without
+            gradient, where masks and not boxes say how well a positive is localized; or None.
 
     Raises:
         ValueError: shapes that do not fit together, positives out of order, an unknown activation.
@@ -44,6 +46,7 @@ class MatchedPredictions:
     deltas: Tensor | None = None
     gt_deltas: Tensor | None = None
     activation: str = "sigmoid"
+    mask_ious: Tensor | None = None
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -59,6 +62,7 @@ class MatchedPredictions:
             "image_ids": (num_positives,),
             "deltas": (num_positives, 4),
             "gt_deltas": (num_positives, 4),
+            "mask_ious": (num_positives,),
         }
         for name, shape in expected.items():
             value = getattr(self, name)
@@ -107,9 +111,17 @@ class MatchedPredictions:
         return self.probabilities[:, : self.num_classes].amax(dim=1)
 
     @cached_property
-    def ious(self) -> Tensor:
+    def box_ious(self) -> Tensor:
         """(P,) IoU of each positive's predicted box and its ground truth, with gradient to the box.
+
+        What localization losses read: they train boxes.
+        """
+        return elementwise_iou(self.boxes, self.gt_boxes)
+
+    @property
+    def ious(self) -> Tensor:
+        """(P,) how well each positive is localized: ``mask_ious`` where given, else ``box_ious``.
 
         A loss that must not train the box branch detaches it.
         """
-        return elementwise_iou(self.boxes, self.gt_boxes)
+        return self.box_ious if self.mask_ious is None else self.mask_ious

@@ -333,7 +333,7 @@ def _iou_balanced_smooth_l1(
     delta: float = 0.111,
 ) -> Tensor:
     return iou_balanced_smooth_l1_loss(
-        matched.deltas, matched.gt_deltas, matched.ious, lam, weight, delta
+        matched.deltas, matched.gt_deltas, matched.box_ious, lam, weight, delta
     )
 
 
@@ -359,7 +359,7 @@ def _ciou(matched: MatchedPredictions) -> Tensor:
 
 @LOCALIZATION_LOSSES.register("harmonic_iou", bounded=True, check=check_harmonic_iou_options)
 def _harmonic_iou(matched: MatchedPredictions, *, gamma: float = 0.8) -> Tensor:
-    return harmonic_iou_loss(matched.ious, gamma)
+    return harmonic_iou_loss(matched.box_ious, gamma)
 
 
 def _check_smooth_l1_harmonic_iou(*, beta: float, alpha: float, gamma: float) -> None:
@@ -376,7 +376,7 @@ def _smooth_l1_harmonic_iou(
     matched: MatchedPredictions, *, beta: float = 0.0, alpha: float = 1.5, gamma: float = 0.8
 ) -> Tensor:
     smooth_l1 = smooth_l1_loss(matched.deltas, matched.gt_deltas, beta).sum(dim=1)
-    return smooth_l1 + alpha * harmonic_iou_loss(matched.ious, gamma)
+    return smooth_l1 + alpha * harmonic_iou_loss(matched.box_ious, gamma)
 
 
 # ---- Couplings.

@@ -25,13 +25,16 @@ def hungarian_matching(
     giou_weight: float = 2.0,
     alpha: float = 0.25,
     gamma: float = 2.0,
+    activation: str = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
     """Give every ground truth one prediction of its own, at the lowest total cost of an image.
 
     The cost of a pair is the weighted sum of the focal loss of the class as a positive less that
     as a negative, the L1 distance of boxes in units of the image's width and height, and -GIoU
-    (Sun et al. 2021, Sec. 3.3 and Eq. 1; https://arxiv.org/abs/2011.12450). If there are more
-    ground truths than predictions, those that cost most go without.
+    (Sun et al. 2021, Sec. 3.3 and Eq. 1; https://arxiv.org/abs/2011.12450). Of softmax classifiers
+    it has the negative probability of the class, and the distance of centres and sides in place of
+    corners (DETR, Carion et al. 2020, Sec. 3.1 and A.2; https://arxiv.org/abs/2005.12872). If there
+    are more ground truths than predictions, those that cost most go without.
 
     The costs of all images go to the CPU together, the matches come back together. A cost that is
     not finite counts as a very high one: the losses will tell.
@@ -39,24 +42,29 @@ def hungarian_matching(
     Letters: N images, Q predictions of each, M ground truths of an image, C classes.
 
     Args:
-        logits: (N, Q, C) of sigmoid classifiers, floating point.
+        logits: (N, Q, C) of sigmoid classifiers, or (N, Q, C + 1) of a softmax with the background
+            last; floating point.
         boxes: (N, Q, 4) predicted boxes, XYXY in pixels, floating point.
         gt_boxes: of each image (M, 4), XYXY in pixels, float32.
         gt_classes: of each image (M,) int64 in 0..C-1.
         image_sizes: (height, width) of each image, in pixels.
-        classification_weight: of the focal cost.
+        classification_weight: of the focal cost, or of the probability.
         l1_weight: of the L1 distance.
         giou_weight: of -GIoU.
         alpha: of the focal loss.
         gamma: of the focal loss.
+        activation: of the classifiers, "sigmoid" or "softmax".
 
     Returns:
         labels (N, Q): 0..C-1, or C for background; and boxes (N, Q, 4): the matched ground-truth
         box, undefined where the label is C.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or device, or lists that are not N long.
+        TypeError, ValueError: wrong dtype, shape or device, lists that are not N long, or an
+            unknown activation.
     """
+    if activation not in ("sigmoid", "softmax"):
+        raise ValueError(f"activation must be 'sigmoid' or 'softmax', got {activation!r}")
     floating = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     check_tensor("logits", logits, 3, floating)
     check_tensor("boxes", boxes, 3, floating)
@@ -71,17 +79,24 @@ def hungarian_matching(
         if len(values) != len(logits):
             raise ValueError(f"{name} must be of {len(logits)} images, got {len(values)}")
 
-    num_images, num_predictions, num_classes = logits.shape
+    num_images, num_predictions = logits.shape[:2]
+    num_classes = logits.shape[2] - (activation == "softmax")
     logits, boxes = logits.float(), boxes.float()
-    positive = alpha * (1 - logits.sigmoid()) ** gamma * F.softplus(-logits)
-    negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
-    class_costs = positive - negative
+    if activation == "sigmoid":
+        positive = alpha * (1 - logits.sigmoid()) ** gamma * F.softplus(-logits)
+        negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+        class_costs = positive - negative
+    else:
+        class_costs = -logits.softmax(dim=2)
     costs = []
     for image, (height, width) in enumerate(image_sizes):
         check_ground_truth(boxes[image], gt_boxes[image], gt_classes[image])
+        predicted, target = boxes[image], gt_boxes[image]
+        if activation == "softmax":
+            predicted, target = _centers_and_sides(predicted), _centers_and_sides(target)
         # Sides one after the other: a matrix for each, rather than four times as much at once.
         distances = sum(
-            (boxes[image, :, side, None] - gt_boxes[image][:, side]).abs() / extent
+            (predicted[:, side, None] - target[:, side]).abs() / extent
             for side, extent in enumerate((width, height, width, height))
         )
         costs.append(
@@ -106,3 +121,8 @@ def hungarian_matching(
     if not targets:
         return matched, boxes
     return torch.stack([labels for labels, _ in targets]), torch.stack([box for _, box in targets])
+
+
+def _centers_and_sides(boxes: Tensor) -> Tensor:
+    """(M, 4) x, y, width, height of boxes XYXY."""
+    return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)

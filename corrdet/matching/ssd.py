@@ -16,13 +16,15 @@ def ssd_matching(
     gt_classes: Tensor,
     num_classes: int,
     iou_threshold: float = 0.5,
+    negative_threshold: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Give every ground truth its best prior, and those that it overlaps enough.
 
     Each ground truth claims the prior that it overlaps most, whatever the IoU, if any; a prior that
     several claim goes to the largest IoU. The other priors get the ground truth that they overlap
     most, if by more than ``iou_threshold`` (Liu et al. 2016, Sec. 2.2; https://arxiv.org/abs/
-    1512.02325). Ties go to the first prior and to the first ground truth.
+    1512.02325). Ties go to the first prior and to the first ground truth. YOLACT ignores those that
+    overlap one by less than that, but by at least ``negative_threshold``.
 
     Letters: R priors, M ground truths, C classes.
 
@@ -32,27 +34,36 @@ def ssd_matching(
         gt_classes: (M,) int64 in 0..C-1. For the first step of RefineDet, which tells objects from
             background, zeros.
         num_classes: C; for the first step of RefineDet, 1.
-        iou_threshold: 0.5 in both papers.
+        iou_threshold: 0.5 in all papers.
+        negative_threshold: 0.4 in YOLACT; None to ignore no prior.
 
     Returns:
-        labels (R,): 0..C-1, or C for background; and boxes (R, 4): the matched ground-truth box,
-        undefined where the label is C.
+        labels (R,): 0..C-1, C for background, -1 for ignored; and boxes (R, 4): the matched
+        ground-truth box, undefined where the label is not a class.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or device.
+        TypeError, ValueError: wrong dtype, shape or device, or a negative threshold above the
+            other.
     """
+    if negative_threshold is not None and not 0 < negative_threshold <= iou_threshold:
+        raise ValueError(
+            f"negative_threshold must be in (0, {iou_threshold}], got {negative_threshold}"
+        )
     check_ground_truth(priors, gt_boxes, gt_classes)
     if len(priors) == 0 or len(gt_boxes) == 0:
         nothing = torch.full((len(priors),), -1, device=priors.device)
         return labels_and_boxes(nothing, gt_boxes, gt_classes, num_classes)
     ious = pairwise_iou(gt_boxes, priors)
-    highest, matched = ious.max(dim=0)
-    matched = torch.where(highest > iou_threshold, matched, -1)
+    overlap, matched = ious.max(dim=0)
+    matched = torch.where(overlap > iou_threshold, matched, -1)
     highest, claimed = ious.max(dim=1)
     ground_truths = torch.arange(len(gt_boxes), device=priors.device)
     claims = best_claims(claimed, ground_truths, highest, highest > 0, len(priors))
     matched = torch.where(claims < 0, matched, claims)
-    return labels_and_boxes(matched, gt_boxes, gt_classes, num_classes)
+    labels, boxes = labels_and_boxes(matched, gt_boxes, gt_classes, num_classes)
+    if negative_threshold is not None:
+        labels = torch.where((matched < 0) & (overlap >= negative_threshold), -1, labels)
+    return labels, boxes
 
 
 @torch.no_grad()

@@ -12,7 +12,9 @@ from .backbone import (
 from .box_transforms import FoveaTransform
 from .deformable import DeformableBottleneckBlock, DeformableConv2d
 from .dense_head import DenseHead, centerness
+from .detr import CorrdetDETR
 from .export import ExportableDetector, export_detector, trace_detector
+from .fast_nms import fast_nms
 from .fcos import CorrdetFCOS
 from .foveabox import CorrdetFoveaBox
 from .paa import CorrdetPAA
@@ -28,9 +30,11 @@ from .ssd import CorrdetDSSD, CorrdetSSD
 from .ssd_backbone import build_ssd_resnet_backbone, build_ssd_resnet_fpn_backbone
 from .ssd_head import DSSDHead, RefineDetHead, SSDHead
 from .test_time_augmentation import DenseDetectorWithTTA
+from .yolact import CorrdetYOLACT
 
 __all__ = [
     "CorrdetATSS",
+    "CorrdetDETR",
     "CorrdetDSSD",
     "CorrdetFCOS",
     "CorrdetFoveaBox",
@@ -42,6 +46,7 @@ __all__ = [
     "CorrdetRetinaNet",
     "CorrdetSSD",
     "CorrdetSparseRCNN",
+    "CorrdetYOLACT",
     "CriterionOutputLayers",
     "DSSDHead",
     "DeformableBottleneckBlock",
@@ -65,6 +70,7 @@ __all__ = [
     "centerness",
     "default_boxes",
     "export_detector",
+    "fast_nms",
     "score_voting",
     "square_priors",
     "trace_detector",

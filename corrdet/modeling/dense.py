@@ -46,6 +46,7 @@ class CriterionTraining:
 
     Attributes:
         activation: "sigmoid", or "softmax" of a head whose last logit is the background's.
+        has_masks: whether detections have masks, which neither multi-scale testing nor export know.
         image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
         has_deltas: whether the deltas can be regressed as such, not only as decoded boxes.
         criterion: the losses.
@@ -55,6 +56,7 @@ class CriterionTraining:
     """
 
     activation = "sigmoid"
+    has_masks = False
     has_deltas = True
     image_bounds = False
     criterion: Criterion
@@ -68,7 +70,7 @@ class CriterionTraining:
         Raises:
             ValueError: as :func:`corrdet.losses.build_criterion`.
         """
-        return build_criterion(cfg, activation="sigmoid", has_deltas=cls.has_deltas)
+        return build_criterion(cfg, activation=cls.activation, has_deltas=cls.has_deltas)
 
     @property
     def num_logits(self) -> int:
@@ -96,10 +98,14 @@ class CriterionTraining:
             for output, result, image, size in zip(
                 outputs, results, batched_inputs, images.image_sizes, strict=False
             ):
-                output[name] = detector_postprocess(
+                output[name] = self.postprocess(
                     result, image.get("height", size[0]), image.get("width", size[1])
                 )
         return outputs
+
+    def postprocess(self, result: Instances, height: int, width: int) -> Instances:
+        """The detections of an image in the size that is asked for."""
+        return detector_postprocess(result, height, width)
 
     def forward_training(self, images, features, predictions, gt_instances):
         priors = self.anchor_generator(features)

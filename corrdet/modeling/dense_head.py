@@ -46,7 +46,7 @@ class DenseHead(RetinaNetHead):
             num_anchors=1,
             conv_dims=list(conv_dims),
             # Detectron2's head tries the norm with one channel, which its own "GN" refuses.
-            norm=_group_norm if norm == "GN" else norm,
+            norm=group_norm if norm == "GN" else norm,
             prior_prob=prior_prob,
         )
         self.quality = None
@@ -77,7 +77,8 @@ class DenseHead(RetinaNetHead):
         return (logits, deltas) if self.quality is None else (logits, deltas, qualities)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Of 32 groups, or of as many as divide the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 

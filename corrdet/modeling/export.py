@@ -27,10 +27,9 @@ class ExportableDetector(nn.Module):
             TypeError: a model that is no dense detector of corrdet.
         """
         super().__init__()
-        if not isinstance(model, CriterionTraining):
+        if not isinstance(model, CriterionTraining) or model.has_masks:
             raise TypeError(
-                "expected a dense detector of corrdet: RetinaNet, FCOS, FoveaBox, ATSS or PAA, "
-                f"got {type(model).__name__}"
+                f"expected a dense detector of corrdet, without masks, got {type(model).__name__}"
             )
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.eval()

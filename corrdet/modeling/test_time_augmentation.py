@@ -34,8 +34,10 @@ class DenseDetectorWithTTA(nn.Module):
         super().__init__()
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
-        if not isinstance(model, CriterionTraining):
-            raise TypeError(f"expected a dense detector of corrdet, got {type(model).__name__}")
+        if not isinstance(model, CriterionTraining) or model.has_masks:
+            raise TypeError(
+                f"expected a dense detector of corrdet, without masks, got {type(model).__name__}"
+            )
         self.model = model
         self.tta_mapper = DatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper
 

@@ -1,8 +1,10 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from corrdet.analysis.__main__ import analyze, main, metrics, names_of, table
@@ -37,6 +39,38 @@ def error_of(folder, *names, options=()):
     message = caught.value.code
     assert message.startswith("error: ") and "\n" not in message
     return message
+
+
+def test_results_of_a_detector_without_nms(tmp_path):
+    """As DETR writes them: so many rows an image, most of them near duplicates of low score."""
+    rng = np.random.default_rng(0)
+    content, _ = random_problem(0)
+    best, duplicates = [], []
+    for annotation in content["annotations"]:
+        if annotation["iscrowd"]:
+            continue
+        x, y, width, height = annotation["bbox"]
+        row = {"image_id": annotation["image_id"], "category_id": annotation["category_id"]}
+        shift = rng.uniform(0, 0.2)
+        best.append({**row, "bbox": [x + shift * width, y, width, height],
+                     "score": float(rng.uniform(0.5, 1))})  # fmt: skip
+        for _ in range(8):
+            duplicates.append({**row, "bbox": [x + rng.uniform(0, 0.2) * width, y, width, height],
+                               "score": float(rng.uniform(0, 0.4))})  # fmt: skip
+    for name, data in (("gt", content), ("best", best), ("all", best + duplicates)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+    written = run(tmp_path, "all", "best")
+    (alone,) = written["others"]
+    # A duplicate is no true positive of its own where the first one is good enough: at an IoU of
+    # 0.5 all of them only come after what is found already.
+    assert alone["AP50"] > 90
+    for name in ("AP50", "beta_cls", "oLRP_FN"):
+        assert written[name] == pytest.approx(alone[name], abs=1e-6), name
+    assert written["detections"] == 9 * len(best)
+    for measures in (written, alone):
+        assert measures["AP_lower"] < measures["AP"] < measures["AP_upper"]
+        assert -100 <= measures["beta_cls"] <= 100
+        assert all(math.isfinite(measures[name]) for name in ("PCC", "SCC", "KCC", "oLRP_Loc"))
 
 
 def test_one_file(files, capsys):

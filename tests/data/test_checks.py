@@ -5,10 +5,12 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.structures import BoxMode
 from PIL import Image
+from pycocotools import mask as mask_utils
 
 from corrdet.data.checks import (
     AnnotationError,
@@ -72,6 +74,56 @@ def test_bad_annotations(bad, reason, caplog):
         (kept,) = check(good, bad, skip_bad_annotations=True)
     assert kept["annotations"] == [good]
     assert "left out 1 bad annotation" in caplog.text and reason in caplog.text
+
+
+def rle(mask: np.ndarray) -> dict:
+    return mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (None, "no mask"),
+        ([], "no mask"),
+        ([[10, 10, 20, 20]], "has 4 coordinates"),
+        ([[10, 10, 20, 20, 30, 10], [0, 0, 5, 0, 5, 5, 7]], "has 7 coordinates"),
+        ([[10, 10, 20, 20, math.nan, 10]], "not finite"),
+        ([[110, 10, 120, 10, 120, 20]], "outside of the 100 x 50 image"),
+        ([[10, -30, 20, -30, 20, -1]], "outside of the 100 x 50 image"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "neither polygons nor"),
+        ("a mask", "neither polygons nor"),
+        (rle(np.zeros((50, 100))), "is empty"),
+        (rle(np.ones((100, 50))), "size [100, 50], not that of the 100 x 50 image"),
+        ({"size": [50, 100], "counts": [5000]}, "is empty"),
+        ({"size": [50, 100], "counts": None}, "neither polygons nor"),
+        ({"size": [50, 100]}, "neither polygons nor"),
+        (np.zeros((50, 100), bool), "is empty"),
+    ],
+)
+def test_bad_masks(mask, reason):
+    good = annotation(segmentation=[[10, 10, 20, 10, 20, 20]])
+    bad = annotation(segmentation=mask)
+    with pytest.raises(AnnotationError) as caught:
+        check(good, bad, check_masks=True)
+    for words in ("images/7.jpg", "annotation 1", "1 bad annotation", reason):
+        assert words in str(caught.value)
+    assert check(good, bad, check_masks=True, skip_bad_annotations=True)[0]["annotations"] == [good]
+    # Of no concern to who has none, nor of regions that are left out anyway.
+    check(good, bad)
+    check(good, {**bad, "iscrowd": 1}, check_masks=True)
+
+
+def test_good_masks():
+    masks = [
+        [[-5, -5, 20, 10, 20, 20]],
+        [[110, 10, 120, 10, 120, 20], [10, 10, 20, 10, 20, 20]],
+        rle(np.eye(50, 100)),
+        {"size": [50, 100], "counts": [100, 20, 4880]},
+        np.eye(50, 100, dtype=bool),
+    ]
+    original = record(*(annotation(segmentation=mask) for mask in masks))
+    (checked,) = check_dataset("things", [original], num_classes=3, check_masks=True)
+    assert checked is original
 
 
 def test_good_annotations_are_returned_as_they_are():

@@ -18,6 +18,10 @@ def plain_cost(logits, box, gt_box, gt_class, size):
         abs(mine - other) / extent
         for mine, other, extent in zip(box, gt_box, (width, height, width, height), strict=True)
     )
+    return 2 * (positive - negative) + 5 * distance - 2 * plain_giou(box, gt_box)
+
+
+def plain_giou(box, gt_box):
     shared = max(min(box[2], gt_box[2]) - max(box[0], gt_box[0]), 0) * max(
         min(box[3], gt_box[3]) - max(box[1], gt_box[1]), 0
     )
@@ -25,8 +29,21 @@ def plain_cost(logits, box, gt_box, gt_class, size):
     hull = (max(box[2], gt_box[2]) - min(box[0], gt_box[0])) * (
         max(box[3], gt_box[3]) - min(box[1], gt_box[1])
     )
-    giou = shared / union - (hull - union) / hull
-    return 2 * (positive - negative) + 5 * distance - 2 * giou
+    return shared / union - (hull - union) / hull
+
+
+def plain_softmax_cost(logits, box, gt_box, gt_class, size):
+    """As DETR's, from that of Sparse R-CNN without its class and distance."""
+    total = sum(math.exp(logit) for logit in logits)
+    boxes = []
+    for x1, y1, x2, y2 in (box, gt_box):
+        boxes.append(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1))
+    height, width = size
+    distance = sum(
+        abs(mine - other) / extent
+        for mine, other, extent in zip(*boxes, (width, height, width, height), strict=True)
+    )
+    return -math.exp(logits[gt_class]) / total + 5 * distance - 2 * plain_giou(box, gt_box)
 
 
 def plain_hungarian(costs, num_predictions, num_gts):
@@ -52,21 +69,27 @@ def random_batch(num_gts, num_predictions=4, seed=0):
     return logits, boxes, gt_boxes, gt_classes, sizes
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("seed", range(6))
-def test_against_all_permutations(seed, device):
+def test_against_all_permutations(seed, activation, device):
     logits, boxes, gt_boxes, gt_classes, sizes = random_batch((3, 0, 4, 1, 6, 2), seed=seed)
+    cost_of = plain_cost
+    if activation == "softmax":
+        logits, cost_of = torch.cat([logits, logits[:, :, :1] + 1], dim=2), plain_softmax_cost
     labels, matched = hungarian_matching(
         logits.to(device),
         boxes.to(device),
         [values.to(device) for values in gt_boxes],
         [values.to(device) for values in gt_classes],
         sizes,
+        classification_weight=2.0 if activation == "sigmoid" else 1.0,
+        activation=activation,
     )
     assert labels.shape == (6, 4) and matched.shape == (6, 4, 4)
     for image in range(6):
         costs = [
             [
-                plain_cost(logits[image, p].tolist(), box, gt_box, gt_class, sizes[image])
+                cost_of(logits[image, p].tolist(), box, gt_box, gt_class, sizes[image])
                 for gt_box, gt_class in zip(
                     gt_boxes[image].tolist(), gt_classes[image].tolist(), strict=True
                 )

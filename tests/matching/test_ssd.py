@@ -46,6 +46,25 @@ def check(gt_boxes, device, dtype=torch.float32):
     return expected
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_between_two_thresholds_priors_are_ignored(seed, device):
+    priors, _ = pyramid(side=4)
+    gt_boxes = random_objects(15, seed=seed, largest=60)
+    classes = classes_of(gt_boxes)
+    overlaps = [max(plain_iou(p, gt, priors.dtype) for gt in gt_boxes.tolist())
+                for p in priors.tolist()]  # fmt: skip
+    expected = [
+        classes[match].item() if match is not None else (-1 if overlap >= 0.3 else NUM_CLASSES)
+        for match, overlap in zip(plain_ssd(priors, gt_boxes), overlaps, strict=True)
+    ]
+    arguments = priors.to(device), gt_boxes.to(device), classes.to(device), NUM_CLASSES
+    labels, _ = ssd_matching(*arguments, negative_threshold=0.3)
+    assert labels.tolist() == expected and {-1, NUM_CLASSES} < set(expected)
+    for threshold in (0.0, 0.6):
+        with pytest.raises(ValueError, match=r"negative_threshold must be in \(0, 0.5\], got"):
+            ssd_matching(*arguments, negative_threshold=threshold)
+
+
 @every_object
 def test_hostile_objects(name, device):
     gt_boxes = hostile_objects()[name]

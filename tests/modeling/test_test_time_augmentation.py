@@ -140,12 +140,16 @@ def test_ground_truth_and_nothing_to_see():
 
 def test_other_models_are_refused():
     cfg = dense_cfg("atss_baseline")
-    with pytest.raises(TypeError, match="expected a dense detector of corrdet, got Linear"):
+    with pytest.raises(TypeError, match="expected a dense detector of .* got Linear"):
         DenseDetectorWithTTA(cfg, nn.Linear(1, 1))
     enabled = "TEST.AUG.ENABLED", True
     for meta_architecture in ("RetinaNet", "SemanticSegmentor"):
         with pytest.raises(ConfigError, match="TEST.AUG.ENABLED is for .* is 'RetinaNet'|Semantic"):
             dense_cfg("retinanet_baseline", "MODEL.META_ARCHITECTURE", meta_architecture, *enabled)
+    with pytest.raises(ConfigError, match="is 'CorrdetYOLACT'"):
+        dense_cfg("yolact_baseline", *enabled)
+    with pytest.raises(TypeError, match="without masks, got CorrdetYOLACT"):
+        DenseDetectorWithTTA(cfg, build_model(dense_cfg("yolact_baseline")))
     with pytest.raises(ConfigError, match="is 'CorrdetSparseRCNN'"):
         dense_cfg("sparse_rcnn_baseline", *enabled)
     with pytest.raises(ConfigError, match="TEST.AUG.MIN_SIZES must have at least one size"):

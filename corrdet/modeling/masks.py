@@ -1,0 +1,109 @@
+"""Instance masks as combinations of prototypes (YOLACT, Bolya et al. 2019, Sec. 3)."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, PolygonMasks
+from torch import Tensor
+
+
+def assemble_masks(prototypes: Tensor, coefficients: Tensor) -> Tensor:
+    """Add up the prototypes of an image (Eq. 1), before the sigmoid.
+
+    Args:
+        prototypes: (K, H, W).
+        coefficients: (D, K) of each object.
+
+    Returns:
+        (D, H, W) logits, float32 even under autocast.
+    """
+    with torch.autocast(prototypes.device.type, enabled=False):
+        return torch.einsum("dk,khw->dhw", coefficients.float(), prototypes.float())
+
+
+def pixels_inside(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels have their centre in each box.
+
+    Args:
+        boxes: (D, 4) XYXY in units of pixels.
+        height, width: H and W.
+
+    Returns:
+        (D, H, W) bool.
+    """
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)
+    x = torch.arange(width, device=boxes.device) + 0.5
+    y = torch.arange(height, device=boxes.device) + 0.5
+    columns, rows = (x1 <= x) & (x < x2), (y1 <= y) & (y < y2)
+    return rows[:, :, None] & columns[:, None]
+
+
+def mask_ious(masks1: Tensor, masks2: Tensor) -> Tensor:
+    """IoU of each pair of masks.
+
+    Args:
+        masks1, masks2: (D, H, W) bool.
+
+    Returns:
+        (D,) float32 in [0, 1]; 0 where both are empty.
+    """
+    intersection = (masks1 & masks2).flatten(1).sum(dim=1)
+    union = (masks1 | masks2).flatten(1).sum(dim=1)
+    return intersection / union.clamp(min=1)
+
+
+def shrink_masks(
+    masks: BitMasks | PolygonMasks,
+    image_size: tuple[int, int],
+    stride: int,
+    height: int,
+    width: int,
+) -> Tensor:
+    """Ground-truth masks in the resolution of prototypes.
+
+    The authors' code decides on each of these pixels. Shares keep the outline of what is only a few
+    of them wide: :func:`paste_masks` puts it back where it was.
+
+    Args:
+        masks: of the M objects of an image; what lies outside of the image is cut off.
+        image_size: its height and width.
+        stride: pixels of the image along each side of a pixel of the prototypes.
+        height, width: H and W of the prototypes, of which those beyond the image are padding.
+
+    Returns:
+        (M, H, W) float32, on the device of the masks: the share of the pixel that is in the mask.
+    """
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *image_size)
+    beyond = (0, width * stride - image_size[1], 0, height * stride - image_size[0])
+    return F.avg_pool2d(F.pad(masks.tensor.float(), beyond)[:, None], stride)[:, 0]
+
+
+def paste_masks(
+    probabilities: Tensor, boxes: Tensor, scale: tuple[float, float], height: int, width: int
+) -> Tensor:
+    """Enlarge masks to the size of their image, cut them at their boxes, and decide on each pixel.
+
+    Args:
+        probabilities: (D, H, W).
+        boxes: (D, 4) XYXY in pixels of the image.
+        scale: pixels of the image for each of the masks, along y and along x. It may have fewer
+            pixels than the masks cover: the rest is padding.
+        height, width: of the image.
+
+    Returns:
+        (D, height, width) bool.
+    """
+    pasted = torch.zeros((len(boxes), height, width), dtype=torch.bool, device=probabilities.device)
+    inside = pixels_inside(boxes, height, width)
+    # Only where the box is: images may be large. One by one: boxes differ in size.
+    for of_object, its_inside, result in zip(probabilities, inside, pasted, strict=True):
+        rows, columns = its_inside.any(dim=1).nonzero()[:, 0], its_inside.any(dim=0).nonzero()[:, 0]
+        # -1 and 1 are the borders of the masks.
+        y = (rows + 0.5) / (scale[0] * of_object.shape[0]) * 2 - 1
+        x = (columns + 0.5) / (scale[1] * of_object.shape[1]) * 2 - 1
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        enlarged = F.grid_sample(
+            of_object[None, None], grid[None], padding_mode="border", align_corners=False
+        )
+        result[rows[:, None], columns] = enlarged[0, 0] > 0.5
+    return pasted

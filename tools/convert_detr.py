@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""Convert a checkpoint of the original DETR (github.com/facebookresearch/detr) for corrdet.
+
+Names of the backbone's parameters change, and the classifier keeps the 80 classes of COCO out of 91
+ids: the others have no objects. The result is for MODEL.WEIGHTS of configs/detr/detr_R50.yaml, from
+detr-r50-e632da11.pth. Files that would run code when they are loaded are refused.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+
+import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from torch import Tensor
+
+from corrdet.data.files import atomic_write
+from corrdet.engine.checkpoint import load_tensors
+
+BACKBONE = r"backbone\.0\.body\."
+BLOCK = BACKBONE + r"layer(\d)\.(\d+)\."
+# Patterns of whole names, and what they become; {} is the number of the stage, from 2.
+RENAMED = [
+    (BACKBONE + r"conv1\.(.+)", r"backbone.stem.conv1.\1"),
+    (BACKBONE + r"bn1\.(.+)", r"backbone.stem.conv1.norm.\1"),
+    (BLOCK + r"conv(\d)\.(.+)", r"backbone.res{}.\2.conv\3.\4"),
+    (BLOCK + r"bn(\d)\.(.+)", r"backbone.res{}.\2.conv\3.norm.\4"),
+    (BLOCK + r"downsample\.0\.(.+)", r"backbone.res{}.\2.shortcut.\3"),
+    (BLOCK + r"downsample\.1\.(.+)", r"backbone.res{}.\2.shortcut.norm.\3"),
+    (r"(transformer\.(?:encoder|decoder)\..+)", r"\1"),
+    (r"((?:input_proj|query_embed|class_embed|bbox_embed\.layers\.[012])\..+)", r"\1"),
+]
+NUM_IDS = 91
+COCO_IDS = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
+
+
+def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters under corrdet's names.
+
+    Args:
+        weights: the original's, by name.
+
+    Raises:
+        ValueError: a name that DETR does not have, or a classifier of other classes than COCO's.
+    """
+    converted = {}
+    for name, value in weights.items():
+        for pattern, replacement in RENAMED:
+            match = re.fullmatch(pattern, name)
+            if match:
+                stage = int(match[1]) + 1 if "{}" in replacement else None
+                converted[match.expand(replacement).format(stage)] = value
+                break
+        else:
+            raise ValueError(f"{name!r} is no parameter of the original DETR")
+    for name in ("class_embed.weight", "class_embed.bias"):
+        if name not in converted:
+            raise ValueError(f"it has no {name}: it is of another detector")
+        if len(converted[name]) != NUM_IDS + 1:
+            raise ValueError(
+                f"{name} is of {len(converted[name])} classes, expected the {NUM_IDS} ids of COCO "
+                "and no object"
+            )
+        # The last one is that of no object.
+        converted[name] = converted[name][[*COCO_IDS, NUM_IDS]]
+    return converted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="IN", help="the original's .pth")
+    parser.add_argument("output", metavar="OUT", help="the .pth to write")
+    args = parser.parse_args()
+    try:
+        data = load_tensors(args.input)
+        converted = convert(data.get("model", data))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{args.input} was not converted: {error}")
+    with atomic_write(args.output, "wb") as file:
+        torch.save({"model": converted}, file)
+    print(f"{len(converted)} parameters written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()
