@@ -93,7 +93,10 @@ def _sigmoid_cross_entropy(matched: MatchedPredictions) -> Tensor:
 
 @CLASSIFICATION_LOSSES.register("softmax_cross_entropy", activations=("softmax",))
 def _softmax_cross_entropy(matched: MatchedPredictions) -> Tensor:
-    return F.cross_entropy(matched.logits, matched.labels, ignore_index=-1, reduction="none")
+    logits, labels = matched.logits, matched.labels
+    losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+    # A NaN shows where nothing is trained, too.
+    return torch.where(labels < 0, (logits.detach() * 0).sum(dim=1), losses)
 
 
 @CLASSIFICATION_LOSSES.register(

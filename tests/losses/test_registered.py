@@ -340,17 +340,23 @@ def test_every_composition_is_finite(activation, num_positives):
     assert checked > 60
 
 
-@pytest.mark.parametrize("name", names(CLASSIFICATION_LOSSES, "sigmoid"))
+@pytest.mark.parametrize("name", CLASSIFICATION_LOSSES)
 def test_nan_is_never_hidden(name):
-    for sample, num_positives in ((0, 5), (15, 5), (15, 0)):
-        matched = matched_predictions(num_positives)
+    is_sigmoid = "sigmoid" in CLASSIFICATION_LOSSES[name].activations
+    make = matched_predictions if is_sigmoid else softmax_predictions
+    # A positive, background, and an ignored sample of losses that are computed for each.
+    samples = [(0, 5), (15, 5), (15, 0)]
+    if CLASSIFICATION_LOSSES[name].per_sample:
+        samples.append((5, 5))
+    for sample, num_positives in samples:
+        matched = make(num_positives)
         with torch.no_grad():
             matched.logits[sample] = torch.nan
         assert of_classification(name, matched).isnan()
     for localization in names(LOCALIZATION_LOSSES, "sigmoid"):
         if refusal(name, localization):
             continue
-        matched = matched_predictions()
+        matched = make()
         with torch.no_grad():
             matched.boxes[2] = matched.deltas[2] = torch.nan
         assert Criterion(name, localization)(matched)["loss_box_reg"].isnan()
