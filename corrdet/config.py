@@ -198,7 +198,8 @@ def add_corrdet_config(cfg) -> None:
     # last one of the pyramid or of the ResNet, and, of the latter, their channels.
     cfg.MODEL.SSD.NUM_EXTRA_LEVELS = 3
     cfg.MODEL.SSD.EXTRA_CHANNELS = 512
-    # Norm of these stages and of the heads of DSSD and RefineDet. DSSD has "BN", RefineDet none.
+    # Norm of the stages of build_ssd_resnet_backbone and of the heads of DSSD and RefineDet; those
+    # of SSD have none. As published, DSSD has "BN", RefineDet none.
     cfg.MODEL.SSD.NORM = "GN"
     # "softmax" over the classes and the background, as published, or "sigmoid" of each class, for
     # losses that need it. PRIOR_PROB: with it, what all scores are before training.

@@ -238,6 +238,11 @@ torch.save(detect(torch.load(image)), sys.argv[3])
             ("weights.pth/detector.pt2", ["MODEL.WEIGHTS", "weights.pth"], "was not written: "),
             (
                 "detector.pt2",
+                ["MODEL.WEIGHTS", "weights.pth"],
+                r"the weights are of another model: \d+ parameters are missing .* \w+\.\w+",
+            ),
+            (
+                "detector.pt2",
                 ["--config-file", SPARSE_RCNN, "MODEL.WEIGHTS", "weights.pth"],
                 "expected a dense detector of corrdet, without masks, got CorrdetSparseRCNN",
             ),

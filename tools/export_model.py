@@ -23,7 +23,7 @@ import torch
 
 from corrdet.data.files import atomic_write
 from corrdet.engine import CorrdetTrainer, SafeCheckpointer, check_run, load_config
-from corrdet.modeling import export_detector, trace_detector
+from corrdet.modeling import check_exportable, export_detector, trace_detector
 
 SUFFIXES = (".pt2", ".ts")
 
@@ -39,8 +39,8 @@ def main() -> None:
         nargs=2,
         type=int,
         metavar=("HEIGHT", "WIDTH"),
-        help="of all images; for .pt2 only. Otherwise any size whose sides are larger than the "
-        "largest stride, 128",
+        help="of all images; for .pt2 only, and needed for DSSD and RefineDet. Otherwise any size "
+        "whose sides are larger than the largest stride, 128 for P7",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
     args = parser.parse_args()
@@ -54,6 +54,18 @@ def main() -> None:
     except (OSError, TypeError, ValueError) as error:
         sys.exit(f"{args.output} was not written: {error}")
     print(f"{args.output} written")
+
+
+class StrictCheckpointer(SafeCheckpointer):
+    """Refuses weights that are not the model's: what is exported is not trained any more."""
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        wrong = [name for name, *_ in incompatible.incorrect_shapes] + incompatible.missing_keys
+        if wrong:
+            raise ValueError(
+                f"the weights are of another model: {len(wrong)} parameters are missing or have "
+                f"another shape, {wrong[0]} among them"
+            )
 
 
 def export(args: argparse.Namespace, suffix: str) -> None:
@@ -71,7 +83,8 @@ def export(args: argparse.Namespace, suffix: str) -> None:
     check_run(cfg, eval_only=True)
     with atomic_write(args.output, "wb") as file:  # an error now, not after minutes
         model = CorrdetTrainer.build_model(cfg)
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        check_exportable(model)
+        StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         if suffix == ".ts":
             torch.jit.save(trace_detector(model), file)
         else:

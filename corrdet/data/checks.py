@@ -237,10 +237,11 @@ def _find_bad_coco_annotations(content: dict) -> list[str]:
 def check_num_classes(cfg: CfgNode, name: str) -> None:
     """Compare the classes of a loaded data set with those that the config's detector has.
 
-    A detector with fewer would train a class as background, or fail deep inside.
+    A detector with fewer would train a class as background, or fail deep inside; one with more
+    would fail when it is evaluated, after training.
 
     Raises:
-        AnnotationError: the detector has fewer. More are only logged, as a warning.
+        AnnotationError: there are not as many of one as of the other.
     """
     key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
     classes = MetadataCatalog.get(name).get("thing_classes")
@@ -248,11 +249,10 @@ def check_num_classes(cfg: CfgNode, name: str) -> None:
         return
     of_model = config_value(cfg, key)
     listed = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
-    message = f"data set {name!r} has {len(classes)} classes ({listed}) but {key} is {of_model}"
-    if of_model < len(classes):
-        raise AnnotationError(message)
-    if of_model > len(classes):
-        logger.warning(message)
+    if of_model != len(classes):
+        raise AnnotationError(
+            f"data set {name!r} has {len(classes)} classes ({listed}) but {key} is {of_model}"
+        )
 
 
 def check_images_exist(name: str, dataset_dicts: Sequence[dict]) -> None:

@@ -139,12 +139,15 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
         resume: whether it goes on with the checkpoint in ``OUTPUT_DIR``, where there is one.
 
     Raises:
-        ConfigError: no GPU, no weights, or no annotation file.
+        ConfigError: no GPU, no weights, no annotation file, or training of what is for evaluation.
     """
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
+        raise ConfigError(f"{architecture} is for evaluation only: train_net.py --eval-only")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA GPU: "
-            "MODEL.DEVICE cpu trains on the CPU"
+            "MODEL.DEVICE cpu does without"
         )
     if not (resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         if eval_only and not cfg.MODEL.WEIGHTS:
@@ -156,12 +159,17 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
     for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             # As plain values only: data sets that make themselves would be made by asking.
-            json_file = MetadataCatalog.get(name).as_dict().get("json_file")
-            if json_file is not None and not PathManager.isfile(json_file):
+            metadata = MetadataCatalog.get(name).as_dict()
+            file = metadata.get("json_file")
+            if "dirname" in metadata and "split" in metadata:  # Pascal VOC
+                file = os.path.join(
+                    metadata["dirname"], "ImageSets", "Main", f"{metadata['split']}.txt"
+                )
+            if file is not None and not PathManager.isfile(file):
                 raise ConfigError(
-                    f"DATASETS.{key}: data set {name!r} is not on this machine: no annotation file "
-                    f"{json_file}. Detectron2's own data sets are expected below the folder that "
-                    "the environment variable DETECTRON2_DATASETS names, by default 'datasets'"
+                    f"DATASETS.{key}: data set {name!r} is not on this machine: no file {file}. "
+                    "Detectron2's own data sets are expected below the folder that the environment "
+                    "variable DETECTRON2_DATASETS names, by default 'datasets'"
                 )
 
 
@@ -210,8 +218,9 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
             "TEST.AUG.ENABLED is for corrdet's dense detectors without masks and for R-CNN, but "
             f"MODEL.META_ARCHITECTURE is {name!r}"
         )
-    if not cfg.TEST.AUG.MIN_SIZES:
-        raise ConfigError("TEST.AUG.MIN_SIZES must have at least one size, got none")
+    sizes = cfg.TEST.AUG.MIN_SIZES
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"TEST.AUG.MIN_SIZES must have at least one size, all > 0, got {sizes}")
 
 
 def _check_is_default(cfg: CfgNode, node: str, reason: str) -> None:

@@ -203,6 +203,11 @@ class CorrdetTrainer(DefaultTrainer):
             "Usual causes: a learning rate that is too high or a warm-up that is too short, images "
             "or boxes that are damaged. The last checkpoint is intact."
         )
+        if self.cfg.MODEL.RESNETS.NORM == "FrozenBN" and not self.cfg.MODEL.WEIGHTS:
+            advice += (
+                " Without MODEL.WEIGHTS, MODEL.RESNETS.NORM FrozenBN leaves the backbone without "
+                "normalization: BN or GN trains from scratch."
+            )
         return (
             f"training stopped at iteration {self.iter}: {broken or message}\n"
             f"images of that batch: {images}\n{advice}"

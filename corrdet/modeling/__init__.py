@@ -13,7 +13,7 @@ from .box_transforms import FoveaTransform
 from .deformable import DeformableBottleneckBlock, DeformableConv2d
 from .dense_head import DenseHead, centerness
 from .detr import CorrdetDETR
-from .export import ExportableDetector, export_detector, trace_detector
+from .export import ExportableDetector, check_exportable, export_detector, trace_detector
 from .fast_nms import fast_nms
 from .fcos import CorrdetFCOS
 from .foveabox import CorrdetFoveaBox
@@ -68,6 +68,7 @@ __all__ = [
     "build_ssd_resnet_backbone",
     "build_ssd_resnet_fpn_backbone",
     "centerness",
+    "check_exportable",
     "default_boxes",
     "export_detector",
     "fast_nms",

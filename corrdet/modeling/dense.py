@@ -47,6 +47,8 @@ class CriterionTraining:
     Attributes:
         activation: "sigmoid", or "softmax" of a head whose last logit is the background's.
         has_masks: whether detections have masks, which neither multi-scale testing nor export know.
+        any_image_size: whether it can be exported for images of any size: not where levels are cut
+            to fit each other.
         image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
         has_deltas: whether the deltas can be regressed as such, not only as decoded boxes.
         criterion: the losses.
@@ -57,6 +59,7 @@ class CriterionTraining:
 
     activation = "sigmoid"
     has_masks = False
+    any_image_size = True
     has_deltas = True
     image_bounds = False
     criterion: Criterion
@@ -474,6 +477,8 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
                 f"MODEL.DENSE.QUALITY: {cls.__name__} has no {node.QUALITY}, as its positives may "
                 f"lie outside of their ground truth; it can have {' or '.join(cls.qualities)}"
             )
+        check_norm(node.NORM, "DENSE.NORM")
+        check_inference(node, "DENSE")
         expect(node.QUALITY_WEIGHT >= 0, "DENSE.QUALITY_WEIGHT", ">= 0", node.QUALITY_WEIGHT)
         expect(node.NUM_CONVS >= 1, "DENSE.NUM_CONVS", ">= 1", node.NUM_CONVS)
 
@@ -558,6 +563,28 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
             (of_level * quality.float().sigmoid()).sqrt()
             for of_level, quality in zip(scores, qualities, strict=True)
         ]
+
+
+# What Detectron2's get_norm knows.
+NORMS = ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "FrozenBN", "GN", "LN")
+
+
+def check_norm(norm: str, key: str) -> None:
+    """
+    Raises:
+        ValueError: Detectron2 has no such norm.
+    """
+    expect(norm in NORMS, key, f"one of {', '.join(map(repr, NORMS))}", norm)
+
+
+def check_inference(node, key: str) -> None:
+    """
+    Raises:
+        ValueError: a key of ``MODEL.key`` with which nothing would be detected, or all of it.
+    """
+    threshold, topk = node.NMS_THRESH_TEST, node.TOPK_CANDIDATES_TEST
+    expect(0 <= threshold <= 1, f"{key}.NMS_THRESH_TEST", "in [0, 1]", threshold)
+    expect(topk >= 1, f"{key}.TOPK_CANDIDATES_TEST", ">= 1", topk)
 
 
 def expect(condition: bool, key: str, expected: str, value: object) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from corrdet.losses import MatchedPredictions
 from corrdet.matching import hungarian_matching
 
-from .positives import add_positives
+from .positives import add_positives, refuse_image_bounds
 
 
 def position_encoding(padding: Tensor, channels: int) -> Tensor:
@@ -145,6 +145,8 @@ class CorrdetDETR(nn.Module):
     scores and IoUs of the queries that DETR's own matching would train, for beta_img.
     """
 
+    evaluation_only = True
+
     @configurable
     def __init__(
         self,
@@ -189,10 +191,7 @@ class CorrdetDETR(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
-        if cfg.TEST.IMAGE_BOUNDS:
-            raise ValueError(
-                "TEST.IMAGE_BOUNDS is for dense detectors: expected False for CorrdetDETR"
-            )
+        refuse_image_bounds(cfg, cls.__name__)
         node = cfg.MODEL.DETR
         if node.HIDDEN_DIM % (2 * node.NUM_HEADS) or node.HIDDEN_DIM % 4:
             raise ValueError(

@@ -10,6 +10,17 @@ from torchvision.ops import nms
 from .dense import CriterionTraining
 
 
+def check_exportable(model: nn.Module) -> None:
+    """
+    Raises:
+        TypeError: a model that is no dense detector of corrdet, or one with masks.
+    """
+    if not isinstance(model, CriterionTraining) or model.has_masks:
+        raise TypeError(
+            f"expected a dense detector of corrdet, without masks, got {type(model).__name__}"
+        )
+
+
 class ExportableDetector(nn.Module):
     """A dense detector as a function of one image, made of PyTorch's and torchvision's operators.
 
@@ -24,13 +35,10 @@ class ExportableDetector(nn.Module):
             model: the detector; it is copied, in evaluation mode and without gradients.
 
         Raises:
-            TypeError: a model that is no dense detector of corrdet.
+            TypeError: as :func:`check_exportable`.
         """
         super().__init__()
-        if not isinstance(model, CriterionTraining) or model.has_masks:
-            raise TypeError(
-                f"expected a dense detector of corrdet, without masks, got {type(model).__name__}"
-            )
+        check_exportable(model)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.eval()
 
@@ -118,8 +126,14 @@ def export_detector(
 
     Raises:
         TypeError: as :class:`ExportableDetector`.
+        ValueError: no image size, and a detector whose levels are cut to fit each other.
     """
     detector, shapes = ExportableDetector(model), None
+    if image_size is None and not model.any_image_size:
+        raise ValueError(
+            f"{type(model).__name__} can be exported for one size of images only: expected an "
+            "image size, got none"
+        )
     if image_size is None:
         # Different numbers of cells, of which none is 1: export would take that as a constant.
         stride = max(detector.model.anchor_generator.strides)

@@ -29,6 +29,8 @@ class CorrdetRefineDet(CorrdetSSD):
     Keys: MODEL.SSD and MODEL.REFINEDET.
     """
 
+    any_image_size = False
+
     @configurable
     def __init__(self, *, min_objectness: float, **kwargs):
         """
@@ -158,14 +160,18 @@ class CorrdetRefineDet(CorrdetSSD):
         boxes = self.box2box_transform.apply_deltas(deltas, anchors.repeat(num_images, 1))
         return boxes.view(num_images, -1, 4)
 
+    @torch.no_grad()
     def image_priors(
         self, priors: list[Boxes], predictions: tuple[list[Tensor], ...]
     ) -> list[list[Boxes]]:
         """The refined anchors of each image, per level."""
-        counts = [len(of_level) for of_level in priors]
+        (levels,) = self._transpose_dense_predictions([predictions[3]], [4])
         return [
-            [Boxes(of_level) for of_level in of_image.split(counts)]
-            for of_image in self.refined_anchors(priors, predictions)
+            [
+                Boxes(self.box2box_transform.apply_deltas(deltas[index].float(), anchors.tensor))
+                for anchors, deltas in zip(priors, levels, strict=True)
+            ]
+            for index in range(len(levels[0]))
         ]
 
     @torch.no_grad()

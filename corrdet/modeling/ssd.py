@@ -15,7 +15,8 @@ from corrdet.losses.matched_predictions import ACTIVATIONS
 from corrdet.matching import hard_negative_mining, ssd_matching
 from corrdet.names import unknown_name
 
-from .dense import CorrdetDenseDetector, check_image_bounds, expect
+from .dense import CorrdetDenseDetector, check_inference, check_norm, expect
+from .positives import check_image_bounds
 from .priors import default_boxes
 from .ssd_head import DSSDHead, SSDHead
 
@@ -111,6 +112,8 @@ class CorrdetSSD(CorrdetDenseDetector):
             )
         quality = cfg.MODEL.DENSE.QUALITY
         expect(not quality, "DENSE.QUALITY", "'', as this head has no third branch", quality)
+        check_norm(node.NORM, "SSD.NORM")
+        check_inference(node, "SSD")
         expect(node.NUM_EXTRA_LEVELS >= 0, "SSD.NUM_EXTRA_LEVELS", ">= 0", node.NUM_EXTRA_LEVELS)
         expect(node.EXTRA_CHANNELS >= 2, "SSD.EXTRA_CHANNELS", ">= 2", node.EXTRA_CHANNELS)
         expect(0 < node.PRIOR_PROB < 1, "SSD.PRIOR_PROB", "in (0, 1)", node.PRIOR_PROB)
@@ -178,6 +181,8 @@ class CorrdetDSSD(CorrdetSSD):
     See https://arxiv.org/abs/1701.06659. Keys: MODEL.SSD and MODEL.DSSD.
     """
 
+    any_image_size = False
+
     @classmethod
     def check_config(cls, cfg) -> None:
         super().check_config(cfg)
@@ -232,4 +237,4 @@ def _positive(values, count: int | None = None) -> bool:
     """Whether it is a list of positive numbers, and of so many."""
     if not isinstance(values, list | tuple) or count not in (None, len(values)):
         return False
-    return all(value > 0 for value in values)
+    return all(isinstance(value, int | float) and value > 0 for value in values)

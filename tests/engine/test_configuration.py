@@ -217,7 +217,18 @@ class TestRun:
         message = "DATASETS.TRAIN: data set 'coco_2017_train' is not .*instances_train2017.json"
         with pytest.raises(ConfigError, match=f"{message}.*DETECTRON2_DATASETS"):
             check_run(cfg)
+        cfg = load(ROOT / "configs/ssd/ssd300_R50_voc.yaml", *options)
+        message = "DATASETS.TRAIN: data set 'voc_2007_trainval' is not .*Main/trainval.txt"
+        with pytest.raises(ConfigError, match=f"{message}.*DETECTRON2_DATASETS"):
+            check_run(cfg)
         check_run(load(QUICK, "MODEL.WEIGHTS", QUICK), eval_only=True)
+
+    def test_what_is_for_evaluation_only(self):
+        options = "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", QUICK, "DATASETS.TEST", "('digits_val',)"
+        cfg = load(ROOT / "configs/detr/detr_R50.yaml", *options)
+        check_run(cfg, eval_only=True)
+        with pytest.raises(ConfigError, match="CorrdetDETR is for evaluation only: train_net.py -"):
+            check_run(cfg)
 
 
 @pytest.mark.parametrize(

@@ -560,6 +560,9 @@ class TestRefusals:
         [
             ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, ">= 0, got -1.0"),
             ("atss_baseline", "DENSE.NUM_CONVS", 0, ">= 1, got 0"),
+            ("atss_baseline", "DENSE.NORM", "XX", "one of '', 'BN', .* got 'XX'"),
+            ("atss_baseline", "DENSE.NMS_THRESH_TEST", 1.5, r"in \[0, 1\], got 1.5"),
+            ("atss_baseline", "DENSE.TOPK_CANDIDATES_TEST", 0, ">= 1, got 0"),
             ("atss_baseline", "DENSE.ANCHOR_SCALE", 0.0, "> 0, got 0.0"),
             ("paa_baseline", "DENSE.BBOX_REG_WEIGHTS", (1.0, 1.0), "four positive numbers"),
             ("atss_baseline", "ATSS.TOPK", 0, ">= 1, got 0"),

@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from corrdet.modeling import ExportableDetector, export_detector, trace_detector
+from tests.modeling import test_ssd
 from tests.modeling.test_dense import DETECTORS, dense_cfg, quality_of
 
 NAMES = ("retinanet_baseline", *DETECTORS)
@@ -82,6 +83,20 @@ def test_programs_of_one_size():
         detect(image_of((96, 96)))
 
 
+@pytest.mark.parametrize("name", ["ssd_baseline", "dssd_baseline", "refinedet_baseline"])
+def test_ssd_and_its_kin(name):
+    model = test_ssd.build(name, "TEST.DETECTIONS_PER_IMAGE", 50).eval()
+    model.test_topk_candidates = 100
+    traced = trace_detector(model, (192, 256))
+    for size in SIZES:
+        check(traced, model, size)
+    if name == "ssd_baseline":
+        return
+    with pytest.raises(ValueError, match="for one size of images only: expected an image size"):
+        export_detector(model)
+    check(export_detector(model, (150, 100)).module(), model, (150, 100))
+
+
 def test_nothing_to_see_and_one_class_over_another():
     model = build("atss_baseline")
     image = image_of(SIZES[0])
@@ -99,5 +114,5 @@ def test_the_model_stays_as_it_is():
 
 
 def test_other_models_are_refused():
-    with pytest.raises(TypeError, match="expected a dense detector of corrdet: .*, got Linear"):
+    with pytest.raises(TypeError, match="expected a dense detector of .*, got Linear"):
         ExportableDetector(nn.Linear(1, 1))

@@ -152,6 +152,7 @@ def test_other_models_are_refused():
         DenseDetectorWithTTA(cfg, build_model(dense_cfg("yolact_baseline")))
     with pytest.raises(ConfigError, match="is 'CorrdetSparseRCNN'"):
         dense_cfg("sparse_rcnn_baseline", *enabled)
-    with pytest.raises(ConfigError, match="TEST.AUG.MIN_SIZES must have at least one size"):
-        dense_cfg("atss_baseline", *enabled, "TEST.AUG.MIN_SIZES", ())
+    for sizes in ((), (160, -160)):
+        with pytest.raises(ConfigError, match="TEST.AUG.MIN_SIZES must have at least one size"):
+            dense_cfg("atss_baseline", *enabled, "TEST.AUG.MIN_SIZES", sizes)
     dense_cfg("faster_rcnn_baseline", *enabled)
