@@ -14,13 +14,14 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from corrdet.losses import Criterion, MatchedPredictions
-from corrdet.matching import hard_negative_mining, ssd_matching
+from corrdet.matching import ssd_matching
 from corrdet.names import unknown_name
 
 from .dense import CriterionTraining, expect
 from .fast_nms import fast_nms
 from .masks import assemble_masks, mask_ious, paste_masks, pixels_inside, shrink_masks
 from .positives import mean_over_processes
+from .ssd import mined_labels
 from .yolact_head import YOLACTHead
 
 # What tells how well a positive is localized, and how overlapping boxes are removed.
@@ -229,12 +230,10 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
             others = instances.gt_classes.new_tensor([self.num_classes, -1])
             labels.append(torch.cat([instances.gt_classes, others])[matched])
             boxes.append(matched_boxes)
-        labels = torch.stack(labels)
-        of_background = -logits.float().log_softmax(dim=1)[:, -1]
-        mined = hard_negative_mining(
-            of_background.view_as(labels), labels, self.num_classes, self.negatives_per_positive
+        mined = mined_labels(
+            torch.cat(labels), logits, len(labels), self.activation, self.negatives_per_positive
         )
-        return torch.where(mined, labels, -1).flatten(), torch.cat(boxes)
+        return mined, torch.cat(boxes)
 
     def match_predictions(
         self,

@@ -29,6 +29,7 @@ from corrdet.data.register import register_from_config
 
 def config(**options):
     cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 10
     cfg.INPUT.MIN_SIZE_TRAIN = (96, 128, 160)
     cfg.SOLVER.IMS_PER_BATCH = 3
     cfg.DATALOADER.NUM_WORKERS = 0

@@ -738,7 +738,14 @@ class TestBadInput:
             ],
         }
         (tmp_path / "masks.json").write_text(json.dumps(content))
-        data = ("DATASETS.REGISTER", (register,), "DATASETS.TRAIN", ("masks",))
+        data = (
+            "MODEL.YOLACT.NUM_CLASSES",
+            1,
+            "DATASETS.REGISTER",
+            (register,),
+            "DATASETS.TRAIN",
+            ("masks",),
+        )
         with pytest.raises(AnnotationError, match="picture.png: annotation 1.*mask lies outside"):
             load_dataset(yolact_cfg(*data), "masks")
         cfg = yolact_cfg(*data, "DATASETS.SKIP_BAD_ANNOTATIONS", True)
