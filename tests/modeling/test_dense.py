@@ -456,8 +456,9 @@ class TestPAA:
 
 class TestFoveaBox:
     def test_levels_and_units(self):
-        model = build("foveabox_baseline")
-        # Half of the paper's in the quick configs: 16 pixels on P3, in units of 8.
+        overrides = ("MODEL.FOVEABOX.BASE_SCALE", 2.0, "MODEL.FOVEABOX.SIGMA", 0.4)
+        model = build("foveabox_baseline", *overrides)
+        # Half of the paper's: 16 pixels on P3, in units of 8.
         assert model.scale_ranges[:2] == [(0.0, 32.0), (16.0, 64.0)]
         assert model.scale_ranges[-1] == (128.0, math.inf)
         priors = plain_predictions(model, batch())[0]
