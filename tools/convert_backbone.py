@@ -17,16 +17,12 @@ strides in the 3x3 convolutions:
 Files that would run code when they are loaded are refused.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from corrdet.data.files import atomic_write
-from corrdet.engine.checkpoint import load_tensors
+from corrdet.engine.conversion import conversion_command
 
 BLOCK = r"layer([1-4])\.(\d+)\."
 # Patterns of the names of layers, and what they become; STAGE is one more than the original's.
@@ -89,20 +85,8 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("input", metavar="IN", help="the original's .pth")
-    parser.add_argument("output", metavar="OUT", help="the .pth to write")
-    args = parser.parse_args()
-    try:
-        converted = convert(load_tensors(args.input))
-    except (OSError, ValueError) as error:
-        sys.exit(f"{args.input} was not converted: {error}")
-    with atomic_write(args.output, "wb") as file:
-        # The checkpointer finds the backbone in the model by the ends of the names.
-        torch.save({"model": converted, "matching_heuristics": True}, file)
-    print(f"{len(converted)} parameters written to {args.output}")
+    # The checkpointer finds the backbone in the model by the ends of the names.
+    conversion_command(__doc__, convert, matching_heuristics=True)
 
 
 if __name__ == "__main__":

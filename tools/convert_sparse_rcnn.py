@@ -7,16 +7,12 @@ configs/sparse_rcnn/sparse_rcnn_R50_3x_300proposals.yaml for its R50_300pro_3x. 
 code when they are loaded are refused.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from corrdet.data.files import atomic_write
-from corrdet.engine.checkpoint import load_tensors
+from corrdet.engine.conversion import conversion_command
 
 STAGE = r"head\.head_series\.(\d+)\."
 # Patterns of whole names, and what they become.
@@ -70,20 +66,7 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("input", metavar="IN", help="the original's .pth")
-    parser.add_argument("output", metavar="OUT", help="the .pth to write")
-    args = parser.parse_args()
-    try:
-        data = load_tensors(args.input)
-        converted = convert(data.get("model", data))
-    except (OSError, ValueError) as error:
-        sys.exit(f"{args.input} was not converted: {error}")
-    with atomic_write(args.output, "wb") as file:
-        torch.save({"model": converted}, file)
-    print(f"{len(converted)} parameters written to {args.output}")
+    conversion_command(__doc__, lambda data: convert(data.get("model", data)))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class CorrdetRefineDet(CorrdetSSD):
         """The samples of the second step; as the base class."""
         logits = self._flattened(predictions[0], self.num_logits)
         deltas = self._flattened(predictions[1], 4)
-        anchors = self.refined_anchors(priors, predictions)
+        anchors = torch.cat(self.refined_anchors(priors, predictions), dim=1)
         objectness = self.objectness(predictions).view(len(gt_instances), -1)
         matches = [
             refinedet_matching(
@@ -152,27 +152,24 @@ class CorrdetRefineDet(CorrdetSSD):
         return {name.replace("loss_", "loss_arm_"): loss for name, loss in losses.items()}
 
     @torch.no_grad()
-    def refined_anchors(self, priors: list[Boxes], predictions: tuple[list[Tensor], ...]) -> Tensor:
-        """(N, R, 4), the anchors of each image as the first step has refined them; constants."""
-        deltas = self._flattened(predictions[3], 4).float()
-        anchors = Boxes.cat(priors).tensor
-        num_images = len(deltas) // len(anchors)
-        boxes = self.box2box_transform.apply_deltas(deltas, anchors.repeat(num_images, 1))
-        return boxes.view(num_images, -1, 4)
+    def refined_anchors(
+        self, priors: list[Boxes], predictions: tuple[list[Tensor], ...]
+    ) -> list[Tensor]:
+        """Per level (N, R, 4), the anchors as the first step has refined them; constants."""
+        (levels,) = self._transpose_dense_predictions([predictions[3]], [4])
+        return [
+            self.box2box_transform.apply_deltas(
+                deltas.flatten(0, 1).float(), anchors.tensor.repeat(len(deltas), 1)
+            ).view_as(deltas)
+            for anchors, deltas in zip(priors, levels, strict=True)
+        ]
 
-    @torch.no_grad()
     def image_priors(
         self, priors: list[Boxes], predictions: tuple[list[Tensor], ...]
     ) -> list[list[Boxes]]:
         """The refined anchors of each image, per level."""
-        (levels,) = self._transpose_dense_predictions([predictions[3]], [4])
-        return [
-            [
-                Boxes(self.box2box_transform.apply_deltas(deltas[index].float(), anchors.tensor))
-                for anchors, deltas in zip(priors, levels, strict=True)
-            ]
-            for index in range(len(levels[0]))
-        ]
+        levels = self.refined_anchors(priors, predictions)
+        return [[Boxes(boxes[index]) for boxes in levels] for index in range(len(levels[0]))]
 
     @torch.no_grad()
     def objectness(self, predictions: tuple[list[Tensor], ...]) -> Tensor:

@@ -1,13 +1,13 @@
 """Backbones of SSD and its kin: more levels than a ResNet or its feature pyramid has."""
 
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import ResNet, build_resnet_backbone
-from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .backbone import pyramid, resnet10
+from .ssd_head import normed_conv
 
 
 @BACKBONE_REGISTRY.register()
@@ -84,8 +84,8 @@ class ExtendedResNet(Backbone):
         for index in range(num_extra):
             name = f"res{6 + index}"
             self.extra_stages[name] = nn.Sequential(
-                _conv(last.channels, channels // 2, norm, kernel_size=1),
-                _conv(channels // 2, channels, norm, kernel_size=3, stride=2, padding=1),
+                normed_conv(last.channels, channels // 2, norm, kernel_size=1, activation=F.relu),
+                normed_conv(channels // 2, channels, norm, stride=2, activation=F.relu),
             )
             last = self._shapes[name] = ShapeSpec(channels=channels, stride=2 * last.stride)
 
@@ -100,19 +100,6 @@ class ExtendedResNet(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each output."""
         return self._shapes
-
-
-def _conv(in_channels: int, out_channels: int, norm: str, **kwargs) -> Conv2d:
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-        activation=F.relu,
-        **kwargs,
-    )
-    weight_init.c2_msra_fill(conv)
-    return conv
 
 
 def _resnet(cfg, input_shape: ShapeSpec) -> ResNet:

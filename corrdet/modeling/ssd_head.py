@@ -59,7 +59,10 @@ def _predictors(channels: Sequence[int], out_channels: Sequence[int]) -> nn.Modu
     return convs
 
 
-def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) -> Conv2d:
+def normed_conv(
+    in_channels: int, out_channels: int, norm: str, kernel_size: int = 3, **kwargs
+) -> Conv2d:
+    """A convolution that keeps the size but for its stride; ``kwargs`` as Detectron2's Conv2d."""
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -67,6 +70,7 @@ def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) 
         padding=kernel_size // 2,
         bias=not norm,
         norm=get_norm(norm, out_channels),
+        **kwargs,
     )
     weight_init.c2_msra_fill(conv)
     return conv
@@ -85,13 +89,15 @@ class DeconvolutionModule(nn.Module):
         """
         super().__init__()
         self.lateral = nn.Sequential(
-            _conv(in_channels, channels, norm), nn.ReLU(), _conv(channels, channels, norm)
+            normed_conv(in_channels, channels, norm),
+            nn.ReLU(),
+            normed_conv(channels, channels, norm),
         )
         self.deeper = None
         if has_deeper:
             self.deeper = nn.Sequential(
                 nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
-                _conv(channels, channels, norm),
+                normed_conv(channels, channels, norm),
             )
             if norm:
                 # Factors near 1 at first: products of noise over all levels would train slowly.
@@ -120,12 +126,14 @@ class TransferConnectionBlock(nn.Module):
         """As :class:`DeconvolutionModule`."""
         super().__init__()
         self.lateral = nn.Sequential(
-            _conv(in_channels, channels, norm), nn.ReLU(), _conv(channels, channels, norm)
+            normed_conv(in_channels, channels, norm),
+            nn.ReLU(),
+            normed_conv(channels, channels, norm),
         )
         self.deeper = None
         if has_deeper:
             self.deeper = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
-        self.output = nn.Sequential(nn.ReLU(), _conv(channels, channels, norm), nn.ReLU())
+        self.output = nn.Sequential(nn.ReLU(), normed_conv(channels, channels, norm), nn.ReLU())
 
     def forward(self, feature: Tensor, deeper: Tensor | None) -> Tensor:
         """As :meth:`DeconvolutionModule.forward`."""
@@ -182,13 +190,13 @@ class PredictionModule(nn.Module):
         super().__init__()
         between = channels // 4
         self.residual = nn.Sequential(
-            _conv(in_channels, between, norm, kernel_size=1),
+            normed_conv(in_channels, between, norm, kernel_size=1),
             nn.ReLU(),
-            _conv(between, between, norm, kernel_size=1),
+            normed_conv(between, between, norm, kernel_size=1),
             nn.ReLU(),
-            _conv(between, channels, norm, kernel_size=1),
+            normed_conv(between, channels, norm, kernel_size=1),
         )
-        self.shortcut = _conv(in_channels, channels, norm, kernel_size=1)
+        self.shortcut = normed_conv(in_channels, channels, norm, kernel_size=1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, channels, H, W)."""

@@ -128,25 +128,8 @@ class TestTraining:
 
     @every_detector
     def test_the_loss_falls(self, name, tiny_digits):
-        cfg = dense_cfg(
-            name,
-            "DATASETS.REGISTER", tuple(tiny_digits.values()),
-            "DATASETS.TRAIN", ("tiny_train",),
-            "INPUT.MIN_SIZE_TRAIN", (96,),
-            "SOLVER.IMS_PER_BATCH", 2,
-            "DATALOADER.NUM_WORKERS", 0,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        model = build_model(cfg)
-        optimizer = CorrdetTrainer.build_optimizer(cfg, model)
-        loader = build_train_loader(cfg, seed=0)
-        batches = list(itertools.islice(loader, 3))
-        loader.close()
-        totals = []
-        for index in range(30):
-            losses = step(model, batches[index % 3])
-            optimizer.step()
-            totals.append(sum(losses.values()).item())
+        losses = losses_in_training(tiny_digits, lambda *data: dense_cfg(name, *data), 30)
+        totals = [sum(of_step.values()) for of_step in losses]
         assert sum(totals[-3:]) < 0.85 * sum(totals[:3]), totals
 
     def test_the_normalizer_is_the_mean_over_all_processes(self, monkeypatch):
@@ -159,6 +142,32 @@ class TestTraining:
         monkeypatch.setattr("corrdet.modeling.positives.comm.get_world_size", lambda: 2)
         monkeypatch.setattr("corrdet.modeling.positives.dist.all_reduce", all_reduce)
         assert [model.normalizer(count).item() for count in (0, 4)] == [2.5, 4.5]
+
+
+def losses_in_training(tiny_digits, make_cfg, steps):
+    """The losses of each step, by name, of a training on three batches of real data, in turns.
+
+    ``make_cfg``: from overrides to the config.
+    """
+    cfg = make_cfg(
+        "DATASETS.REGISTER", tuple(tiny_digits.values()),
+        "DATASETS.TRAIN", ("tiny_train",),
+        "INPUT.MIN_SIZE_TRAIN", (96,),
+        "SOLVER.IMS_PER_BATCH", 2,
+        "DATALOADER.NUM_WORKERS", 0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    optimizer = CorrdetTrainer.build_optimizer(cfg, model)
+    loader = build_train_loader(cfg, seed=0)
+    batches = list(itertools.islice(loader, 3))
+    loader.close()
+    history = []
+    for index in range(steps):
+        losses = step(model, batches[index % 3])
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+    return history
 
 
 def hostile_batches():

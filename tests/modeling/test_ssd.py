@@ -9,9 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
-from corrdet.data import build_train_loader, load_dataset
+from corrdet.data import load_dataset
 from corrdet.engine.configuration import ConfigError, load_config
-from corrdet.engine.trainer import CorrdetTrainer
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.registry import refusal
 from corrdet.matching import refinedet_matching, ssd_matching
@@ -22,6 +21,7 @@ from tests.modeling.test_dense import (
     check_detections,
     hostile_batches,
     is_sound,
+    losses_in_training,
     plain_detections,
     priors_and_predictions,
     step,
@@ -142,25 +142,8 @@ class TestTraining:
 
     @every_detector
     def test_the_loss_falls(self, name, tiny_digits):
-        cfg = ssd_cfg(
-            name,
-            "DATASETS.REGISTER", tuple(tiny_digits.values()),
-            "DATASETS.TRAIN", ("tiny_train",),
-            "INPUT.MIN_SIZE_TRAIN", (96,),
-            "SOLVER.IMS_PER_BATCH", 2,
-            "DATALOADER.NUM_WORKERS", 0,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        model = build_model(cfg)
-        optimizer = CorrdetTrainer.build_optimizer(cfg, model)
-        loader = build_train_loader(cfg, seed=0)
-        batches = list(itertools.islice(loader, 3))
-        loader.close()
-        totals = []
-        for index in range(24):
-            losses = step(model, batches[index % 3])
-            optimizer.step()
-            totals.append(sum(losses.values()).item())
+        losses = losses_in_training(tiny_digits, lambda *data: ssd_cfg(name, *data), 24)
+        totals = [sum(of_step.values()) for of_step in losses]
         assert sum(totals[-3:]) < 0.7 * sum(totals[:3]), totals
 
     def test_of_a_sigmoid_all_scores_start_low(self):

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from pycocotools import mask as mask_util
 from torch.nn import functional as F
 
-from corrdet.data import CorrdetDatasetMapper, build_train_loader, load_dataset
+from corrdet.data import CorrdetDatasetMapper, load_dataset
 from corrdet.data.checks import AnnotationError
 from corrdet.engine.configuration import ConfigError, load_config
 from corrdet.engine.trainer import CorrdetTrainer
@@ -26,7 +26,7 @@ from corrdet.modeling.fast_nms import fast_nms
 from corrdet.modeling.masks import assemble_masks, paste_masks, shrink_masks
 from corrdet.ops import elementwise_iou, pairwise_iou
 from tests.conftest import ROOT
-from tests.modeling.test_dense import hostile_batches, is_sound, step
+from tests.modeling.test_dense import hostile_batches, is_sound, losses_in_training, step
 from tests.modeling.test_rcnn import batch
 
 
@@ -283,24 +283,7 @@ class TestLosses:
         assert len(detections) > 0 and detections.pred_boxes.tensor.dtype == torch.float32
 
     def test_the_loss_falls(self, tiny_digits):
-        cfg = yolact_cfg(
-            "DATASETS.REGISTER", tuple(tiny_digits.values()),
-            "DATASETS.TRAIN", ("tiny_train",),
-            "INPUT.MIN_SIZE_TRAIN", (96,),
-            "SOLVER.IMS_PER_BATCH", 2,
-            "DATALOADER.NUM_WORKERS", 0,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        model = build_model(cfg)
-        optimizer = CorrdetTrainer.build_optimizer(cfg, model)
-        loader = build_train_loader(cfg, seed=0)
-        batches = list(itertools.islice(loader, 3))
-        loader.close()
-        history = []
-        for index in range(30):
-            losses = step(model, batches[index % 3])
-            optimizer.step()
-            history.append({name: loss.item() for name, loss in losses.items()})
+        history = losses_in_training(tiny_digits, yolact_cfg, 30)
         for name in history[0]:
             before, after = (sum(h[name] for h in part) for part in (history[:3], history[-3:]))
             assert after < 0.9 * before, (name, before, after)
