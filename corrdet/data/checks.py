@@ -21,12 +21,14 @@ from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
+from corrdet.data.masks import MaskError, check_encodings, encode
 from corrdet.names import config_value
 
 __all__ = [
     "AnnotationError",
     "ImageReadError",
     "check_coco_file",
+    "check_coco_polygons",
     "check_dataset",
     "check_images_exist",
     "check_num_classes",
@@ -49,9 +51,11 @@ NUM_CLASSES_KEYS = {
     "CorrdetFCOS": "MODEL.DENSE.NUM_CLASSES",
     "CorrdetFoveaBox": "MODEL.DENSE.NUM_CLASSES",
     "CorrdetPAA": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "CorrdetRefineDet": "MODEL.SSD.NUM_CLASSES",
     "CorrdetRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "CorrdetSSD": "MODEL.SSD.NUM_CLASSES",
+    "CorrdetSparseRCNN": "MODEL.SPARSE_RCNN.NUM_CLASSES",
     "CorrdetYOLACT": "MODEL.YOLACT.NUM_CLASSES",
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
@@ -139,8 +143,7 @@ def check_dataset(
         if not skip_bad_annotations:
             raise AnnotationError(
                 f"data set {name!r} has {total} bad annotation(s) ({counts}):\n{listing}\n"
-                "Correct the annotation file, or leave them out with "
-                "DATASETS.SKIP_BAD_ANNOTATIONS True."
+                f"{SKIP_ANNOTATIONS_ADVICE}"
             )
         logger.warning(f"{name}: left out {total} bad annotation(s) ({counts}):\n{listing}")
     if clipped:
@@ -171,11 +174,7 @@ def check_coco_file(path: str) -> None:
         AnnotationError: not JSON, or not what COCO's format has; names the file, and the first ten
             images and annotations by their ids.
     """
-    try:
-        with PathManager.open(path, "r") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise AnnotationError(f"{path} is not valid JSON, it may be incomplete: {error}") from error
+    content = _read_json(path)
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part), list) for part in parts
@@ -193,10 +192,54 @@ def check_coco_file(path: str) -> None:
     if not problems:
         problems = _find_bad_coco_annotations(content)
     if problems:
-        listing = "\n".join(f"  {problem}" for problem in problems[:MAX_LISTED])
-        if len(problems) > MAX_LISTED:
-            listing += f"\n  and {len(problems) - MAX_LISTED} more"
-        raise AnnotationError(f"{path} has {len(problems)} error(s):\n{listing}")
+        raise AnnotationError(f"{path} has {len(problems)} error(s):\n{_list(problems)}")
+
+
+def check_coco_polygons(path: str, *, skip_bad_annotations: bool = False) -> None:
+    """Find the polygons of a COCO annotation file that Detectron2's loader leaves out.
+
+    With the last polygon of an object it leaves out the object, and says how many, but not which.
+
+    Args:
+        path: a file that it has loaded.
+        skip_bad_annotations: log them instead of raising.
+
+    Raises:
+        AnnotationError: polygons of fewer than three points or of half a point; names the first ten
+            objects and counts all.
+    """
+    content = _read_json(path)
+    file_names = {image["id"]: image["file_name"] for image in content["images"]}
+    problems = []
+    for annotation in content.get("annotations", ()):
+        segmentation = annotation.get("segmentation")
+        if not segmentation or isinstance(segmentation, dict):
+            continue
+        reason = next(filter(None, map(_polygon_problem, segmentation)), None)
+        if reason and annotation["image_id"] in file_names:
+            image = file_names[annotation["image_id"]]
+            problems.append(f"{image}: annotation id {annotation['id']}: {reason}")
+    if not problems:
+        return
+    found = f"{path} has {len(problems)} object(s) with bad polygons"
+    if not skip_bad_annotations:
+        raise AnnotationError(f"{found}:\n{_list(problems)}\n{SKIP_ANNOTATIONS_ADVICE}")
+    logger.warning(f"{found}, which are left out:\n{_list(problems)}")
+
+
+def _read_json(path: str):
+    try:
+        with PathManager.open(path, "r") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise AnnotationError(f"{path} is not valid JSON, it may be incomplete: {error}") from error
+
+
+def _list(problems: Sequence[str]) -> str:
+    lines = [f"  {problem}" for problem in problems[:MAX_LISTED]]
+    if len(problems) > MAX_LISTED:
+        lines.append(f"  and {len(problems) - MAX_LISTED} more")
+    return "\n".join(lines)
 
 
 def _find_incomplete(entries: list, what: str, keys: Sequence[str]) -> list[str]:
@@ -229,6 +272,8 @@ def _find_bad_coco_annotations(content: dict) -> list[str]:
         box = annotation.get("bbox")
         if not isinstance(box, list) or len(box) != 4:
             reasons.append(f"bbox is {box!r}, expected [x, y, width, height]")
+        if not _is_segmentation(annotation.get("segmentation")):
+            reasons.append(NO_SEGMENTATION)
         image = file_names.get(annotation["image_id"], f"image {annotation['image_id']!r}")
         problems += [f"{image}: annotation id {annotation['id']}: {reason}" for reason in reasons]
     return problems
@@ -273,18 +318,19 @@ def check_images_exist(name: str, dataset_dicts: Sequence[dict]) -> None:
         if "://" not in record["file_name"] and not os.path.isfile(record["file_name"])
     ]
     if missing:
-        listing = "\n".join(f"  {file_name}" for file_name in missing[:MAX_LISTED])
-        if len(missing) > MAX_LISTED:
-            listing += f"\n  and {len(missing) - MAX_LISTED} more"
         raise ImageReadError(
             f"{len(missing)} of the {len(dataset_dicts)} images of data set {name!r} are missing:\n"
-            f"{listing}\n{SKIP_ADVICE}"
+            f"{_list(missing)}\n{SKIP_ADVICE}"
         )
 
 
 SKIP_ADVICE = (
     "Replace the file, or leave out images that cannot be read with DATASETS.SKIP_UNREADABLE True."
 )
+SKIP_ANNOTATIONS_ADVICE = (
+    "Correct the annotation file, or leave them out with DATASETS.SKIP_BAD_ANNOTATIONS True."
+)
+NO_SEGMENTATION = "its mask is neither polygons nor COCO's run-length encoding"
 
 
 def filter_unreadable(name: str, dataset_dicts: Sequence[dict], threads: int = 8) -> list[dict]:
@@ -426,30 +472,63 @@ def _check_mask(segmentation, record: dict) -> tuple[str | None, str]:
             reason = _check_polygons(segmentation, width, height)
         else:
             raise TypeError
+    except MaskError as error:
+        reason = f"its mask: {error.reason}"
     except (KeyError, TypeError, ValueError):
-        reason = "its mask is neither polygons nor COCO's run-length encoding"
+        reason = NO_SEGMENTATION
     return "bad mask" if reason else None, reason
+
+
+def _is_segmentation(segmentation) -> bool:
+    """Whether Detectron2's loader can read it."""
+    if not isinstance(segmentation, dict):
+        is_list = isinstance(segmentation, list)
+        return not segmentation or is_list and all(isinstance(part, list) for part in segmentation)
+    counts = segmentation.get("counts")
+    if isinstance(counts, list):
+        try:
+            encode(0, segmentation, segmentation["size"][::-1])
+        except (KeyError, TypeError, ValueError):
+            return False
+    return "size" in segmentation and counts is not None
+
+
+def _polygon_problem(polygon) -> str | None:
+    if not isinstance(polygon, list | np.ndarray):
+        return NO_SEGMENTATION
+    if len(polygon) < 6 or len(polygon) % 2:
+        return (
+            f"a polygon of its mask has {len(polygon)} coordinates, not an even number of at "
+            "least 6"
+        )
+    return None
 
 
 def _check_polygons(polygons: Sequence, width: float, height: float) -> str:
     within = False
+    area = 0.0
     for polygon in polygons:
-        if len(polygon) < 6 or len(polygon) % 2:
-            return (
-                f"a polygon of its mask has {len(polygon)} coordinates, not an even number of at "
-                "least 6"
-            )
+        reason = _polygon_problem(polygon)
+        if reason:
+            return reason
         if not np.isfinite(polygon).all():
             return "a polygon of its mask is not finite"
-        x, y = polygon[::2], polygon[1::2]
-        within |= min(x) < width and max(x) > 0 and min(y) < height and max(y) > 0
-    return "" if within else f"its mask lies outside of the {width} x {height} image (w x h)"
+        x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
+        within |= x.min() < width and x.max() > 0 and y.min() < height and y.max() > 0
+        area += abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+    if not within:
+        return f"its mask lies outside of the {width} x {height} image (w x h)"
+    # One that intersects itself can have pixels, though what it runs around on either side cancels.
+    if area < 1 and math.isfinite(width):
+        lists = [np.asarray(polygon, dtype=np.float64).tolist() for polygon in polygons]
+        return "" if mask_utils.area(encode(0, lists, (width, height))) else "its mask is empty"
+    return ""
 
 
 def _check_run_lengths(segmentation: dict, width: float, height: float) -> str:
-    counts, size = segmentation["counts"], list(segmentation["size"])
-    if math.isfinite(width) and size != [height, width]:
-        return f"its mask has the size {size}, not that of the {width} x {height} image (w x h)"
-    # Every other count, from the second on, is of pixels inside.
-    area = sum(counts[1::2]) if isinstance(counts, list) else mask_utils.area(segmentation)
-    return "" if area > 0 else "its mask is empty"
+    if isinstance(segmentation["counts"], list):
+        size = (width, height) if math.isfinite(width) else segmentation["size"][::-1]
+        segmentation = encode(0, segmentation, size)
+    size = (width, height) if math.isfinite(width) else (0, 0)
+    check_encodings([segmentation], np.array([size]))
+    return "" if mask_utils.area(segmentation) else "its mask is empty"

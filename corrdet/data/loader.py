@@ -37,6 +37,7 @@ from detectron2.utils.serialize import PicklableWrapper
 
 from corrdet.data.checks import (
     check_coco_file,
+    check_coco_polygons,
     check_dataset,
     check_images_exist,
     check_num_classes,
@@ -333,14 +334,18 @@ def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
         TypeError: if it is not a list of dicts.
         KeyError: if it is not registered.
     """
+    metadata = MetadataCatalog.get(name)
+    is_coco = name in DatasetCatalog and metadata.get("evaluator_type") == "coco"
+    skip_bad_annotations = cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False)
     try:
         dicts = DatasetCatalog.get(name)
     except Exception:
         # What is wrong is found out afterwards: that costs nothing as long as nothing is.
-        metadata = MetadataCatalog.get(name)
-        if name in DatasetCatalog and metadata.get("evaluator_type") == "coco":
+        if is_coco:
             check_coco_file(metadata.json_file)
         raise
+    if is_coco:
+        check_coco_polygons(metadata.json_file, skip_bad_annotations=skip_bad_annotations)
     if not isinstance(dicts, list):
         raise TypeError(f"data set {name!r} is a {type(dicts).__name__}, not a list of dicts")
     if not dicts:
@@ -353,7 +358,7 @@ def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
         name,
         dicts,
         skip_unreadable=skip_unreadable,
-        skip_bad_annotations=cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False),
+        skip_bad_annotations=skip_bad_annotations,
         check_masks=cfg.MODEL.MASK_ON,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from .masks import MaskError, check_encodings, encode, of_masks
+from corrdet.data.masks import MaskError, check_encodings, encode, of_masks
 
 __all__ = [
     "IOU_TYPES",

@@ -4,11 +4,15 @@ ResNet-10 learns from scratch on a CPU, for the quick configs. ResNet and ResNeX
 convolutions, and Res2Net with or without, are those of the papers' largest models.
 """
 
+from collections.abc import Mapping, Sequence
+
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+
+from corrdet.names import unknown_name
 
 from .deformable import DeformableBottleneckBlock
 from .res2net import Res2NetBlock, Res2NetStem
@@ -205,3 +209,24 @@ def pyramid(cfg, bottom_up: ResNet, top_block) -> FPN:
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+def feature_shapes(
+    outputs: Mapping[str, ShapeSpec], names: Sequence[str], key: str
+) -> list[ShapeSpec]:
+    """The shapes of the features that a detector reads.
+
+    Args:
+        outputs: of the backbone, by name.
+        names: of those that are read.
+        key: where in the config they are, below MODEL.
+
+    Raises:
+        ValueError: the backbone has no such output.
+    """
+    for name in names:
+        if name not in outputs:
+            raise ValueError(
+                f"MODEL.{key}: {unknown_name('output of the backbone', name, outputs)}"
+            )
+    return [outputs[name] for name in names]

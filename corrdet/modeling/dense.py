@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.names import unknown_name
 
+from .backbone import feature_shapes
 from .dense_head import DenseHead, centerness
 from .positives import (
     add_positives,
@@ -419,7 +420,7 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
         criterion = cls.build_criterion(cfg)
         backbone = build_backbone(cfg)
         node = cfg.MODEL.DENSE
-        shapes = [backbone.output_shape()[name] for name in node.IN_FEATURES]
+        shapes = feature_shapes(backbone.output_shape(), node.IN_FEATURES, "DENSE.IN_FEATURES")
         side, transform, has_scales = cls.box_coding(cfg)
         head = DenseHead(
             input_shape=shapes,

@@ -19,6 +19,7 @@ from corrdet.losses import Criterion, MatchedPredictions, build_criterion
 from corrdet.matching import max_iou_matching
 from corrdet.names import unknown_name
 
+from .backbone import feature_shapes
 from .positives import add_positives, latest_positives, refuse_image_bounds
 from .replaced_keys import check_replaced_keys
 from .rpn import CorrdetRPN
@@ -113,6 +114,7 @@ class CorrdetROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
+        feature_shapes(input_shape, cfg.MODEL.ROI_HEADS.IN_FEATURES, "ROI_HEADS.IN_FEATURES")
         parameters = super()._init_box_head(cfg, input_shape)
         shape = parameters["box_head"].output_shape
         return {**parameters, "box_predictor": CriterionOutputLayers(cfg, shape)}

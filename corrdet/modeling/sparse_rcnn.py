@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from corrdet.losses import Criterion, MatchedPredictions, build_criterion, smooth_l1_loss
 from corrdet.matching import hungarian_matching
 
+from .backbone import feature_shapes
+from .dense import expect
 from .positives import (
     add_positives,
     latest_positives,
@@ -215,7 +217,7 @@ class CorrdetSparseRCNN(nn.Module):
         node = cfg.MODEL.SPARSE_RCNN
         backbone = build_backbone(cfg)
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        shapes = [backbone.output_shape()[name] for name in in_features]
+        shapes = feature_shapes(backbone.output_shape(), in_features, "ROI_HEADS.IN_FEATURES")
         _check_sizes(cfg, shapes)
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         stages = [
@@ -440,8 +442,9 @@ def _check_sizes(cfg, shapes: Sequence[ShapeSpec]) -> None:
     """
     node = cfg.MODEL.SPARSE_RCNN
     for key in ("NUM_CLASSES", "NUM_PROPOSALS", "NUM_STAGES"):
-        if node[key] < 1:
-            raise ValueError(f"MODEL.SPARSE_RCNN.{key} must be at least 1, got {node[key]}")
+        expect(node[key] >= 1, f"SPARSE_RCNN.{key}", "at least 1", node[key])
+    resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+    expect(resolution >= 1, "ROI_BOX_HEAD.POOLER_RESOLUTION", "at least 1", resolution)
     channels = sorted({shape.channels for shape in shapes})
     if channels != [node.HIDDEN_DIM]:
         raise ValueError(

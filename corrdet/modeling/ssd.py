@@ -15,6 +15,7 @@ from corrdet.losses.matched_predictions import ACTIVATIONS
 from corrdet.matching import hard_negative_mining, ssd_matching
 from corrdet.names import unknown_name
 
+from .backbone import feature_shapes
 from .dense import CorrdetDenseDetector, check_inference, check_norm, expect
 from .positives import check_image_bounds
 from .priors import default_boxes
@@ -56,14 +57,7 @@ class CorrdetSSD(CorrdetDenseDetector):
         criterion = cls.build_criterion(cfg)
         backbone = build_backbone(cfg)
         node = cfg.MODEL.SSD
-        outputs = backbone.output_shape()
-        for name in node.IN_FEATURES:
-            if name not in outputs:
-                raise ValueError(
-                    "MODEL.SSD.IN_FEATURES: "
-                    + unknown_name("output of the backbone", name, outputs)
-                )
-        shapes = [outputs[name] for name in node.IN_FEATURES]
+        shapes = feature_shapes(backbone.output_shape(), node.IN_FEATURES, "SSD.IN_FEATURES")
         priors = cls.build_priors(cfg, [shape.stride for shape in shapes])
         head = cls.build_head(
             cfg,

@@ -17,6 +17,7 @@ from corrdet.losses import Criterion, MatchedPredictions
 from corrdet.matching import ssd_matching
 from corrdet.names import unknown_name
 
+from .backbone import feature_shapes
 from .dense import CriterionTraining, expect
 from .fast_nms import fast_nms
 from .masks import assemble_masks, mask_ious, paste_masks, pixels_inside, shrink_masks
@@ -118,7 +119,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
         criterion = cls.build_criterion(cfg)
         backbone = build_backbone(cfg)
         node = cfg.MODEL.YOLACT
-        shapes = [backbone.output_shape()[name] for name in node.IN_FEATURES]
+        shapes = feature_shapes(backbone.output_shape(), node.IN_FEATURES, "YOLACT.IN_FEATURES")
         anchor_generator = build_anchor_generator(cfg, shapes)
         head = YOLACTHead(
             channels=shapes[0].channels,

@@ -8,14 +8,19 @@ import math
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+import corrdet.modeling  # noqa: F401  (registers the detectors)
+from corrdet import add_corrdet_config
 from corrdet.data.checks import (
+    NUM_CLASSES_KEYS,
     AnnotationError,
     ImageReadError,
     check_coco_file,
+    check_coco_polygons,
     check_dataset,
     check_images_exist,
     check_num_classes,
@@ -93,10 +98,15 @@ def rle(mask: np.ndarray) -> dict:
         ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "neither polygons nor"),
         ("a mask", "neither polygons nor"),
         (rle(np.zeros((50, 100))), "is empty"),
-        (rle(np.ones((100, 50))), "size [100, 50], not that of the 100 x 50 image"),
+        (rle(np.ones((100, 50))), "[50, 100], as its image has, got [100, 50]"),
         ({"size": [50, 100], "counts": [5000]}, "is empty"),
-        ({"size": [50, 100], "counts": None}, "neither polygons nor"),
+        ({"size": [50, 100], "counts": [5, 10, 3]}, "runs of 5000 pixels in all, got 18"),
+        ({"size": [50, 100], "counts": [5, -10, 5005]}, "expected counts of pixels, got [5, -10"),
+        ({"size": [50, 100], "counts": "!!!~~~"}, "expected runs that cover [50, 100] pixels"),
+        ({"size": [50, 100], "counts": None}, "expected a compressed run-length encoding"),
         ({"size": [50, 100]}, "neither polygons nor"),
+        ([[10, 10, 20, 20, 30, 30]], "is empty"),
+        ([[10, 10, 10.2, 10, 10.2, 10.2]], "is empty"),
         (np.zeros((50, 100), bool), "is empty"),
     ],
 )
@@ -117,6 +127,9 @@ def test_good_masks():
     masks = [
         [[-5, -5, 20, 10, 20, 20]],
         [[110, 10, 120, 10, 120, 20], [10, 10, 20, 10, 20, 20]],
+        # Two triangles that it runs around in opposite directions.
+        [[10, 10, 20, 20, 20, 10, 10, 20]],
+        [np.array([10.0, 10.0, 20.0, 10.0, 20.0, 20.0])],
         rle(np.eye(50, 100)),
         {"size": [50, 100], "counts": [100, 20, 4880]},
         np.eye(50, 100, dtype=bool),
@@ -124,6 +137,9 @@ def test_good_masks():
     original = record(*(annotation(segmentation=mask) for mask in masks))
     (checked,) = check_dataset("things", [original], num_classes=3, check_masks=True)
     assert checked is original
+    unsized = {key: original[key] for key in ("file_name", "annotations")}
+    (checked,) = check_dataset("things", [unsized], num_classes=3, check_masks=True)
+    assert checked is unsized
 
 
 def test_good_annotations_are_returned_as_they_are():
@@ -238,6 +254,20 @@ def coco_content() -> dict:
             "7.jpg: annotation id 11: another annotation has the same id",
         ),
         (lambda content: content["annotations"][1].pop("id"), "annotation number 1: has no id"),
+        *(
+            (
+                lambda content, bad=bad: content["annotations"][1].update(segmentation=bad),
+                "7.jpg: annotation id 12: its mask is neither polygons nor COCO's run-length",
+            )
+            for bad in (
+                [1, 1, 5, 1, 5, 5],
+                {"size": [50, 100], "counts": [5, -10, 5005]},
+                {"size": 50, "counts": [5000]},
+                {"counts": [5000]},
+                {"counts": "text"},
+                7,
+            )
+        ),
         (
             lambda content: content["images"][0].pop("file_name"),
             "image id 7: has no file_name",
@@ -249,6 +279,7 @@ def coco_content() -> dict:
 def test_bad_coco_files_are_explained(change, words, tmp_path):
     path = tmp_path / "things.json"
     content = coco_content()
+    content["annotations"][0]["segmentation"] = [[1, 1, 5, 1, 5, 5]]
     path.write_text(json.dumps(content))
     check_coco_file(str(path))
     change(content)
@@ -274,6 +305,33 @@ def test_the_first_ten_errors_of_a_coco_file_are_listed(tmp_path):
         check_coco_file(str(path))
 
 
+@pytest.mark.parametrize(
+    ("polygons", "reason"),
+    [
+        ([[1, 1, 5, 1, 5, 5], [1, 1, 5, 5]], "has 4 coordinates"),
+        ([[1, 1, 5, 1, 5, 5, 7]], "has 7 coordinates"),
+        ([[]], "has 0 coordinates"),
+        ("a mask", "neither polygons nor"),
+    ],
+)
+def test_polygons_that_the_loader_leaves_out(polygons, reason, tmp_path, caplog):
+    path = tmp_path / "things.json"
+    content = coco_content()
+    content["annotations"][0]["segmentation"] = [[1, 1, 5, 1, 5, 5]]
+    path.write_text(json.dumps(content))
+    check_coco_polygons(str(path))
+    content["annotations"][1]["segmentation"] = polygons
+    content["annotations"].append({**content["annotations"][1], "id": 13, "image_id": 8})
+    path.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError) as caught:
+        check_coco_polygons(str(path))
+    for words in (str(path), "1 object(s)", "7.jpg: annotation id 12: ", reason, "SKIP_BAD_ANNO"):
+        assert words in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        check_coco_polygons(str(path), skip_bad_annotations=True)
+    assert "7.jpg: annotation id 12: " in caplog.text and reason in caplog.text
+
+
 def test_missing_images_are_named(some_unreadable, tmp_path):
     remote = [record(file_name="s3://bucket/1.jpg")]
     check_images_exist("things", some_unreadable[:3] + remote)
@@ -292,10 +350,13 @@ def test_missing_images_are_named(some_unreadable, tmp_path):
         ("CorrdetRetinaNet", "MODEL.RETINANET.NUM_CLASSES"),
         ("RetinaNet", "MODEL.RETINANET.NUM_CLASSES"),
         ("GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES"),
+        ("CorrdetRCNN", "MODEL.ROI_HEADS.NUM_CLASSES"),
+        ("CorrdetSparseRCNN", "MODEL.SPARSE_RCNN.NUM_CLASSES"),
     ],
 )
 def test_another_number_of_classes_than_the_model_has(architecture, key):
     cfg = get_cfg()
+    add_corrdet_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = architecture
     cfg.merge_from_list([key, 9])
     with pytest.raises(AnnotationError) as caught:
@@ -309,6 +370,11 @@ def test_another_number_of_classes_than_the_model_has(architecture, key):
     cfg.merge_from_list([key, 11])
     with pytest.raises(AnnotationError, match=f"has 10 classes .* but {key} is 11"):
         check_num_classes(cfg, "digits_train")
+
+
+def test_every_detector_of_corrdet_has_its_classes_checked():
+    detectors = {name for name, _ in META_ARCH_REGISTRY if name.startswith("Corrdet")}
+    assert len(detectors) >= 12 and detectors <= NUM_CLASSES_KEYS.keys()
 
 
 def test_models_and_data_sets_without_known_classes_are_not_checked():

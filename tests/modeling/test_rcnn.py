@@ -195,6 +195,10 @@ def test_what_cannot_go_together_is_refused():
     with pytest.raises(ValueError, match="MODEL.ROI_HEADS.NAME must be 'CorrdetROIHeads'"):
         build_model(cfg)
     cfg = rcnn_cfg()
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p9"]
+    with pytest.raises(ValueError, match="MODEL.ROI_HEADS.IN_FEATURES: unknown output .* 'p9'"):
+        build_model(cfg)
+    cfg = rcnn_cfg()
     cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 3.0
     with pytest.raises(ValueError, match="set MODEL.CRITERION.LOCALIZATION_WEIGHT, which is 1.0"):
         build_model(cfg)
