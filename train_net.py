@@ -17,7 +17,7 @@ import corrdet
 from corrdet.data import ImageReadError, load_dataset
 from corrdet.engine import (
     CorrdetTrainer,
-    SafeCheckpointer,
+    StrictCheckpointer,
     check_gpus,
     check_run,
     import_modules,
@@ -49,7 +49,7 @@ def main(args):
 
     if args.eval_only:
         model = CorrdetTrainer.build_model(cfg)
-        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         evaluators = None
         if cfg.TEST.REPORT:

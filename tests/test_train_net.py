@@ -95,6 +95,19 @@ def test_detectron2s_model_zoo_layout_of_weights_loads(weights, trained, tiny_co
     assert_prints_results_of(trained, finished)
 
 
+def test_eval_only_refuses_weights_that_are_not_all_of_the_model(weights, tiny_command, tmp_path):
+    model = torch.load(weights, weights_only=True)["model"]
+    del model["head.cls_score.weight"]
+    torch.save({"model": model}, tmp_path / "part.pth")
+    overrides = ["MODEL.WEIGHTS", tmp_path / "part.pth"]
+    finished = run(tiny_command(tmp_path, *overrides, flags=["--eval-only"]))
+    assert finished.returncode == 1
+    assert (
+        "error: the weights are of another model: 1 parameters are missing or have another "
+        "shape, head.cls_score.weight among them" in finished.stderr
+    )
+
+
 @pytest.mark.parametrize(
     "flags, overrides, message",
     [

@@ -27,6 +27,15 @@ RENAMED = [
     (r"(transformer\.(?:encoder|decoder)\..+)", r"\1"),
     (r"((?:input_proj|query_embed|class_embed|bbox_embed\.layers\.[012])\..+)", r"\1"),
 ]
+REQUIRED = [
+    "query_embed.weight",
+    "input_proj.weight",
+    "input_proj.bias",
+    "transformer.decoder.norm.weight",
+    "transformer.decoder.norm.bias",
+    "class_embed.weight",
+    "class_embed.bias",
+]
 NUM_IDS = 91
 COCO_IDS = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
@@ -38,7 +47,8 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights: the original's, by name.
 
     Raises:
-        ValueError: a name that DETR does not have, or a classifier of other classes than COCO's.
+        ValueError: a name that DETR does not have, one that it has and these have not, or a
+            classifier of other classes than COCO's.
     """
     converted = {}
     for name, value in weights.items():
@@ -50,9 +60,10 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 break
         else:
             raise ValueError(f"{name!r} is no parameter of the original DETR")
-    for name in ("class_embed.weight", "class_embed.bias"):
+    for name in REQUIRED:
         if name not in converted:
-            raise ValueError(f"it has no {name}: it is of another detector")
+            raise ValueError(f"it has no {name}: it is of another detector, or incomplete")
+    for name in ("class_embed.weight", "class_embed.bias"):
         if len(converted[name]) != NUM_IDS + 1:
             raise ValueError(
                 f"{name} is of {len(converted[name])} classes, expected the {NUM_IDS} ids of COCO "
@@ -64,7 +75,7 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    conversion_command(__doc__, lambda data: convert(data.get("model", data)))
+    conversion_command(__doc__, convert)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    conversion_command(__doc__, lambda data: convert(data.get("model", data)))
+    conversion_command(__doc__, convert)
 
 
 if __name__ == "__main__":

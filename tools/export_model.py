@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from corrdet.data.files import atomic_write
-from corrdet.engine import CorrdetTrainer, SafeCheckpointer, check_run, load_config
+from corrdet.engine import CorrdetTrainer, StrictCheckpointer, check_run, load_config
 from corrdet.modeling import check_exportable, export_detector, trace_detector
 
 SUFFIXES = (".pt2", ".ts")
@@ -54,18 +54,6 @@ def main() -> None:
     except (OSError, TypeError, ValueError) as error:
         sys.exit(f"{args.output} was not written: {error}")
     print(f"{args.output} written")
-
-
-class StrictCheckpointer(SafeCheckpointer):
-    """Refuses weights that are not the model's: what is exported is not trained any more."""
-
-    def _log_incompatible_keys(self, incompatible) -> None:
-        wrong = [name for name, *_ in incompatible.incorrect_shapes] + incompatible.missing_keys
-        if wrong:
-            raise ValueError(
-                f"the weights are of another model: {len(wrong)} parameters are missing or have "
-                f"another shape, {wrong[0]} among them"
-            )
 
 
 def export(args: argparse.Namespace, suffix: str) -> None:

@@ -72,6 +72,26 @@ class SafeCheckpointer(DetectionCheckpointer):
         return data
 
 
+class StrictCheckpointer(SafeCheckpointer):
+    """Refuses weights that are not the model's: what is evaluated or exported is not trained."""
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        """
+        Raises:
+            ValueError: parameters or buffers are missing or of another shape. The state of losses,
+                which is neither, may be.
+        """
+        names = {*dict(self.model.named_parameters()), *dict(self.model.named_buffers())}
+        wrong = [name for name, *_ in incompatible.incorrect_shapes]
+        wrong += [name for name in incompatible.missing_keys if name in names]
+        if wrong:
+            raise ValueError(
+                f"the weights are of another model: {len(wrong)} parameters are missing or have "
+                f"another shape, {wrong[0]} among them"
+            )
+        super()._log_incompatible_keys(incompatible)
+
+
 def load_tensors(path: str) -> dict[str, Any]:
     """Read a dictionary that ``torch.save`` wrote, if it holds nothing that could run code.
 

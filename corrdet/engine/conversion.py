@@ -1,6 +1,7 @@
 """The command that tools converting others' checkpoints have in common."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Mapping
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from corrdet.data.files import atomic_write
 
 from .checkpoint import load_tensors
+
+# Name of a stack of layers, number of the layer, what it has.
+LAYER = re.compile(r"((?:.+\.)?(?:layers|stages))\.(\d+)\.(.+)")
 
 
 def conversion_command(
@@ -21,8 +25,8 @@ def conversion_command(
 
     Args:
         description: of the command, for ``--help``.
-        convert: from the content of a checkpoint to the parameters under corrdet's names; raises
-            ValueError where it is of another model.
+        convert: from parameters by name, those under ``model`` where the file has that, to the same
+            under corrdet's names; raises ValueError where they are of another model.
         entries: what else the written checkpoint has.
     """
     parser = argparse.ArgumentParser(
@@ -32,9 +36,36 @@ def conversion_command(
     parser.add_argument("output", metavar="OUT", help="the .pth to write")
     args = parser.parse_args()
     try:
-        converted = convert(load_tensors(args.input))
+        weights = load_tensors(args.input)
+        weights = weights.get("model", weights)
+        _check_values(weights)
+        converted = convert(weights)
+        _check_layers(converted)
     except (OSError, ValueError) as error:
         sys.exit(f"{args.input} was not converted: {error}")
     with atomic_write(args.output, "wb") as file:
         torch.save({"model": converted, **entries}, file)
     print(f"{len(converted)} parameters written to {args.output}")
+
+
+def _check_values(weights) -> None:
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"its model is a {type(weights).__name__}, expected parameters by name")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name!r} is a {type(value).__name__}, expected a tensor")
+        if not value.isfinite().all():
+            raise ValueError(f"{name!r} has values that are not finite")
+
+
+def _check_layers(converted: Mapping[str, Tensor]) -> None:
+    """What one layer of a stack has, all of them have."""
+    stacks: dict[str, dict[int, set[str]]] = {}
+    for match in filter(None, map(LAYER.fullmatch, converted)):
+        stack, number, parameter = match.groups()
+        stacks.setdefault(stack, {}).setdefault(int(number), set()).add(parameter)
+    for stack, layers in stacks.items():
+        for number in range(max(layers) + 1):
+            missing = set.union(*layers.values()) - layers.get(number, set())
+            if missing:
+                raise ValueError(f"it has no {stack}.{number}.{min(missing)}: it is incomplete")

@@ -337,8 +337,11 @@ def test_what_cannot_be_converted_is_refused(tool, original, tmp_path, monkeypat
     ):
         with pytest.raises(ValueError, match=message):
             tool.convert({**weights, **changes})
-    with pytest.raises(ValueError, match="no class_embed.weight: it is of another detector"):
+    with pytest.raises(ValueError, match="no input_proj.weight: it is of another detector"):
         tool.convert({"query_embed.weight": torch.ones(3, 2)})
+    incomplete = {name: value for name, value in weights.items() if name != "query_embed.weight"}
+    with pytest.raises(ValueError, match="it has no query_embed.weight: .* or incomplete"):
+        tool.convert(incomplete)
     (tmp_path / "noise.pth").write_bytes(b"noise")
     arguments = ["tool", str(tmp_path / "noise.pth"), str(tmp_path / "out.pth")]
     monkeypatch.setattr(sys, "argv", arguments)

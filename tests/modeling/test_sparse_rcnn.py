@@ -447,6 +447,21 @@ def test_what_cannot_be_converted_is_refused(tool, tmp_path, monkeypatch):
             tool.convert({**weights, **changes})
     with pytest.raises(ValueError, match="no init_proposal_boxes.weight: it is of another"):
         tool.convert({"backbone.fpn_output2.bias": torch.ones(3)})
+    # What the command finds in any detector's.
+    bias = "head.head_series.0.self_attn.in_proj_bias"
+    for value, message in (
+        ("text", f"'{bias}' is a str, expected a tensor"),
+        (torch.tensor([float("nan")]), f"'{bias}' has values that are not finite"),
+        (None, "it has no stages.0.attention.in_proj_bias: it is incomplete"),
+    ):
+        changed = {**weights, bias: value}
+        if value is None:
+            del changed[bias]
+        torch.save(changed, tmp_path / "changed.pth")
+        arguments = ["tool", str(tmp_path / "changed.pth"), str(tmp_path / "out.pth")]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match=f"was not converted: {message}"):
+            tool.main()
     trap = tmp_path / "trap"
     code = pickle.dumps(Trap(trap), protocol=2)
     for name, content in (("code.pth", code), ("noise.pth", b"noise")):
@@ -476,6 +491,14 @@ def test_what_cannot_be_built_is_refused():
     ):
         cfg = sparse_cfg()
         cfg.MODEL.SPARSE_RCNN[key] = value
+        with pytest.raises(ValueError, match=message):
+            build_model(cfg)
+    for node, key, value, message in (
+        ("ROI_BOX_HEAD", "POOLER_RESOLUTION", 0, "POOLER_RESOLUTION must be at least 1, got 0"),
+        ("ROI_HEADS", "IN_FEATURES", ["p2", "p9"], "ROI_HEADS.IN_FEATURES: unknown output .* 'p9'"),
+    ):
+        cfg = sparse_cfg()
+        cfg.MODEL[node][key] = value
         with pytest.raises(ValueError, match=message):
             build_model(cfg)
     cfg = sparse_cfg()
