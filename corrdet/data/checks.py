@@ -137,9 +137,7 @@ def check_dataset(
     total = sum(kinds.values())
     if total:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        listing = "\n".join(f"  {problem}" for problem in problems)
-        if total > len(problems):
-            listing += f"\n  and {total - len(problems)} more"
+        listing = _list(problems, total)
         if not skip_bad_annotations:
             raise AnnotationError(
                 f"data set {name!r} has {total} bad annotation(s) ({counts}):\n{listing}\n"
@@ -235,11 +233,11 @@ def _read_json(path: str):
         raise AnnotationError(f"{path} is not valid JSON, it may be incomplete: {error}") from error
 
 
-def _list(problems: Sequence[str]) -> str:
+def _list(problems: Sequence[str], total: int | None = None) -> str:
+    """The first of them, a line each, and how many more there are of ``total``, by default all."""
     lines = [f"  {problem}" for problem in problems[:MAX_LISTED]]
-    if len(problems) > MAX_LISTED:
-        lines.append(f"  and {len(problems) - MAX_LISTED} more")
-    return "\n".join(lines)
+    more = (len(problems) if total is None else total) - len(lines)
+    return "\n".join([*lines, f"  and {more} more"] if more else lines)
 
 
 def _find_incomplete(entries: list, what: str, keys: Sequence[str]) -> list[str]:

@@ -379,7 +379,6 @@ def test_a_data_set_that_cannot_be_loaded_is_explained(digits_directory, tmp_pat
     assert kept == len(content["annotations"]) - 1
     content["annotations"][0].pop("segmentation")
     # Boxes are left to the check that can skip them; it names the annotation, too.
-    content["annotations"][0].update(category_id=1)
     content["annotations"][0].pop("bbox")
     path.write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match="annotation 0, id 1, box None: .* not four numbers"):
