@@ -86,6 +86,7 @@ class CorrdetDatasetMapper(DatasetMapper):
 
         Raises:
             ImageReadError: if the image cannot be read.
+            ValueError: a mask is not of polygons, with ``INPUT.MASK_FORMAT "polygon"``.
             detectron2.data.detection_utils.SizeMismatchError: if it does not have the stated size.
         """
         mapper = copy.copy(self)
@@ -105,21 +106,16 @@ class CorrdetDatasetMapper(DatasetMapper):
             ) from error
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
-        for annotation in dataset_dict["annotations"]:
+        annotations = dataset_dict["annotations"]
+        for annotation in annotations:
             _make_floating(annotation)
-        if any(not annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
-            try:
-                super()._transform_annotations(dataset_dict, transforms, image_shape)
-            except ValueError as error:
-                if "mask_format=='polygon'" in str(error):
-                    raise ValueError(
-                        f"{dataset_dict['file_name']} has masks that are not polygons: "
-                        'set INPUT.MASK_FORMAT "bitmask".'
-                    ) from error
-                raise
-        else:
+        if all(annotation.get("iscrowd", 0) for annotation in annotations):
             dataset_dict.pop("annotations")
             dataset_dict["instances"] = self._empty_instances(image_shape)
+            return
+        if self.use_instance_mask and self.instance_mask_format == "polygon":
+            _check_polygons(dataset_dict["file_name"], annotations)
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
 
     def _empty_instances(self, image_shape: tuple[int, int]) -> Instances:
         instances = Instances(image_shape)
@@ -160,6 +156,16 @@ def _object_boxes(dataset_dict: dict) -> np.ndarray:
         if not annotation.get("iscrowd", 0)
     ]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _check_polygons(file_name: str, annotations: list[dict]) -> None:
+    for index, annotation in enumerate(annotations):
+        is_trained_on = not annotation.get("iscrowd", 0)
+        if is_trained_on and not isinstance(annotation.get("segmentation", []), list):
+            raise ValueError(
+                f"{file_name}: annotation {index}: expected polygons, got another mask; "
+                'set INPUT.MASK_FORMAT "bitmask"'
+            )
 
 
 def _make_floating(annotation: dict) -> None:

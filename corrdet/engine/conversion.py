@@ -1,6 +1,7 @@
 """The command that tools converting others' checkpoints have in common."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ def conversion_command(
     parser.add_argument("input", metavar="IN", help="the original's .pth")
     parser.add_argument("output", metavar="OUT", help="the .pth to write")
     args = parser.parse_args()
+    if os.path.realpath(args.output) == os.path.realpath(args.input):
+        parser.error(f"OUT is IN, {args.input}: expected another file, as IN would be lost")
     try:
         weights = load_tensors(args.input)
         weights = weights.get("model", weights)

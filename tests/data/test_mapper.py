@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -80,8 +81,13 @@ def test_masks_only_when_the_model_has_them(example):
 
 def test_rle_masks_need_bitmask(example):
     mapper = CorrdetDatasetMapper(config(MODEL__MASK_ON=True), is_train=True)
-    with pytest.raises(ValueError, match="INPUT.MASK_FORMAT"):
-        mapper(example)
+    polygons = {**example["annotations"][0], "segmentation": [[40, 40, 80, 40, 80, 80]]}
+    run_lengths = example["annotations"][0]
+    crowd = {**run_lengths, "iscrowd": 1}
+    assert mapper({**example, "annotations": [polygons, crowd]})["instances"].has("gt_masks")
+    reason = r": annotation 2: expected polygons, .* INPUT.MASK_FORMAT \"bitmask\""
+    with pytest.raises(ValueError, match=re.escape(example["file_name"]) + reason):
+        mapper({**example, "annotations": [polygons, crowd, run_lengths]})
 
 
 def test_instances_at_test_time(example):

@@ -472,6 +472,19 @@ def test_what_cannot_be_converted_is_refused(tool, tmp_path, monkeypatch):
     assert not trap.exists() and not (tmp_path / "out.pth").exists()
 
 
+def test_the_original_is_not_overwritten(tool, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "original.pth"
+    torch.save(originals_checkpoint(build()), path)
+    content = path.read_bytes()
+    (tmp_path / "link.pth").symlink_to(path)
+    for out in (path, tmp_path / "link.pth"):
+        monkeypatch.setattr(sys, "argv", ["tool", str(path), str(out)])
+        with pytest.raises(SystemExit):
+            tool.main()
+        assert "expected another file" in capsys.readouterr().err
+        assert path.read_bytes() == content
+
+
 class Trap:
     def __init__(self, path):
         self.path = path
