@@ -31,6 +31,7 @@ __all__ = [
     "check_coco_polygons",
     "check_dataset",
     "check_images_exist",
+    "check_mask_format",
     "check_num_classes",
     "filter_unreadable",
     "unreadable_reason",
@@ -298,6 +299,26 @@ def check_num_classes(cfg: CfgNode, name: str) -> None:
         )
 
 
+def check_mask_format(dataset_dicts: Sequence[dict]) -> None:
+    """Look for masks that ``INPUT.MASK_FORMAT "polygon"`` is not for; crowd regions can have them.
+
+    Args:
+        dataset_dicts: in Detectron2's format.
+
+    Raises:
+        AnnotationError: a mask is not of polygons; names the first.
+    """
+    for record in dataset_dicts:
+        for index, annotation in enumerate(record.get("annotations", ())):
+            is_object = not annotation.get("iscrowd", 0)
+            if is_object and not isinstance(annotation.get("segmentation"), list | None):
+                reason = (
+                    'expected a mask of polygons, got another; set INPUT.MASK_FORMAT "bitmask", '
+                    "which is for all masks"
+                )
+                raise AnnotationError(_describe(record, index, annotation, reason))
+
+
 def check_images_exist(name: str, dataset_dicts: Sequence[dict]) -> None:
     """Look for every image file, without reading it; addresses such as s3://... are not checked.
 
@@ -465,7 +486,7 @@ def _check_mask(segmentation, record: dict) -> tuple[str | None, str]:
         elif isinstance(segmentation, np.ndarray):
             reason = "" if segmentation.any() else "its mask is empty"
         elif not segmentation:
-            reason = "it has no mask, which the model is trained on"
+            reason = "it has no mask (segmentation), which MODEL.MASK_ON needs"
         elif isinstance(segmentation, list):
             reason = _check_polygons(segmentation, width, height)
         else:

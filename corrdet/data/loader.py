@@ -40,6 +40,7 @@ from corrdet.data.checks import (
     check_coco_polygons,
     check_dataset,
     check_images_exist,
+    check_mask_format,
     check_num_classes,
 )
 from corrdet.data.mapper import CorrdetDatasetMapper
@@ -351,6 +352,8 @@ def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
     if not dicts:
         raise ValueError(f"data set {name!r} has no images")
     check_num_classes(cfg, name)
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+        check_mask_format(dicts)
     skip_unreadable = cfg.DATASETS.get("SKIP_UNREADABLE", False)
     if not skip_unreadable:
         check_images_exist(name, dicts)

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
 
 from corrdet.data.augmentation import check_input, ssd_augmentations
-from corrdet.data.checks import SKIP_ADVICE, ImageReadError, unreadable_reason
+from corrdet.data.checks import SKIP_ADVICE, ImageReadError, check_mask_format, unreadable_reason
 
 __all__ = ["CorrdetDatasetMapper"]
 
@@ -86,7 +86,7 @@ class CorrdetDatasetMapper(DatasetMapper):
 
         Raises:
             ImageReadError: if the image cannot be read.
-            ValueError: a mask is not of polygons, with ``INPUT.MASK_FORMAT "polygon"``.
+            AnnotationError: a mask is not of polygons, with ``INPUT.MASK_FORMAT "polygon"``.
             detectron2.data.detection_utils.SizeMismatchError: if it does not have the stated size.
         """
         mapper = copy.copy(self)
@@ -114,7 +114,7 @@ class CorrdetDatasetMapper(DatasetMapper):
             dataset_dict["instances"] = self._empty_instances(image_shape)
             return
         if self.use_instance_mask and self.instance_mask_format == "polygon":
-            _check_polygons(dataset_dict["file_name"], annotations)
+            check_mask_format([dataset_dict])
         super()._transform_annotations(dataset_dict, transforms, image_shape)
 
     def _empty_instances(self, image_shape: tuple[int, int]) -> Instances:
@@ -156,16 +156,6 @@ def _object_boxes(dataset_dict: dict) -> np.ndarray:
         if not annotation.get("iscrowd", 0)
     ]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _check_polygons(file_name: str, annotations: list[dict]) -> None:
-    for index, annotation in enumerate(annotations):
-        is_trained_on = not annotation.get("iscrowd", 0)
-        if is_trained_on and not isinstance(annotation.get("segmentation", []), list):
-            raise ValueError(
-                f"{file_name}: annotation {index}: expected polygons, got another mask; "
-                'set INPUT.MASK_FORMAT "bitmask"'
-            )
 
 
 def _make_floating(annotation: dict) -> None:

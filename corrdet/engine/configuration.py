@@ -324,6 +324,8 @@ def _merge(cfg: CfgNode, source: str, merge) -> None:
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{source}: a _BASE_ of it was not read: {error}") from error
     except KeyError as error:
         # yacs: "Non-existent config key: MODEL.CRITERIA"
         key = str(error.args[0]).rsplit(": ", 1)[-1]

@@ -16,6 +16,7 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
@@ -25,7 +26,7 @@ from corrdet.data import (
     build_train_loader,
     load_dataset,
 )
-from corrdet.evaluation import CorrelationEvaluator
+from corrdet.evaluation import CocoFileError, CorrelationEvaluator, read_ground_truth
 from corrdet.losses import Criterion
 from corrdet.modeling import DenseDetectorWithTTA
 from corrdet.names import unknown_name
@@ -60,7 +61,7 @@ class CorrdetTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
 
         for name in cfg.DATASETS.TEST:
-            load_dataset(cfg, name)  # for its checks: now, not when hours of training are over
+            load_test_set(cfg, name)  # for its checks: now, not when hours of training are over
         self._detector = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, self._detector)
         self._loader = self.build_train_loader(cfg)
@@ -90,7 +91,7 @@ class CorrdetTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         # Prepared as for training, images without annotations included: beta_img needs the boxes.
-        dicts = load_dataset(cfg, dataset_name)
+        dicts = load_test_set(cfg, dataset_name)
         mapper = CorrdetDatasetMapper(cfg, is_train=False, keep_instances=cfg.TEST.BETA_IMG)
         return build_detection_test_loader(
             dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
@@ -283,6 +284,33 @@ class CorrdetTrainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
+
+
+def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
+    """Load a data set that is evaluated on; what it is compared with is checked, too.
+
+    AP is measured against the annotation file, and not against what ``SKIP_BAD_ANNOTATIONS`` leaves
+    of it. pycocotools dies of some masks, or does not end, after all images have been seen.
+
+    Raises:
+        CocoFileError: a box or mask of the file cannot be compared.
+        AnnotationError, ImageReadError, ValueError, TypeError, KeyError: see :func:`load_dataset`.
+    """
+    dicts = load_dataset(cfg, name)
+    metadata = MetadataCatalog.get(name)
+    # The files of COCO's test sets have no annotations.
+    is_annotated = any(record.get("annotations") for record in dicts)
+    if metadata.get("evaluator_type") == "coco" and is_annotated:
+        path = PathManager.get_local_path(metadata.json_file)
+        try:
+            for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
+                read_ground_truth(path, iou_type)
+        except CocoFileError as error:
+            raise CocoFileError(
+                f"{error}\nAP is measured against this file as it is: correct it, as "
+                "DATASETS.SKIP_BAD_ANNOTATIONS does not change it."
+            ) from error
+    return dicts
 
 
 def truncate_metrics(path: str, start_iter: int) -> None:

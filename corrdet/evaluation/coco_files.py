@@ -465,7 +465,11 @@ def _ground_truth_masks(
         ]
         check_encodings(masks, image_sizes)
     except MaskError as error:
-        raise CocoFileError(f"{source}: annotations[{error.index}]: {error.reason}") from None
+        annotation = annotations[error.index]
+        identity = f"id {annotation.get('id')}, image_id {annotation['image_id']}"
+        raise CocoFileError(
+            f"{source}: annotations[{error.index}]: {error.reason} ({identity})"
+        ) from None
     return masks
 
 

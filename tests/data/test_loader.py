@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import random
+import re
 
 import numpy as np
 import pytest
@@ -309,6 +310,25 @@ def test_training_dicts_reports_bad_annotations(registered, digits_dicts):
     cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
     before, after = (sum(len(r["annotations"]) for r in d) for d in (bad, training_dicts(cfg)))
     assert after == before - 1
+
+
+def test_masks_that_are_no_polygons_need_bitmask(registered, digits_dicts):
+    first, *others = digits_dicts
+    polygons = [{**a, "segmentation": [[40, 40, 80, 40, 80, 80]]} for a in first["annotations"]]
+    crowd = {**first["annotations"][0], "iscrowd": 1}
+    name = registered([{**first, "annotations": [*polygons, crowd]}])
+    cfg = config()
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, "polygon"
+    load_dataset(cfg, name)
+    name = registered([{**first, "annotations": polygons}, *others])
+    cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True  # they are not bad
+    image = re.escape(others[0]["file_name"])
+    with pytest.raises(AnnotationError, match=f"{image}: annotation 0.*set INPUT.MASK_FORMAT"):
+        load_dataset(cfg, name)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    load_dataset(cfg, name)
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = False, "polygon"
+    load_dataset(cfg, name)
 
 
 def test_training_dicts_errors(registered):

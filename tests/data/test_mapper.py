@@ -85,7 +85,7 @@ def test_rle_masks_need_bitmask(example):
     run_lengths = example["annotations"][0]
     crowd = {**run_lengths, "iscrowd": 1}
     assert mapper({**example, "annotations": [polygons, crowd]})["instances"].has("gt_masks")
-    reason = r": annotation 2: expected polygons, .* INPUT.MASK_FORMAT \"bitmask\""
+    reason = r": annotation 2, .*: expected a mask of polygons, .* INPUT.MASK_FORMAT \"bitmask\""
     with pytest.raises(ValueError, match=re.escape(example["file_name"]) + reason):
         mapper({**example, "annotations": [polygons, crowd, run_lengths]})
 

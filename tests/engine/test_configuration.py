@@ -58,6 +58,14 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="no config file at 'nowhere.yaml'"):
             load("nowhere.yaml")
 
+    def test_missing_base(self, tmp_path):
+        config = tmp_path / "config.yaml"
+        config.write_text("_BASE_: nowhere.yaml\n")
+        with pytest.raises(
+            ConfigError, match="config.yaml: a _BASE_ of it was not read: .*nowhere"
+        ):
+            load(str(config))
+
     def test_no_yaml(self, tmp_path):
         (tmp_path / "bad.yaml").write_text("MODEL: [1,\n")
         with pytest.raises(ConfigError, match="bad.yaml is not valid YAML"):

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from corrdet.data import AnnotationError, ImageReadError
 from corrdet.engine import CorrdetTrainer
 from corrdet.engine.trainer import truncate_metrics
+from corrdet.evaluation import CocoFileError
 from tests.conftest import ROOT
 
 
@@ -404,6 +405,41 @@ class TestBadData:
         tiny_cfg.TEST.BETA_IMG = False
         images = CorrdetTrainer.build_test_loader(tiny_cfg, name).dataset
         assert len(images) == 23 and "instances" not in images[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "with_masks", "message"),
+    [
+        ({"bbox": [5, 5, -1, 10]}, False, r"annotations\[0\]: expected no negative width"),
+        ({"segmentation": {"size": [160, 160], "counts": "0"}}, True, "expected runs that cover"),
+        ({"segmentation": {"size": [9, 9], "counts": "0"}}, True, r"expected a mask of \[height"),
+        ({"segmentation": []}, True, r"expected polygons or a mask.* \(id 1, image_id 1\)"),
+        ({"segmentation": []}, False, None),
+        ({"bbox": [5, 5, 0, 10]}, True, None),
+        (None, True, None),  # COCO's test sets have no annotations
+    ],
+)
+def test_what_ap_cannot_be_measured_against(tiny_cfg, tmp_path, change, with_masks, message):
+    """It is refused before training, and before images are evaluated."""
+
+    def damage(content):
+        if change is None:
+            del content["annotations"]
+        else:
+            content["annotations"][0].update(change)
+
+    rewrite(tiny_cfg, tmp_path, damage)
+    tiny_cfg.DATASETS.TRAIN, tiny_cfg.DATASETS.TEST = ("tiny_train",), tiny_cfg.DATASETS.TRAIN
+    tiny_cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
+    tiny_cfg.MODEL.MASK_ON = with_masks
+    (name,) = tiny_cfg.DATASETS.TEST
+    if message is None:
+        CorrdetTrainer.build_test_loader(tiny_cfg, name)
+        return
+    with pytest.raises(CocoFileError, match=rf"changed.*json: .*{message}(.*\n)+AP is measured"):
+        CorrdetTrainer.build_test_loader(tiny_cfg, name)
+    with pytest.raises(CocoFileError, match="AP is measured"):
+        CorrdetTrainer(tiny_cfg)
 
 
 def test_the_test_data_is_checked_before_training(tiny_cfg, tmp_path):
