@@ -26,7 +26,7 @@ from corrdet.data import (
     build_train_loader,
     load_dataset,
 )
-from corrdet.evaluation import CocoFileError, CorrelationEvaluator, read_ground_truth
+from corrdet.evaluation import CocoFileError, CorrelationEvaluator, ground_truth_from_coco
 from corrdet.losses import Criterion
 from corrdet.modeling import DenseDetectorWithTTA
 from corrdet.names import unknown_name
@@ -298,18 +298,20 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
     """
     dicts = load_dataset(cfg, name)
     metadata = MetadataCatalog.get(name)
-    # The files of COCO's test sets have no annotations.
-    is_annotated = any(record.get("annotations") for record in dicts)
-    if metadata.get("evaluator_type") == "coco" and is_annotated:
-        path = PathManager.get_local_path(metadata.json_file)
-        try:
-            for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
-                read_ground_truth(path, iou_type)
-        except CocoFileError as error:
-            raise CocoFileError(
-                f"{error}\nAP is measured against this file as it is: correct it, as "
-                "DATASETS.SKIP_BAD_ANNOTATIONS does not change it."
-            ) from error
+    if metadata.get("evaluator_type") != "coco":
+        return dicts
+    with PathManager.open(metadata.json_file) as file:
+        content = json.load(file)
+    if "annotations" not in content:  # as in the files of COCO's test sets
+        return dicts
+    try:
+        for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
+            ground_truth_from_coco(content, iou_type, source=metadata.json_file)
+    except CocoFileError as error:
+        raise CocoFileError(
+            f"{error}\nAP is measured against this file as it is: correct it, as "
+            "DATASETS.SKIP_BAD_ANNOTATIONS does not change it."
+        ) from error
     return dicts
 
 

@@ -416,6 +416,7 @@ class TestBadData:
         ({"segmentation": []}, True, r"expected polygons or a mask.* \(id 1, image_id 1\)"),
         ({"segmentation": []}, False, None),
         ({"bbox": [5, 5, 0, 10]}, True, None),
+        ("all masks", True, r"annotations\[0\]: expected polygons or a mask"),
         (None, True, None),  # COCO's test sets have no annotations
     ],
 )
@@ -425,6 +426,9 @@ def test_what_ap_cannot_be_measured_against(tiny_cfg, tmp_path, change, with_mas
     def damage(content):
         if change is None:
             del content["annotations"]
+        elif change == "all masks":
+            for annotation in content["annotations"]:
+                annotation["segmentation"] = []
         else:
             content["annotations"][0].update(change)
 
