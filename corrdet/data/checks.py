@@ -234,9 +234,9 @@ def _read_json(path: str):
         raise AnnotationError(f"{path} is not valid JSON, it may be incomplete: {error}") from error
 
 
-def _list(problems: Sequence[str], total: int | None = None) -> str:
+def _list(problems: Sequence[str], total: int | None = None, limit: int | None = MAX_LISTED) -> str:
     """The first of them, a line each, and how many more there are of ``total``, by default all."""
-    lines = [f"  {problem}" for problem in problems[:MAX_LISTED]]
+    lines = [f"  {problem}" for problem in problems[:limit]]
     more = (len(problems) if total is None else total) - len(lines)
     return "\n".join([*lines, f"  and {more} more"] if more else lines)
 
@@ -408,10 +408,8 @@ def _find_unreadable(
 
 
 def _list_unreadable(unreadable: dict[int, tuple[str, str]], limit: int | None = MAX_LISTED) -> str:
-    lines = [f"  {file_name}: {reason}" for file_name, reason in list(unreadable.values())[:limit]]
-    if len(lines) < len(unreadable):
-        lines.append(f"  and {len(unreadable) - len(lines)} more")
-    return "\n".join(lines)
+    problems = [f"{file_name}: {reason}" for file_name, reason in unreadable.values()]
+    return _list(problems, limit=limit)
 
 
 def _describe(record: dict, index: int, annotation: dict, reason: str) -> str:

@@ -99,23 +99,22 @@ class CorrdetDatasetMapper(DatasetMapper):
             # Which part failed is found out afterwards: that costs nothing as long as nothing
             # fails.
             reason = unreadable_reason(dataset_dict["file_name"], self.image_format)
-            if reason is None:
-                raise
-            raise ImageReadError(
-                f"cannot read image {dataset_dict['file_name']} ({reason}). {SKIP_ADVICE}"
-            ) from error
+            if reason is not None:
+                raise ImageReadError(
+                    f"cannot read image {dataset_dict['file_name']} ({reason}). {SKIP_ADVICE}"
+                ) from error
+            if self.use_instance_mask and self.instance_mask_format == "polygon":
+                check_mask_format([dataset_dict])
+            raise
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
-        annotations = dataset_dict["annotations"]
-        for annotation in annotations:
+        for annotation in dataset_dict["annotations"]:
             _make_floating(annotation)
-        if all(annotation.get("iscrowd", 0) for annotation in annotations):
+        if any(not annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
+        else:
             dataset_dict.pop("annotations")
             dataset_dict["instances"] = self._empty_instances(image_shape)
-            return
-        if self.use_instance_mask and self.instance_mask_format == "polygon":
-            check_mask_format([dataset_dict])
-        super()._transform_annotations(dataset_dict, transforms, image_shape)
 
     def _empty_instances(self, image_shape: tuple[int, int]) -> Instances:
         instances = Instances(image_shape)
