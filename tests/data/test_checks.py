@@ -206,6 +206,16 @@ def test_unreadable_images_are_dropped_and_named(some_unreadable, caplog):
     assert check_dataset("things", some_unreadable, skip_unreadable=True) == kept
 
 
+def test_what_is_left_out_is_listed_whole_and_what_is_refused_is_not(some_unreadable, caplog):
+    torn = [some_unreadable[2]] * 12
+    with caplog.at_level(logging.WARNING):
+        filter_unreadable("things", [some_unreadable[0], *torn])
+    assert caplog.text.count("2.jpg: ") == 12 and " more" not in caplog.text
+    with pytest.raises(ImageReadError) as caught:
+        check_dataset("things", torn, check_images=True)
+    assert str(caught.value).count("2.jpg: ") == 10 and "and 2 more" in str(caught.value)
+
+
 def test_unreadable_images_are_reported(some_unreadable):
     with pytest.raises(ImageReadError) as caught:
         check_dataset("things", some_unreadable, check_images=True)
