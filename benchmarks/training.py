@@ -176,23 +176,27 @@ def measure(cfg: CfgNode, rounds: int, batches: int = 3) -> list[dict]:
 
     alone: list[float] = []
 
-    def timed_criterion(criterion):
-        def call(matched, iteration):
+    class TimedCriterion(nn.Module):
+        def __init__(self, criterion):
+            super().__init__()
+            self.criterion = criterion
+
+        def losses_and_factors(self, matched, normalizer, iteration):
             # A backward of its own, up to what the network predicts.
             inputs = [x.detach().requires_grad_() for x in (matched.logits, matched.deltas)]
             boxes = matched.boxes.detach().requires_grad_()
             copy = type(matched)(
                 logits=inputs[0], labels=matched.labels, positives=matched.positives, boxes=boxes,
                 gt_boxes=matched.gt_boxes, image_ids=matched.image_ids,
-                normalizer=matched.normalizer, deltas=inputs[1], gt_deltas=matched.gt_deltas,
+                deltas=inputs[1], gt_deltas=matched.gt_deltas,
             )  # fmt: skip
             alone.append(
-                seconds(lambda: sum(criterion(copy, iteration).values()).backward(), device)
+                seconds(
+                    lambda: sum(self.criterion(copy, normalizer, iteration).values()).backward(),
+                    device,
+                )
             )
-            return criterion(matched, iteration)
-
-        call.latest_factors = {}  # which the model reads
-        return call
+            return self.criterion.losses_and_factors(matched, normalizer, iteration)
 
     def step(criterion, batch):
         model.criterion = criterion
@@ -203,7 +207,7 @@ def measure(cfg: CfgNode, rounds: int, batches: int = 3) -> list[dict]:
         for name, criterion in cases.items():
             alone.clear()
             for batch in images:
-                step(timed_criterion(criterion), batch)  # warms up, too
+                step(TimedCriterion(criterion), batch)  # warms up, too
             losses_alone[name] = statistics.median(alone)
         steps = {name: partial(step, criterion) for name, criterion in cases.items()}
         times = take_turns(steps, images, rounds, device)

@@ -1,93 +1,9 @@
 """Training hooks."""
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
-from torch import Tensor
 
-from corrdet.losses.correlation import (
-    average_ranks,
-    concordance_correlation,
-    pearson_correlation,
-)
-
-# How often Detectron2's trainer writes, and over how many iterations it smooths.
-WRITER_PERIOD = 20
-
-
-class _BatchMeasure(HookBase):
-    """Logs values of the positives of the batch, whenever metrics are written.
-
-    Of models that keep ``latest_positives``: tensors (P,) by name, ``scores`` and ``ious`` among
-    them.
-    """
-
-    def __init__(self, model, period: int = WRITER_PERIOD):
-        """
-        Args:
-            model: the detector, without a DistributedDataParallel around it.
-            period: in iterations.
-        """
-        self._model = model
-        self._period = period
-
-    def after_step(self):
-        if (self.trainer.iter + 1) % self._period:
-            return
-        positives = getattr(self._model, "latest_positives", None)
-        values = self.measure(dict(positives)) if positives else {}
-        if not values:
-            return
-        # One copy from the device for all of them.
-        numbers = torch.stack(list(values.values())).tolist()
-        for name, number in zip(values, numbers, strict=True):
-            self.trainer.storage.put_scalar(name, number, smoothing_hint=False)
-
-    def measure(self, positives: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars by name; none where they are not defined."""
-        raise NotImplementedError
-
-
-class BatchCorrelation(_BatchMeasure):
-    """Logs how scores and IoUs of the batch's positives correlate.
-
-    Writes ``correlation/pearson``, ``correlation/spearman`` and ``correlation/concordance``, each
-    in [-1, 1].
-    """
-
-    def measure(self, positives: dict[str, Tensor]) -> dict[str, Tensor]:
-        scores, ious = positives["scores"], positives["ious"]
-        if len(scores) < 2:
-            return {}
-        return {
-            "correlation/pearson": pearson_correlation(scores, ious),
-            "correlation/spearman": pearson_correlation(average_ranks(scores), average_ranks(ious)),
-            "correlation/concordance": concordance_correlation(scores, ious),
-        }
-
-
-class BatchAgreement(_BatchMeasure):
-    """Logs how far scores and IoUs of positives are apart.
-
-    Writes ``AIC/sum`` and ``AIC/mean``, of abs(score - IoU) (HarmonicDet, Eq. 14). Whatever else is
-    kept of the positives, such as the factors of a harmonic coupling, is written as a distribution:
-    ``positives/<name>-mean``, ``-p10``, ``-p50`` and ``-p90``.
-    """
-
-    def measure(self, positives: dict[str, Tensor]) -> dict[str, Tensor]:
-        gaps = (positives.pop("scores").float() - positives.pop("ious").float()).abs()
-        if not len(gaps):
-            return {}
-        values = {"AIC/sum": gaps.sum(), "AIC/mean": gaps.mean()}
-        for name, factors in positives.items():
-            factors = factors.float()
-            # Not torch.quantile, which refuses more than 16 million values.
-            ordered = factors.sort().values
-            values[f"positives/{name}-mean"] = factors.mean()
-            for percent in (10, 50, 90):
-                place = round(percent / 100 * (len(ordered) - 1))
-                values[f"positives/{name}-p{percent}"] = ordered[place]
-        return values
+from corrdet.modeling.positives import WRITER_PERIOD
 
 
 class WriteEvaluations(HookBase):

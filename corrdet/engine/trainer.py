@@ -18,7 +18,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
-from torch import nn
+from torch import Tensor, nn
 
 from corrdet.data import (
     CorrdetDatasetMapper,
@@ -27,13 +27,30 @@ from corrdet.data import (
     load_dataset,
 )
 from corrdet.evaluation import CocoFileError, CorrelationEvaluator, ground_truth_from_coco
-from corrdet.losses import Criterion
 from corrdet.modeling import DenseDetectorWithTTA
 from corrdet.names import unknown_name
 
 from .checkpoint import SafeCheckpointer
-from .hooks import BatchAgreement, BatchCorrelation, RecentScalars, WriteEvaluations
+from .hooks import RecentScalars, WriteEvaluations
 from .random_state import get_random_states, set_random_states
+
+
+class _KeepsLosses:
+    """Keeps the losses of the latest batch, for messages; before one of Detectron2's trainers."""
+
+    latest_losses: dict[str, Tensor] = {}
+
+    def _write_metrics(self, loss_dict, *args, **kwargs):
+        self.latest_losses = {name: loss.detach() for name, loss in loss_dict.items()}
+        super()._write_metrics(loss_dict, *args, **kwargs)
+
+
+class _SimpleTrainer(_KeepsLosses, SimpleTrainer):
+    pass
+
+
+class _AMPTrainer(_KeepsLosses, AMPTrainer):
+    pass
 
 
 class CorrdetTrainer(DefaultTrainer):
@@ -71,7 +88,7 @@ class CorrdetTrainer(DefaultTrainer):
             model = nn.parallel.DistributedDataParallel(
                 model, device_ids=device_ids, broadcast_buffers=False
             )
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        step = _AMPTrainer if cfg.SOLVER.AMP.ENABLED else _SimpleTrainer
         self._trainer = step(model, self._loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
@@ -147,11 +164,7 @@ class CorrdetTrainer(DefaultTrainer):
         hooks = super().build_hooks()
         # Behind timing and schedule, before what saves and writes: a checkpoint and a line of
         # metrics then hold the same iterations.
-        hooks[2:2] = [
-            BatchCorrelation(self._detector),
-            BatchAgreement(self._detector),
-            RecentScalars(),
-        ]
+        hooks.insert(2, RecentScalars())
         if self.cfg.TEST.AUG.ENABLED:
             # Behind the evaluation without it, and before what writes: once, after training.
             (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
@@ -193,8 +206,7 @@ class CorrdetTrainer(DefaultTrainer):
             raise FloatingPointError(self._describe_failure("a loss is not finite"))
 
     def _broken_losses(self) -> list[str]:
-        losses = getattr(self._detector, "latest_losses", None) or {}
-        values = {name: loss.item() for name, loss in losses.items()}
+        values = {name: loss.item() for name, loss in self._trainer.latest_losses.items()}
         return [f"{name} is {v}" for name, v in values.items() if not math.isfinite(v)]
 
     def _describe_failure(self, message: str) -> str:
@@ -224,9 +236,6 @@ class CorrdetTrainer(DefaultTrainer):
         state["data_seed"] = self._loader.seed
         # RetinaNet's running mean of positives is not among its weights.
         state["loss_normalizer"] = getattr(self._detector, "loss_normalizer", None)
-        state["criteria"] = {
-            name: criterion.state_dict() for name, criterion in self._criteria().items()
-        }
         return state
 
     def load_state_dict(self, state: dict) -> None:
@@ -242,13 +251,11 @@ class CorrdetTrainer(DefaultTrainer):
         self._random_states = state["random_states"]
         if state["loss_normalizer"] is not None:
             self._detector.loss_normalizer = state["loss_normalizer"]
-        for name, criterion in self._criteria().items():
-            criterion.load_state_dict(state.get("criteria", {}).get(name, {}))
-
-    def _criteria(self) -> dict[str, Criterion]:
-        """Of the model's parts, by their names; they are no modules themselves."""
-        found = {name: vars(m).get("criterion") for name, m in self._detector.named_modules()}
-        return {name: value for name, value in found.items() if isinstance(value, Criterion)}
+        # Of version 0.1, where the state of losses was not among the model's.
+        for owner, losses in state.get("criteria", {}).items():
+            if losses:
+                criterion = self._detector.get_submodule(owner).criterion
+                criterion.restore(losses)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)

@@ -29,7 +29,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from corrdet.names import unknown_name
 
@@ -108,7 +108,7 @@ class Weight:
         return first + (last - first) * (iteration - start) / (end - start)
 
 
-class Criterion:
+class Criterion(nn.Module):
     """The losses of one training step, each under a name.
 
     Functions are those of the registries, with their options bound; see the module.
@@ -166,6 +166,7 @@ class Criterion:
                 f"the localization loss {localization!r} cannot be weighted by "
                 f"{localization_weighted_by}: it is one sum over all positives"
             )
+        super().__init__()
         self.classification_weight = classification_weight
         self.localization_weight = localization_weight
         self.localization_weighted_by = localization_weighted_by
@@ -179,9 +180,6 @@ class Criterion:
         }
         self.classification = self._bind(classification, self._classification, options)
         self.localization = self._bind(localization, self._localization, options)
-        # Of the latest batch, for logging: by how much each coupling that changes the losses has
-        # multiplied those of the positives, (P,) without gradient, such as "harmonic_localization".
-        self.latest_factors: dict[str, Tensor] = {}
         self.couplings: dict[str, tuple[Callable, Weight]] = {}
         for name, weight in couplings.items():
             weight = weight if isinstance(weight, Weight) else Weight(float(weight))
@@ -198,12 +196,17 @@ class Criterion:
             given["state"] = self._state[name] = {}
         return partial(loss.function, **given)
 
-    def __call__(
-        self, matched: MatchedPredictions, iteration: int | None = None
+    def forward(
+        self,
+        matched: MatchedPredictions,
+        normalizer: float | Tensor | None = None,
+        iteration: int | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             matched: the batch.
+            normalizer: what sums over samples are divided by. None for the number of positives of
+                this batch, at least 1.
             iteration: of the training, from 0; needed where a weight has a warm-up or a schedule.
 
         Returns:
@@ -216,6 +219,20 @@ class Criterion:
                 work with this head, or with a batch without deltas; or a loss of one's own that
                 returns something else than it should.
         """
+        return self.losses_and_factors(matched, normalizer, iteration)[0]
+
+    def losses_and_factors(
+        self,
+        matched: MatchedPredictions,
+        normalizer: float | Tensor | None = None,
+        iteration: int | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses, and what is only looked at; arguments and errors as of calling it.
+
+        Returns:
+            the losses; and by how much each coupling that changes them has multiplied those of the
+            positives, (P,) without gradient, such as ``harmonic_localization``.
+        """
         for name, loss in self._losses_by_name.items():
             if matched.activation not in loss.activations:
                 raise ValueError(
@@ -227,12 +244,15 @@ class Criterion:
                     f"{name!r} compares box deltas, got MatchedPredictions without deltas and "
                     "gt_deltas"
                 )
+        if normalizer is None:
+            normalizer = max(len(matched.positives), 1)
         with torch.autocast(matched.logits.device.type, enabled=False):
-            return self._losses(matched, iteration)
+            return self._losses(matched, normalizer, iteration)
 
-    def _losses(self, matched: MatchedPredictions, iteration: int | None) -> dict[str, Tensor]:
+    def _losses(
+        self, matched: MatchedPredictions, normalizer: float | Tensor, iteration: int | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         samples, positives = (len(matched.labels),), (len(matched.positives),)
-        self.latest_factors = {}
         localization = self._localization_loss(matched, positives)
         if self._classification.takes_localization:
             both = self.classification(matched, localization=localization)
@@ -244,22 +264,24 @@ class Criterion:
             shape = samples if self._classification.per_sample else ()
             _check_shape("classification loss", self.classification, classification, shape)
 
-        added = {}
+        added, factors = {}, {}
         for name, (coupling, weight) in self.couplings.items():
             factor = self._factor(name, weight, iteration)
             if COUPLINGS[name].takes_localization:
-                classification, localization = self._coupled(
+                classification, localization, changed = self._coupled(
                     name, factor, matched, classification, localization
                 )
+                factors |= changed
             else:
                 loss = coupling(matched)
                 _check_shape("coupling", coupling, loss, (), positives)
-                added[f"loss_{name}"] = self._total(loss, matched) * factor
-        return {
-            "loss_cls": self._total(classification, matched) * self.classification_weight,
-            "loss_box_reg": self._total(localization, matched) * self.localization_weight,
+                added[f"loss_{name}"] = _total(loss, normalizer) * factor
+        losses = {
+            "loss_cls": _total(classification, normalizer) * self.classification_weight,
+            "loss_box_reg": _total(localization, normalizer) * self.localization_weight,
             **added,
         }
+        return losses, factors
 
     def _localization_loss(self, matched: MatchedPredictions, positives: tuple) -> Tensor:
         losses = self.localization(matched)
@@ -282,8 +304,11 @@ class Criterion:
         matched: MatchedPredictions,
         classification: Tensor,
         localization: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The losses with what the coupling makes of those of the positives in their place."""
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The losses with what the coupling makes of those of the positives in their place.
+
+        Third, by how much it has multiplied them, by name.
+        """
         per_sample = classification.dim() > 0
         of_positives = classification[matched.positives] if per_sample else classification
         coupling = self.couplings[name][0]
@@ -296,22 +321,17 @@ class Criterion:
             new if factor == 1 else old + factor * (new - old)
             for old, new in zip((of_positives, localization), coupled, strict=True)
         )
-        self._record(f"{name}_classification", of_positives, new_classification)
-        self._record(f"{name}_localization", localization, new_localization)
+        factors = {
+            f"{name}_{part}": _ratio(old, new)
+            for part, old, new in (
+                ("classification", of_positives, new_classification),
+                ("localization", localization, new_localization),
+            )
+            if new is not old and old.dim() > 0
+        }
         if per_sample:
             new_classification = classification.index_put((matched.positives,), new_classification)
-        return new_classification, new_localization
-
-    def _record(self, name: str, old: Tensor, new: Tensor) -> None:
-        if new is old or old.dim() == 0:
-            return
-        old, new = old.detach(), new.detach()
-        is_zero = old == 0
-        self.latest_factors[name] = torch.where(is_zero, 1.0, new / torch.where(is_zero, 1.0, old))
-
-    @staticmethod
-    def _total(losses: Tensor, matched: MatchedPredictions) -> Tensor:
-        return losses if losses.dim() == 0 else losses.sum() / matched.normalizer
+        return new_classification, new_localization, factors
 
     @staticmethod
     def _factor(name: str, weight: Weight, iteration: int | None) -> float:
@@ -324,15 +344,51 @@ class Criterion:
             )
         return weight.at(iteration)
 
-    def state_dict(self) -> dict[str, dict]:
-        """What losses keep from step to step, by their names; empty where none does."""
-        return {name: dict(state) for name, state in self._state.items() if state}
+    # What losses keep from step to step is in checkpoints as parameters are, under
+    # ``state.<loss>.<name>``, lists with a number behind it. A training that has just begun has
+    # none, and so have other losses' checkpoints: neither is an error.
 
-    def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
-        """Go on with what :meth:`state_dict` returned; losses that are not there start anew."""
-        for name, own in self._state.items():
-            own.clear()
-            own.update(state.get(name, {}))
+    def restore(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on with the states of losses, by their names; others are left as they are."""
+        for loss, state in states.items():
+            if loss in self._state:
+                self._state[loss].update(state)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for loss, state in self._state.items():
+            for name, value in state.items():
+                if isinstance(value, list):
+                    entries = {f"{name}.{index}": item for index, item in enumerate(value)}
+                else:
+                    entries = {name: value}
+                for key, item in entries.items():
+                    destination[f"{prefix}state.{loss}.{key}"] = torch.as_tensor(item)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for loss, state in self._state.items():
+            state.clear()
+            start = f"{prefix}state.{loss}."
+            lists: dict[str, dict[int, Tensor]] = {}
+            for key in [key for key in state_dict if key.startswith(start)]:
+                name, _, index = key.removeprefix(start).partition(".")
+                if index:
+                    lists.setdefault(name, {})[int(index)] = state_dict[key]
+                else:
+                    state[name] = state_dict[key]
+            for name, items in lists.items():
+                state[name] = [items[index] for index in sorted(items)]
+
+
+def _total(losses: Tensor, normalizer: float | Tensor) -> Tensor:
+    return losses if losses.dim() == 0 else losses.sum() / normalizer
+
+
+def _ratio(old: Tensor, new: Tensor) -> Tensor:
+    """By how much a loss has been multiplied, without gradient; 1 where it was 0."""
+    old, new = old.detach(), new.detach()
+    is_zero = old == 0
+    return torch.where(is_zero, 1.0, new / torch.where(is_zero, 1.0, old))
 
 
 def _check_shape(what: str, function: Callable, value: Any, *shapes: tuple) -> None:

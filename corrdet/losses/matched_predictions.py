@@ -25,7 +25,6 @@ class MatchedPredictions:
         boxes: (P, 4) decoded predicted boxes of the positives, XYXY in pixels, carrying gradient.
         gt_boxes: (P, 4) the ground-truth boxes that they are matched with.
         image_ids: (P,) int64, position in the batch of the image that each positive belongs to.
-        normalizer: what sums over samples are divided by.
         deltas: (P, 4) the box regression as predicted, or None where the detector has none.
         gt_deltas: (P, 4) its target, or None.
         activation: "sigmoid" or "softmax".
@@ -42,7 +41,6 @@ class MatchedPredictions:
     boxes: Tensor
     gt_boxes: Tensor
     image_ids: Tensor
-    normalizer: float | Tensor
     deltas: Tensor | None = None
     gt_deltas: Tensor | None = None
     activation: str = "sigmoid"

@@ -26,7 +26,7 @@ from .dense_head import DenseHead, centerness
 from .positives import (
     add_positives,
     check_image_bounds,
-    latest_positives,
+    criterion_losses,
     mean_over_processes,
 )
 from .priors import square_priors
@@ -53,9 +53,6 @@ class CriterionTraining:
         image_bounds: output ``instances_upper`` and ``instances_lower`` at evaluation.
         has_deltas: whether the deltas can be regressed as such, not only as decoded boxes.
         criterion: the losses.
-        latest_losses: of the latest training batch, without gradient, by name; None before it.
-        latest_positives: likewise the positives' ``scores`` and ``ious``, and the factors of
-            couplings that change the losses, (P,) each.
     """
 
     activation = "sigmoid"
@@ -64,8 +61,6 @@ class CriterionTraining:
     has_deltas = True
     image_bounds = False
     criterion: Criterion
-    latest_losses: dict[str, Tensor] | None = None
-    latest_positives: dict[str, Tensor] | None = None
 
     @classmethod
     def build_criterion(cls, cfg) -> Criterion:
@@ -116,12 +111,10 @@ class CriterionTraining:
         matched = self.match_predictions(priors, predictions, gt_instances)
         num_positives = len(matched.positives)
         get_event_storage().put_scalar("num_pos_anchors", num_positives / len(gt_instances))
-        matched.normalizer = self.normalizer(num_positives)
-        losses = self.criterion(matched, get_event_storage().iter)
-        losses.update(self.auxiliary_losses(matched, priors, predictions, gt_instances))
-        self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
-        self.latest_positives = latest_positives(matched, self.criterion)
-        return losses
+        normalizer = self.normalizer(num_positives)
+        losses = criterion_losses(self.criterion, matched, normalizer)
+        others = self.auxiliary_losses(matched, normalizer, priors, predictions, gt_instances)
+        return losses | others
 
     def match_predictions(
         self,
@@ -137,7 +130,7 @@ class CriterionTraining:
             gt_instances: the ground truth of the N images.
 
         Returns:
-            samples are the R priors of each of the N images, image by image; the normalizer is 1.
+            samples are the R priors of each of the N images, image by image.
         """
         logits = self._flattened(predictions[0], self.num_logits)
         deltas = self._flattened(predictions[1], 4)
@@ -154,7 +147,7 @@ class CriterionTraining:
         gt_boxes: Tensor,
         activation: str,
     ) -> MatchedPredictions:
-        """What the losses read of labelled samples, image by image; the normalizer is 1.
+        """What the losses read of labelled samples, image by image.
 
         Args:
             priors: (N, R, 4), of each image.
@@ -179,7 +172,6 @@ class CriterionTraining:
             boxes=boxes,
             gt_boxes=gt_boxes,
             image_ids=image_ids,
-            normalizer=1.0,
             deltas=deltas if self.has_deltas else None,
             gt_deltas=gt_deltas,
             activation=activation,
@@ -222,6 +214,7 @@ class CriterionTraining:
     def auxiliary_losses(
         self,
         matched: MatchedPredictions,
+        normalizer: float | Tensor,
         priors: list[Boxes],
         predictions: tuple[list[Tensor], ...],
         gt_instances: list[Instances],
@@ -532,7 +525,9 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
         """
         return mean_over_processes(num_positives, self.device).clamp(min=1)
 
-    def auxiliary_losses(self, matched, priors, predictions, gt_instances) -> dict[str, Tensor]:
+    def auxiliary_losses(
+        self, matched, normalizer, priors, predictions, gt_instances
+    ) -> dict[str, Tensor]:
         """``loss_quality``: cross entropy of the head's third branch, over the positives."""
         if not self.quality:
             return {}
@@ -543,7 +538,7 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
             priors = Boxes.cat(priors).tensor
             targets = centerness(priors[matched.positives % len(priors)], matched.gt_boxes)
         loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-        return {"loss_quality": loss / matched.normalizer * self.quality_weight}
+        return {"loss_quality": loss / normalizer * self.quality_weight}
 
     def positive_scores(self, matched, predictions) -> Tensor:
         if not self.quality:

@@ -3,26 +3,65 @@
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor
 
 from corrdet.losses import Criterion, MatchedPredictions
+from corrdet.losses.correlation import (
+    average_ranks,
+    concordance_correlation,
+    pearson_correlation,
+)
+
+# How often Detectron2's trainer writes, and over how many iterations it smooths.
+WRITER_PERIOD = 20
 
 
-def latest_positives(matched: MatchedPredictions, criterion: Criterion) -> dict[str, Tensor]:
-    """What the training logs of a batch, without gradient, (P,) each.
+def criterion_losses(
+    criterion: Criterion, matched: MatchedPredictions, normalizer: float | Tensor
+) -> dict[str, Tensor]:
+    """The losses of a training batch, of which is logged how well scores and IoUs agree."""
+    storage = get_event_storage()
+    losses, factors = criterion.losses_and_factors(matched, normalizer, storage.iter)
+    log_agreement(storage, matched.scores.detach(), matched.ious.detach(), factors)
+    return losses
+
+
+def log_agreement(
+    storage: EventStorage, scores: Tensor, ious: Tensor, factors: dict[str, Tensor]
+) -> None:
+    """Log how scores and IoUs of the batch's positives agree, whenever metrics are written.
+
+    Writes ``correlation/pearson``, ``correlation/spearman`` and ``correlation/concordance``, each
+    in [-1, 1]; ``AIC/sum`` and ``AIC/mean``, of abs(score - IoU) (HarmonicDet, Eq. 14); and of each
+    factor ``positives/<name>-mean``, ``-p10``, ``-p50`` and ``-p90``.
 
     Args:
-        matched: the batch.
-        criterion: that has just been called with it.
-
-    Returns:
-        ``scores``, ``ious`` and the factors of couplings that change the losses.
+        storage: of the training.
+        scores, ious: (P,) of the positives, without gradient.
+        factors: (P,) each, by name, by which couplings have multiplied losses.
     """
-    return {
-        "scores": matched.scores.detach(),
-        "ious": matched.ious.detach(),
-        **criterion.latest_factors,
-    }
+    if (storage.iter + 1) % WRITER_PERIOD or not len(scores):
+        return
+    values = {}
+    if len(scores) >= 2:
+        ranks = average_ranks(scores), average_ranks(ious)
+        values["correlation/pearson"] = pearson_correlation(scores, ious)
+        values["correlation/spearman"] = pearson_correlation(*ranks)
+        values["correlation/concordance"] = concordance_correlation(scores, ious)
+    gaps = (scores.float() - ious.float()).abs()
+    values["AIC/sum"], values["AIC/mean"] = gaps.sum(), gaps.mean()
+    for name, factor in factors.items():
+        # Not torch.quantile, which refuses more than 16 million values.
+        ordered = factor.float().sort().values
+        values[f"positives/{name}-mean"] = factor.float().mean()
+        for percent in (10, 50, 90):
+            place = round(percent / 100 * (len(ordered) - 1))
+            values[f"positives/{name}-p{percent}"] = ordered[place]
+    # One copy from the device for all of them.
+    numbers = torch.stack([value.float() for value in values.values()]).tolist()
+    for name, number in zip(values, numbers, strict=True):
+        storage.put_scalar(name, number, smoothing_hint=False)
 
 
 def add_positives(

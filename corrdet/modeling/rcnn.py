@@ -20,7 +20,7 @@ from corrdet.matching import max_iou_matching
 from corrdet.names import unknown_name
 
 from .backbone import feature_shapes
-from .positives import add_positives, latest_positives, refuse_image_bounds
+from .positives import add_positives, criterion_losses, refuse_image_bounds
 from .replaced_keys import check_replaced_keys
 from .rpn import CorrdetRPN
 
@@ -45,7 +45,6 @@ class CriterionOutputLayers(FastRCNNOutputLayers):
         """
         super().__init__(input_shape, **kwargs)
         self.criterion = criterion
-        self.latest_positives: dict[str, Tensor] | None = None
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -58,12 +57,10 @@ class CriterionOutputLayers(FastRCNNOutputLayers):
         """The Criterion's losses; see :meth:`match_predictions` for the arguments."""
         matched = self.match_predictions(predictions, proposals)
         # The number of regions, not of positives: each positive counts the same in every batch.
-        matched.normalizer = max(len(matched.labels), 1)
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", len(matched.positives) / len(proposals))
-        losses = self.criterion(matched, storage.iter)
-        self.latest_positives = latest_positives(matched, self.criterion)
-        return losses
+        normalizer = max(len(matched.labels), 1)
+        share = len(matched.positives) / len(proposals)
+        get_event_storage().put_scalar("roi_head/num_fg_samples", share)
+        return criterion_losses(self.criterion, matched, normalizer)
 
     def match_predictions(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -76,7 +73,7 @@ class CriterionOutputLayers(FastRCNNOutputLayers):
                 image has objects, ``gt_boxes``.
 
         Returns:
-            samples are the regions; the normalizer is 1.
+            samples are the regions.
         """
         logits, deltas = predictions
         labels = torch.cat([p.gt_classes for p in proposals])
@@ -101,7 +98,6 @@ class CriterionOutputLayers(FastRCNNOutputLayers):
             boxes=self.box2box_transform.apply_deltas(deltas, regions),
             gt_boxes=gt_boxes,
             image_ids=image_ids[positives],
-            normalizer=1.0,
             deltas=deltas,
             gt_deltas=self.box2box_transform.get_deltas(regions, gt_boxes),
             activation="softmax",
@@ -163,8 +159,6 @@ class CorrdetRCNN(GeneralizedRCNN):
     their output: scores and IoUs of the matched proposals before post-processing, for beta_img.
     """
 
-    latest_losses: dict[str, Tensor] | None = None
-
     @classmethod
     def from_config(cls, cfg):
         cls.build_criterion(cfg)  # for its checks; the box predictor builds its own
@@ -201,18 +195,6 @@ class CorrdetRCNN(GeneralizedRCNN):
     @property
     def criterion(self) -> Criterion:
         return self.roi_heads.box_predictor.criterion
-
-    @property
-    def latest_positives(self) -> dict[str, Tensor] | None:
-        return self.roi_heads.box_predictor.latest_positives
-
-    def forward(self, batched_inputs: list[dict]):
-        """As detectron2's GeneralizedRCNN.forward; see the class for ``positives``."""
-        if not self.training:
-            return self.inference(batched_inputs)
-        losses = super().forward(batched_inputs)
-        self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
-        return losses
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
         """As detectron2's GeneralizedRCNN.inference; see the class for ``positives``."""

@@ -6,7 +6,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from corrdet.losses import Criterion, MatchedPredictions
@@ -125,6 +124,7 @@ class CorrdetRefineDet(CorrdetSSD):
     def auxiliary_losses(
         self,
         matched: MatchedPredictions,
+        normalizer: float | Tensor,
         priors: list[Boxes],
         predictions: tuple[list[Tensor], ...],
         gt_instances: list[Instances],
@@ -147,8 +147,8 @@ class CorrdetRefineDet(CorrdetSSD):
         labels = mined_labels(labels, logits, len(gt_instances), "sigmoid", _REFINEMENT_RATIO)
         anchors = anchors.expand(len(gt_instances), -1, -1)
         refined = self.gather(anchors, logits, deltas, labels, gt_boxes, "sigmoid")
-        refined.normalizer = self.normalizer(len(refined.positives))
-        losses = self.refinement_criterion(refined, get_event_storage().iter)
+        normalizer = self.normalizer(len(refined.positives))
+        losses = self.refinement_criterion(refined, normalizer)
         return {name.replace("loss_", "loss_arm_"): loss for name, loss in losses.items()}
 
     @torch.no_grad()

@@ -91,11 +91,11 @@ class CorrdetRPN(RPN):
             boxes=self.box2box_transform.apply_deltas(deltas, of_anchors),
             gt_boxes=of_truth,
             image_ids=positives // len(all_anchors),
-            normalizer=self.batch_size_per_image * len(gt_labels),
             deltas=deltas,
             gt_deltas=self.box2box_transform.get_deltas(of_anchors, of_truth),
         )
-        losses = self.criterion(matched, storage.iter)
+        normalizer = self.batch_size_per_image * len(gt_labels)
+        losses = self.criterion(matched, normalizer, storage.iter)
         losses["loss_loc"] = losses.pop("loss_box_reg")
         losses = {name.replace("loss_", "loss_rpn_"): loss for name, loss in losses.items()}
         of_classification = self.loss_weight.get("loss_rpn_cls", 1.0)

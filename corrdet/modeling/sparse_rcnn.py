@@ -26,7 +26,7 @@ from .backbone import feature_shapes
 from .dense import expect
 from .positives import (
     add_positives,
-    latest_positives,
+    log_agreement,
     mean_over_processes,
     refuse_image_bounds,
 )
@@ -208,9 +208,6 @@ class CorrdetSparseRCNN(nn.Module):
         self.max_detections = max_detections
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        # Of the latest training batch, as of CorrdetRetinaNet; the positives are the last stage's.
-        self.latest_losses: dict[str, Tensor] | None = None
-        self.latest_positives: dict[str, Tensor] | None = None
 
     @classmethod
     def from_config(cls, cfg):
@@ -295,9 +292,7 @@ class CorrdetSparseRCNN(nn.Module):
             matched = self.match_predictions(logits, boxes, gt_instances)
             # Of all objects, matched or not.
             normalizer = mean_over_processes(sum(map(len, gt_instances)), self.device)
-            for of_stage in matched:
-                of_stage.normalizer = normalizer.clamp(min=1)
-            return self.losses(matched)
+            return self.losses(matched, normalizer.clamp(min=1))
 
         outputs = []
         for image, size, of_image, its_boxes in zip(
@@ -361,8 +356,7 @@ class CorrdetSparseRCNN(nn.Module):
             gt_instances: the ground truth of the N images.
 
         Returns:
-            of each stage; samples are the Q proposals of each image, image by image; the normalizer
-            is 1.
+            of each stage; samples are the Q proposals of each image, image by image.
         """
         num_stages, _, num_proposals, _ = logits.shape
         sizes = [instances.image_size for instances in gt_instances]
@@ -392,25 +386,26 @@ class CorrdetSparseRCNN(nn.Module):
                     boxes=predicted,
                     gt_boxes=target,
                     image_ids=image_ids,
-                    normalizer=1.0,
                     deltas=predicted / extents[image_ids],
                     gt_deltas=target / extents[image_ids],
                 )
             )
         return matched
 
-    def losses(self, matched: Sequence[MatchedPredictions]) -> dict[str, Tensor]:
+    def losses(
+        self, matched: Sequence[MatchedPredictions], normalizer: float | Tensor
+    ) -> dict[str, Tensor]:
         """The losses of all stages, from :meth:`match_predictions`, by name; see the class."""
-        losses = {}
+        losses, storage = {}, get_event_storage()
         for index, (stage, of_stage) in enumerate(zip(self.stages, matched, strict=True)):
-            values = stage.criterion(of_stage, get_event_storage().iter)
+            values, factors = stage.criterion.losses_and_factors(of_stage, normalizer, storage.iter)
             if self.l1_weight:
                 l1 = smooth_l1_loss(of_stage.deltas, of_stage.gt_deltas, beta=0.0).sum()
-                values["loss_l1"] = l1 / of_stage.normalizer * self.l1_weight
+                values["loss_l1"] = l1 / normalizer * self.l1_weight
             suffix = "" if index == len(self.stages) - 1 else f"_{index}"
             losses |= {name + suffix: loss for name, loss in values.items()}
-        self.latest_losses = {name: loss.detach() for name, loss in losses.items()}
-        self.latest_positives = latest_positives(matched[-1], self.stages[-1].criterion)
+        # Of the stage that detects.
+        log_agreement(storage, matched[-1].scores.detach(), matched[-1].ious.detach(), factors)
         return losses
 
     def detect(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Instances:

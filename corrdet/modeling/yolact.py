@@ -312,13 +312,15 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
 
     # ---- Losses of the masks.
 
-    def auxiliary_losses(self, matched, priors, predictions, gt_instances) -> dict[str, Tensor]:
+    def auxiliary_losses(
+        self, matched, normalizer, priors, predictions, gt_instances
+    ) -> dict[str, Tensor]:
         return {
-            "loss_mask": self.mask_loss(matched, priors, predictions, gt_instances),
+            "loss_mask": self.mask_loss(matched, normalizer, priors, predictions, gt_instances),
             "loss_semantic": self.semantic_loss(predictions[4][0], gt_instances),
         }
 
-    def mask_loss(self, matched, priors, predictions, gt_instances) -> Tensor:
+    def mask_loss(self, matched, normalizer, priors, predictions, gt_instances) -> Tensor:
         """Cross entropy of the positives' masks within their ground-truth boxes.
 
         It is divided by the area of the box, so that all objects count the same (Sec. 3.1), and by
@@ -345,7 +347,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
             areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).clamp(min=1)
             loss = ((losses * inside).sum(dim=(1, 2)) / areas).sum()
             total = total + loss * (num_positives / max(len(places), 1))
-        return total / matched.normalizer * self.mask_weight
+        return total / normalizer * self.mask_weight
 
     def semantic_loss(self, logits: Tensor, gt_instances: list[Instances]) -> Tensor:
         """Cross entropy of each class and pixel, the sum over classes (Sec. 3.3).
