@@ -139,7 +139,8 @@ def first_difference(now, then, path: str = "") -> str | None:
     if isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():
         pairs = [(f"{path}/{key}", now[key], then[key]) for key in now]
     elif isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
-        pairs = [(f"{path}/{index}", *values) for index, values in enumerate(zip(now, then, strict=True))]
+        both = enumerate(zip(now, then, strict=True))
+        pairs = [(f"{path}/{index}", *values) for index, values in both]
     else:
         return None if now == then else f"{path}: {now!r}, was {then!r}"
     found = (first_difference(a, b, place) for place, a, b in pairs)
