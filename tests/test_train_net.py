@@ -1,6 +1,5 @@
 """The command line, in processes of its own."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -8,15 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
-from corrdet.data import ImageReadError
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.training import ROOT
 
 
 def run(arguments, **kwargs):
@@ -131,25 +127,6 @@ def test_errors_end_with_one_line_that_says_what_is_wrong(
     assert message in last
     assert "Traceback" not in last
     assert not list(tmp_path.glob("*.pth"))
-
-
-def test_which_errors_explain_themselves():
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
-
-    def raise_unreadable():
-        raise ImageReadError("as torch raises errors of the loader's processes")
-
-    arguments = Namespace(config_file="nowhere.yaml", opts=[])
-    for expected, function in [
-        (True, lambda: train_net.load_config(arguments)),
-        (True, raise_unreadable),
-        (False, lambda: int("x")),
-    ]:
-        with pytest.raises((ValueError, OSError)) as raised:
-            function()
-        assert train_net.explains_itself(raised.value) == expected
 
 
 def test_help_is_detectron2s():
