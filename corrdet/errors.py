@@ -24,10 +24,10 @@ def _original_message(error: type, message: str) -> str:
     PyTorch raises it again in the training process: the same type, with the whole traceback of the
     other process as its message.
     """
-    if not re.match(rf"Caught {error.__name__} in .*\.\nOriginal Traceback ", message):
+    if not re.match(rf"Caught {error.__name__} in .*\.\nOriginal ", message):
         return message
-    # The last line of a traceback begins with the type, after the name of its module.
-    starts = [*re.finditer(rf"^(?:\S+\.)?{error.__name__}: ", message, re.MULTILINE)]
+    # Behind a traceback comes the type, after the name of its module, and then the message.
+    starts = [*re.finditer(rf"^(?:\S+\.)?{error.__name__}(?:: |$)", message, re.MULTILINE)]
     return message[starts[-1].end() :].strip() if starts else message
 
 
