@@ -6,16 +6,12 @@ may not exist yet at that time and its place depends on an environment variable,
 out when asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
-
-__all__ = ["PreparedMetadata", "register_prepared"]
 
 
 class PreparedMetadata(Metadata):

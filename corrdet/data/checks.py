@@ -22,6 +22,7 @@ from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from corrdet.data.masks import MaskError, check_encodings, encode
+from corrdet.errors import CorrdetError
 from corrdet.names import config_value
 
 __all__ = [
@@ -64,11 +65,11 @@ NUM_CLASSES_KEYS = {
 }
 
 
-class AnnotationError(ValueError):
+class AnnotationError(CorrdetError, ValueError):
     """Annotations that cannot be trained on; the message names the first of them."""
 
 
-class ImageReadError(OSError):
+class ImageReadError(CorrdetError, OSError):
     """An image cannot be read."""
 
 

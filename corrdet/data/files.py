@@ -19,11 +19,17 @@ from typing import IO, Any
 
 import portalocker
 
+from corrdet.errors import CorrdetError, WriteError
+
 __all__ = ["atomic_write", "datasets_root", "exclusive_lock", "prepare_directory"]
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
+
+
+class OtherFilesError(CorrdetError, FileExistsError):
+    """A folder is to be filled that holds what was not made here."""
 
 
 def datasets_root() -> Path:
@@ -47,6 +53,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
         open_arguments: further arguments of :func:`open`.
 
     Raises:
+        WriteError: no file can be made there.
         ValueError: for any other mode; appending and updating cannot be atomic this way.
     """
     if mode not in ("w", "wb"):
@@ -54,8 +61,13 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
     if mode == "w":
         open_arguments.setdefault("encoding", "utf-8")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+        )
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error}") from error
     try:
         # mkstemp makes files private to the user; results are shared like any other file.
         os.chmod(temporary, 0o666 & ~_umask())
@@ -107,8 +119,8 @@ def prepare_directory(
         ``directory`` as a path.
 
     Raises:
-        FileExistsError: if ``directory`` holds files that were not made here; they are left alone.
-        OSError: if the parent folder cannot be written.
+        OtherFilesError: ``directory`` holds files that were not made here; they are left alone.
+        WriteError: the parent folder cannot be written.
     """
     directory = Path(directory)
     if _is_good(directory, identity):
@@ -119,7 +131,7 @@ def prepare_directory(
         lock_context = exclusive_lock(parent / f".{directory.name}.lock")
         lock_context.__enter__()
     except OSError as error:
-        raise OSError(
+        raise WriteError(
             f"cannot write to {parent}, where the data set {directory.name!r} is to be made: "
             f"{error}. "
             "Set the environment variable DETECTRON2_DATASETS to a folder that can be written."
@@ -132,7 +144,7 @@ def prepare_directory(
             shutil.rmtree(leftover, ignore_errors=True)
         if directory.exists():
             if any(directory.iterdir()) and not (directory / MANIFEST_NAME).is_file():
-                raise FileExistsError(
+                raise OtherFilesError(
                     f"{directory} exists and was not made by corrdet (it has no {MANIFEST_NAME}). "
                     "Move it away, or set DETECTRON2_DATASETS to another folder."
                 )

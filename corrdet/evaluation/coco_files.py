@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from corrdet.data.masks import MaskError, check_encodings, encode, of_masks
+from corrdet.errors import CorrdetError
 
 __all__ = [
     "IOU_TYPES",
@@ -33,7 +34,7 @@ SCORE_TOLERANCE = 1e-6
 MAX_COORDINATE = 1e9
 
 
-class CocoFileError(ValueError):
+class CocoFileError(CorrdetError, ValueError):
     """A file is not what COCO's format has; one line that names file, row and reason."""
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import AMPTrainer
+from detectron2.engine import AMPTrainer, SimpleTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from corrdet.data import AnnotationError, ImageReadError
-from corrdet.engine import CorrdetTrainer
-from corrdet.engine.trainer import truncate_metrics
+from corrdet.engine import ConfigError, CorrdetTrainer
+from corrdet.engine.trainer import _AMPTrainer, _SimpleTrainer, truncate_metrics
 from corrdet.evaluation import CocoFileError
 from tests.helpers.training import ROOT
 
@@ -225,8 +225,20 @@ class TestTraining:
 
     def test_unknown_optimizer(self, tiny_cfg):
         tiny_cfg.SOLVER.OPTIMIZER = "ADAM"
-        with pytest.raises(ValueError, match="unknown optimizer 'ADAM'; did you mean 'ADAMW'"):
+        with pytest.raises(ConfigError, match="OPTIMIZER: unknown .*'ADAM'; did you mean 'ADAMW'"):
             CorrdetTrainer(tiny_cfg)
+
+    @pytest.mark.parametrize("kind", [_SimpleTrainer, _AMPTrainer])
+    def test_losses_are_kept_from_what_any_detectron2_writes(self, kind, monkeypatch):
+        # 0.6 has a prefix behind the two, later versions an iteration, too.
+        handed_on = []
+        monkeypatch.setattr(
+            SimpleTrainer, "_write_metrics", lambda *args, **kw: handed_on.append(kw)
+        )
+        trainer = kind.__new__(kind)
+        trainer._write_metrics({"loss": torch.ones((), requires_grad=True)}, 0.1, iter=3)
+        assert trainer.latest_losses == {"loss": 1} and handed_on == [{"iter": 3}]
+        assert not trainer.latest_losses["loss"].requires_grad
 
     def test_mixed_precision_is_detectron2s(self, tiny_cfg):
         tiny_cfg.SOLVER.AMP.ENABLED = True
