@@ -1,5 +1,5 @@
-// Device code of the soft rank. It compiles under nvcc and under tests/emulation, which includes
-// its own definitions of the CUDA words first.
+// Device code of the soft rank. It compiles under nvcc and under tests/ops/emulation, which
+// includes its own definitions of the CUDA words first.
 //
 // One block works on one row. Each thread runs pool adjacent violators on its own stretch of sorted
 // positions; the results are greatest convex minorants of stretches of the prefix sums, and

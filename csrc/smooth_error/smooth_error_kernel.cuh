@@ -1,5 +1,5 @@
 // Device code of the losses on the sigmoid and the softplus. See pairwise_error.h for the idea,
-// smooth_error_cpu.cpp for the same on a CPU.
+// sums_pass.cpp and gradient_pass.cpp for the same on a CPU.
 //
 // Cells lie side by side from the lowest edge on; where that takes more than there is room for, or
 // there are more positives than bins, pairs are summed one by one. Pairs of positives always are.
@@ -13,7 +13,8 @@
 #include "common/block.cuh"
 #include "common/device.h"
 #include "pairwise_error/samples_kernel.cuh"
-#include "pairwise_error/sigmoid_series.h"
+#include "smooth_error/sigmoid_series.h"
+#include "smooth_error/smooth_loss.h"
 
 namespace corrdet {
 
@@ -37,18 +38,20 @@ struct Layout {
   CORRDET_INLINE double width() const { return kCellWidth / lam; }
   CORRDET_INLINE double origin() const { return scores[0] - delta; }
 
-  CORRDET_INLINE double place(double value) const { return (value - origin()) * (1.0 / width()); }
+  CORRDET_INLINE double position(double value) const {
+    return (value - origin()) * (1.0 / width());
+  }
 
   // Negative where there is no room for the cells.
   CORRDET_INLINE int64_t cell_count() const {
-    const double cells = place(scores[scores.count - 1] + reach()) + 1.0;
+    const double cells = position(scores[scores.count - 1] + reach()) + 1.0;
     if (!(cells < static_cast<double>(most_cells))) return -1;
     const int64_t count = static_cast<int64_t>(cells);
     return count + scores.count < most_bins ? count : -1;
   }
 
   // Monotonic, also as rounded: what is in a higher cell is higher.
-  CORRDET_INLINE int64_t cell(double value) const { return static_cast<int64_t>(place(value)); }
+  CORRDET_INLINE int64_t cell(double value) const { return static_cast<int64_t>(position(value)); }
 
   CORRDET_INLINE double center(int64_t cell) const {
     return origin() + (static_cast<double>(cell) + 0.5) * width();
@@ -85,7 +88,7 @@ CORRDET_INLINE Layout<T> make_layout(Pointer<const T> scores, int64_t capacity, 
 // negatives above all cells, and the sum of their distances from the highest positive.
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads)
-    moments_kernel(Pointer<const T> logits, Pointer<const int8_t> kinds, int64_t count,
+    moments_kernel(Pointer<const T> logits, Pointer<const int8_t> labels, int64_t count,
                    Pointer<const T> scores, int64_t capacity, double lam, double delta,
                    int64_t most_cells, int64_t most_bins, double scale,
                    Pointer<unsigned long long> moments, Pointer<double> beyond,
@@ -102,18 +105,18 @@ __global__ void __launch_bounds__(kSampleThreads)
     const double top = layout.scores[positives - 1];
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSampleThreads + threadIdx.x;
          cells > 0 && i < count; i += static_cast<int64_t>(gridDim.x) * kSampleThreads) {
-      if (kinds[i] != kDeviceNegative) continue;
+      if (labels[i] != kDeviceNegative) continue;
       const double x = static_cast<double>(T(logits[i]));
       if (!(x > low)) continue;
-      const double place = layout.place(x);
-      if (!(place < static_cast<double>(cells))) {
+      const double position = layout.position(x);
+      if (!(position < static_cast<double>(cells))) {
         number += 1.0;
         distance += x - top;
         continue;
       }
-      const int64_t cell = static_cast<int64_t>(place);
+      const int64_t cell = static_cast<int64_t>(position);
       const int64_t bin = cell + layout.scores.template number_below<false>(-delta, x);
-      const double offset = place - static_cast<double>(cell) - 0.5;
+      const double offset = position - static_cast<double>(cell) - 0.5;
       double power = scale;
       for (int k = 0; k < terms; ++k) {
         const long long fixed = static_cast<long long>(rint(power));
@@ -190,7 +193,7 @@ __global__ void __launch_bounds__(kSmoothSolveThreads, 1)
 // of the positives by ordinal, where `paired`.
 template <typename T>
 __global__ void __launch_bounds__(kPairThreads, 1)
-    smooth_sums_kernel(Pointer<const T> logits, Pointer<const int8_t> kinds, int64_t count,
+    smooth_sums_kernel(Pointer<const T> logits, Pointer<const int8_t> labels, int64_t count,
                        Pointer<const T> scores, Pointer<const int32_t> all_ordinals,
                        int64_t capacity, double lam, double delta, int64_t most_cells,
                        int64_t most_bins, double scale, Pointer<const unsigned long long> moments,
@@ -249,7 +252,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     } else {
       for (int64_t i = threadIdx.x; i < count; i += kPairThreads) {
         const double x = static_cast<double>(T(logits[i]));
-        if (kinds[i] != kDeviceNegative || !(x > edge)) continue;
+        if (labels[i] != kDeviceNegative || !(x > edge)) continue;
         const double distance = x - score;
         const bool saturated = distance > layout.reach();
         number += 1.0;
@@ -287,9 +290,9 @@ __global__ void __launch_bounds__(kPairThreads, 1)
 // sums of the shares.
 template <typename T>
 __global__ void __launch_bounds__(kSmoothSolveThreads, 1)
-    smooth_solve_kernel(Pointer<const int32_t> all_ordinals, int64_t capacity, bool cross_entropy,
-                        bool balance_negatives, bool paired, bool weight_by_iou,
-                        Pointer<const double> ious, Pointer<double> rank_sums,
+    smooth_solve_kernel(Pointer<const int32_t> all_ordinals, int64_t capacity,
+                        Distance error_distance, Balance balance_by, bool paired,
+                        bool weight_by_iou, Pointer<const double> ious, Pointer<double> rank_sums,
                         Pointer<const double> error_sums, Pointer<const double> loss_sums,
                         Pointer<const double> negatives, Pointer<double> saturated,
                         Pointer<T> value, Pointer<int32_t> info) {
@@ -315,10 +318,12 @@ __global__ void __launch_bounds__(kSmoothSolveThreads, 1)
   for (int64_t u = threadIdx.x; u < positives; u += blockDim.x) {
     // As in the AP loss, a positive counts itself by 1; as the authors run APE, by sigma(0).
     double balance = double(rank_sums[u]) + (paired ? 0.0 : 0.5);
-    if (balance_negatives) balance = double(negatives[u]) > 1.0 ? double(negatives[u]) : 1.0;
+    if (balance_by == Balance::negatives)
+      balance = double(negatives[u]) > 1.0 ? double(negatives[u]) : 1.0;
     const double weight = paired && weight_by_iou ? double(ious[int32_t(ordinals[u])]) : 1.0;
     const double share = weight / balance / static_cast<double>(positives);
-    total += share * (cross_entropy ? double(loss_sums[u]) : double(error_sums[u]));
+    total += share * (error_distance == Distance::cross_entropy ? double(loss_sums[u])
+                                                                : double(error_sums[u]));
     rank_sums[u] = share;
   }
   total = block_reduce(total, shared, Add());
@@ -374,7 +379,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
 
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads)
-    smooth_gradient_kernel(Pointer<const T> logits, Pointer<const int8_t> kinds, int64_t count,
+    smooth_gradient_kernel(Pointer<const T> logits, Pointer<const int8_t> labels, int64_t count,
                            Pointer<const T> scores, int64_t capacity, double lam, double delta,
                            int64_t most_cells, int64_t most_bins, Pointer<const double> shares,
                            Pointer<const double> saturated, Pointer<const double> polynomials,
@@ -390,14 +395,14 @@ __global__ void __launch_bounds__(kSampleThreads)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSampleThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kSampleThreads) {
     double sum = undefined ? nan("") : 0.0;
-    if (defined && kinds[i] == kDeviceNegative) {
+    if (defined && labels[i] == kDeviceNegative) {
       const double x = static_cast<double>(T(logits[i]));
       if (x > low && cells > 0) {
-        const double place = layout.place(x);
-        if (place < static_cast<double>(cells)) {
-          const int64_t cell = static_cast<int64_t>(place);
+        const double position = layout.position(x);
+        if (position < static_cast<double>(cells)) {
+          const int64_t cell = static_cast<int64_t>(position);
           const int64_t bin = cell + layout.scores.template number_below<false>(-delta, x);
-          const double offset = place - static_cast<double>(cell) - 0.5;
+          const double offset = position - static_cast<double>(cell) - 0.5;
           for (int k = degree; k >= 0; --k) {
             sum = sum * offset + double(polynomials[bin * terms + k]);
           }
@@ -420,7 +425,7 @@ __global__ void __launch_bounds__(kSampleThreads)
 template <typename T>
 __global__ void __launch_bounds__(kPairThreads, 1)
     smooth_positives_kernel(Pointer<const T> scores, Pointer<const int32_t> all_ordinals,
-                            Pointer<const int32_t> places, int64_t capacity, double lam,
+                            Pointer<const int32_t> indices, int64_t capacity, double lam,
                             double delta, bool paired, Pointer<const double> ious,
                             Pointer<const double> shares, Pointer<const double> error_sums,
                             Pointer<T> gradient, Pointer<const int32_t> info) {
@@ -443,7 +448,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     }
     sum = block_reduce(sum, shared, Add());
     if (threadIdx.x == 0) {
-      gradient[int32_t(places[int32_t(ordinals[v])])] =
+      gradient[int32_t(indices[int32_t(ordinals[v])])] =
           static_cast<T>(sum - double(shares[v]) * double(error_sums[v]));
     }
   }
