@@ -121,12 +121,12 @@ def make_samples(positives: int, negatives: int, mean: float, device: str) -> Sa
     count = positives + negatives
     logits = torch.empty(count).normal_(mean, generator=generator)
     labels = torch.zeros(count)
-    places = torch.arange(positives) * (count // positives)
-    logits[places] -= mean
-    labels[places] = 1
+    indices = torch.arange(positives) * (count // positives)
+    logits[indices] -= mean
+    labels[indices] = 1
     ious = torch.rand(positives, generator=generator) * 0.9 + 0.05
     targets = labels.clone()
-    targets[places] = ious
+    targets[indices] = ious
     return Samples(*(tensor.to(device) for tensor in (logits, labels, targets, ious)))
 
 

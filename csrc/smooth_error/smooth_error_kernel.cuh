@@ -188,6 +188,73 @@ __global__ void __launch_bounds__(kSmoothSolveThreads, 1)
       [&](int64_t i, double sum) { distances[cells - 1 - i] = distance + sum; });
 }
 
+// What a thread has of the sums over the negatives that count: of sigmoids, of softplus / lambda,
+// and their number.
+struct ErrorSums {
+  double error = 0.0, loss = 0.0, number = 0.0;
+};
+
+template <typename T>
+__device__ ErrorSums sums_over_cells(const Layout<T>& layout, int64_t u, double scale,
+                                     Pointer<const unsigned long long> moments,
+                                     Pointer<const double> totals, Pointer<const double> counts,
+                                     Pointer<const double> distances) {
+  constexpr int degree = Series<T>::degree, terms = degree + 1;
+  const double score = layout.scores[u], lam = layout.lam;
+  const int64_t own = layout.edge_cell(u), end = layout.end_cell(u);
+  ErrorSums sums;
+  for (int64_t c = own + threadIdx.x; c < end; c += kPairThreads) {
+    double powers[terms];
+    if (c == own) {
+      const int64_t first =
+          layout.scores.template number_below<true>(-layout.delta, score - layout.delta);
+      const int64_t last = layout.template number_before<false>(c + 1);
+      for (int k = 0; k < terms; ++k) {
+        unsigned long long sum = 0;
+        for (int64_t bin = c + first; bin <= c + last; ++bin) sum += moments[bin * terms + k];
+        powers[k] = from_fixed(sum, scale);
+      }
+    } else {
+      for (int k = 0; k < terms; ++k) powers[k] = totals[c * terms + k];
+    }
+    sums.number += powers[0];
+    if (powers[0] == 0.0) continue;
+    const double y = lam * (layout.center(c) - score);
+    double sigmoids[terms], softpluses[terms];
+    sigmoid_series<degree>(device_sigmoid(y), sigmoids);
+    softplus_series<degree>(device_softplus(y), sigmoids, softpluses);
+    for (int k = 0; k < terms; ++k) {
+      sums.error += sigmoids[k] * powers[k];
+      sums.loss += softpluses[k] * powers[k] / lam;
+    }
+  }
+  if (threadIdx.x == 0) {
+    // Beyond, the sigmoid is 1 and the softplus is y.
+    const double beyond = counts[end], top = layout.scores[layout.scores.count - 1];
+    sums.number += beyond;
+    sums.error += beyond;
+    sums.loss += double(distances[end]) + beyond * (top - score);
+  }
+  return sums;
+}
+
+template <typename T>
+__device__ ErrorSums sums_over_pairs(const Layout<T>& layout, int64_t u, Pointer<const T> logits,
+                                     Pointer<const int8_t> labels, int64_t count) {
+  const double score = layout.scores[u], edge = score - layout.delta, lam = layout.lam;
+  ErrorSums sums;
+  for (int64_t i = threadIdx.x; i < count; i += kPairThreads) {
+    const double x = static_cast<double>(T(logits[i]));
+    if (labels[i] != kDeviceNegative || !(x > edge)) continue;
+    const double distance = x - score;
+    const bool saturated = distance > layout.reach();
+    sums.number += 1.0;
+    sums.error += saturated ? 1.0 : device_sigmoid(lam * distance);
+    sums.loss += saturated ? distance : device_softplus(lam * distance) / lam;
+  }
+  return sums;
+}
+
 // Per positive u, a block each, in sorted order: the sum of sigmoids over all samples that count,
 // over its false positives, of softplus / lambda over the same, and the number of negatives. ious:
 // of the positives by ordinal, where `paired`.
@@ -203,63 +270,19 @@ __global__ void __launch_bounds__(kPairThreads, 1)
                        Pointer<double> loss_sums, Pointer<double> negatives,
                        Pointer<const int32_t> info) {
   CORRDET_SHARED(double, shared);
-  constexpr int degree = Series<T>::degree, terms = degree + 1;
   const int64_t positives = info[kPositives];
   if (positives == 0 || int32_t(info[kFaults]) != 0) return;
   const Layout<T> layout =
       make_layout<T>(scores, capacity, positives, lam, delta, most_cells, most_bins);
   const auto ordinals = all_ordinals + sorted_buffer(positives) * capacity;
   const int64_t cells = layout.cell_count();
-  const double top = layout.scores[positives - 1];
   for (int64_t u = blockIdx.x; u < positives; u += gridDim.x) {
     const double score = layout.scores[u], edge = score - delta;
-    double error = 0.0, loss = 0.0, number = 0.0;
-    if (cells > 0) {
-      const int64_t own = layout.edge_cell(u), end = layout.end_cell(u);
-      for (int64_t c = own + threadIdx.x; c < end; c += kPairThreads) {
-        double powers[terms];
-        if (c == own) {
-          const int64_t first = layout.scores.template number_below<true>(-delta, edge);
-          const int64_t last = layout.template number_before<false>(c + 1);
-          for (int k = 0; k < terms; ++k) {
-            unsigned long long sum = 0;
-            for (int64_t bin = c + first; bin <= c + last; ++bin) {
-              sum += moments[bin * terms + k];
-            }
-            powers[k] = from_fixed(sum, scale);
-          }
-        } else {
-          for (int k = 0; k < terms; ++k) powers[k] = totals[c * terms + k];
-        }
-        number += powers[0];
-        if (powers[0] == 0.0) continue;
-        const double y = lam * (layout.center(c) - score);
-        double sigmoids[terms], softpluses[terms];
-        sigmoid_series<degree>(device_sigmoid(y), sigmoids);
-        softplus_series<degree>(device_softplus(y), sigmoids, softpluses);
-        for (int k = 0; k < terms; ++k) {
-          error += sigmoids[k] * powers[k];
-          loss += softpluses[k] * powers[k] / lam;
-        }
-      }
-      if (threadIdx.x == 0) {
-        // Beyond, the sigmoid is 1 and the softplus is y.
-        const double beyond = counts[end];
-        number += beyond;
-        error += beyond;
-        loss += double(distances[end]) + beyond * (top - score);
-      }
-    } else {
-      for (int64_t i = threadIdx.x; i < count; i += kPairThreads) {
-        const double x = static_cast<double>(T(logits[i]));
-        if (labels[i] != kDeviceNegative || !(x > edge)) continue;
-        const double distance = x - score;
-        const bool saturated = distance > layout.reach();
-        number += 1.0;
-        error += saturated ? 1.0 : device_sigmoid(lam * distance);
-        loss += saturated ? distance : device_softplus(lam * distance) / lam;
-      }
-    }
+    const ErrorSums negative_sums =
+        cells > 0 ? sums_over_cells<T>(layout, u, scale, moments, totals, counts, distances)
+                  : sums_over_pairs<T>(layout, u, logits, labels, count);
+    double error = negative_sums.error, loss = negative_sums.loss;
+    double number = negative_sums.number;
     double rank = error;
     for (int64_t v = layout.scores.template number_below<true>(0.0, edge) + threadIdx.x;
          v < positives; v += kPairThreads) {
