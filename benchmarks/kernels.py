@@ -26,8 +26,11 @@ from benchmarks import loops, report
 from corrdet import losses
 from corrdet.data.files import atomic_write
 from corrdet.ops import pairwise_iou, soft_rank
+from corrdet.ops.kernels import OPERATORS
 
-SECTIONS = ("ap", "rank_sort", "alrp", "ape", "sigmoid", "iou", "soft_rank", "growth", "memory")
+SECTIONS = (
+    "ap", "rank_sort", "alrp", "ape", "sigmoid", "iou", "soft_rank", "twins", "growth", "memory"
+)  # fmt: skip
 
 # Times that a fast function is called; one that takes longer than SLOW seconds is called 3 times.
 ROUNDS = 9
@@ -105,6 +108,8 @@ LOSSES = {
 }
 EASY_DEMANDED = 15
 NEGATIVES_GROWTH = 2.2
+# Of the examples on which operators are compared with their twins.
+TWINS_SIZE = 2000
 
 
 def make_samples(positives: int, negatives: int, mean: float, device: str) -> Samples:
@@ -116,12 +121,12 @@ def make_samples(positives: int, negatives: int, mean: float, device: str) -> Sa
     count = positives + negatives
     logits = torch.empty(count).normal_(mean, generator=generator)
     labels = torch.zeros(count)
-    places = torch.arange(positives) * (count // positives)
-    logits[places] -= mean
-    labels[places] = 1
+    indices = torch.arange(positives) * (count // positives)
+    logits[indices] -= mean
+    labels[indices] = 1
     ious = torch.rand(positives, generator=generator) * 0.9 + 0.05
     targets = labels.clone()
-    targets[places] = ious
+    targets[indices] = ious
     return Samples(*(tensor.to(device) for tensor in (logits, labels, targets, ious)))
 
 
@@ -274,6 +279,31 @@ def compare_soft_rank(device: str, scale: int) -> tuple[list[dict], list[str]]:
     return rows, []
 
 
+def compare_twins(device: str, scale: int) -> list[dict]:
+    """Every operator against its twin in plain PyTorch, forward and backward, on its example."""
+    rows = []
+    for name, module in OPERATORS.items():
+        arguments = [
+            value.detach().to(device).requires_grad_(value.requires_grad)
+            if isinstance(value, Tensor) else value
+            for value in module.example(TWINS_SIZE // scale)
+        ]  # fmt: skip
+        leaves = [each for each in arguments if isinstance(each, Tensor) and each.requires_grad]
+
+        def run(function, arguments=arguments, leaves=leaves):
+            results = function(*arguments)
+            results = results if isinstance(results, tuple) else (results,)
+            return torch.autograd.grad(sum(result.sum() for result in results), leaves)
+
+        operator = getattr(module, name)
+        ours, theirs = interleave(
+            device, lambda f=operator, r=run: r(f), lambda f=module.reference, r=run: r(f)
+        )
+        size = str(TWINS_SIZE // scale)
+        rows.append(row(name, size, ours, "its twin in PyTorch", theirs, 1))
+    return rows
+
+
 def measure_growth(device: str, scale: int) -> dict:
     """Times over the number of negatives and of positives, and the roofline under them.
 
@@ -395,6 +425,8 @@ def measure(device: str, quick: bool, only: Sequence[str], threads: int) -> dict
             rows, notes = compare_soft_rank(device, scale)
             results["comparisons"] += rows
             results["notes"] += notes
+        elif name == "twins":
+            results["comparisons"] += compare_twins(device, scale)
         elif name == "growth":
             results["growth"] = measure_growth(device, scale)
         elif name == "memory":

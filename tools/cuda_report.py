@@ -4,8 +4,6 @@
 A kernel that spills keeps part of its registers in memory, which is slow and easy to miss.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -32,6 +32,6 @@ export UBSAN_OPTIONS=print_stacktrace=1
 # What is left out runs other code: the emulation of a GPU and torch.compile compile their own, and
 # memory is measured of the extension that is used.
 selection=(tests/ops --ignore=tests/ops/emulation --ignore=tests/ops/test_extension.py
-    -k "not compile and not memory")
+    -k "not compile and not memory and not emulated")
 # pytest would keep the report to itself: the process is gone before it prints what it captured.
 LD_PRELOAD="${runtimes[*]}" exec "$PYTHON" -m pytest -q --capture=no "${selection[@]}" "$@"

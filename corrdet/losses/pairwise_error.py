@@ -53,7 +53,7 @@ def pairwise_error_loss(
         return step_error(logits, labels, "step" if balance == "rank" else "step_negatives", delta)[
             0
         ]
-    return smooth_error(logits, labels, distance, balance, lam, delta)
+    return smooth_error(logits, labels, distance, balance, lam, delta, None, False)
 
 
 def ape_loss(

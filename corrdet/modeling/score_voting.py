@@ -39,7 +39,7 @@ def score_voting(
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
     # In plain PyTorch: an exported detector runs without corrdet's operators.
-    ious = pairwise_iou(boxes, candidates)
+    ious = pairwise_iou(boxes, candidates, "iou")
     votes = candidate_scores * torch.exp(-(1 - ious).square() / sigma)
     has_vote = (classes[:, None] == candidate_classes) & (ious > 0)
     votes = torch.where(has_vote, votes, 0.0)

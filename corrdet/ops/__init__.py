@@ -1,11 +1,19 @@
 """Operators with compiled kernels for CPU and CUDA: box IoUs, soft ranks and pairwise errors.
 
 Each is checked, differentiable, and works with :func:`torch.compile`; :mod:`corrdet.ops.reference`
-has the same functions in plain PyTorch."""
+has the same functions in plain PyTorch. They are the modules of :mod:`corrdet.ops.kernels`.
+"""
 
-from .elementwise_iou import elementwise_iou
-from .pairwise_error import smooth_error, step_error
-from .pairwise_iou import pairwise_iou
-from .soft_rank import soft_rank
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["elementwise_iou", "pairwise_iou", "smooth_error", "soft_rank", "step_error"]
+from .kernels import OPERATORS
+
+__all__ = sorted(OPERATORS)  # noqa: PLE0605
+
+globals().update({name: getattr(module, name) for name, module in OPERATORS.items()})
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    # For type checkers, which do not see what is found by listing.
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <tuple>
 
-#include "iou/iou_dispatch.h"
+#include "iou/iou_checks.h"
 
 namespace corrdet {
 namespace {
@@ -22,7 +22,7 @@ Box<T> read_box(const Row& row, bool with_angle) {
 
 template <typename scalar_t, typename T, IouKind kind>
 void forward_kernel(const at::Tensor& boxes1, const at::Tensor& boxes2, at::Tensor& output) {
-  constexpr bool with_angle = kind == IouKind::kCiou;
+  constexpr bool with_angle = kind == IouKind::ciou;
   const auto first = boxes1.accessor<scalar_t, 2>();
   const auto second = boxes2.accessor<scalar_t, 2>();
   scalar_t* const result = output.data_ptr<scalar_t>();
@@ -37,7 +37,7 @@ void forward_kernel(const at::Tensor& boxes1, const at::Tensor& boxes2, at::Tens
 template <typename scalar_t, typename T, IouKind kind>
 void backward_kernel(const at::Tensor& grad, const at::Tensor& boxes1, const at::Tensor& boxes2,
                      at::Tensor& output1, at::Tensor& output2) {
-  constexpr bool with_angle = kind == IouKind::kCiou;
+  constexpr bool with_angle = kind == IouKind::ciou;
   const auto upstream = grad.accessor<scalar_t, 1>();
   const auto first = boxes1.accessor<scalar_t, 2>();
   const auto second = boxes2.accessor<scalar_t, 2>();
@@ -94,6 +94,13 @@ std::tuple<at::Tensor, at::Tensor> elementwise_iou_backward(const at::Tensor& gr
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(corrdet, m) {
+  m.def("elementwise_iou(Tensor boxes1, Tensor boxes2, str kind) -> Tensor");
+  m.def(
+      "elementwise_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, str kind)"
+      " -> (Tensor, Tensor)");
+}
 
 TORCH_LIBRARY_IMPL(corrdet, CPU, m) {
   m.impl("elementwise_iou", &elementwise_iou);

@@ -1,5 +1,5 @@
 // Device code of elementwise_iou: a thread per pair. It compiles under nvcc and under
-// tests/emulation, which includes its own definitions of the CUDA words first. scalar_t is the
+// tests/ops/emulation, which includes its own definitions of the CUDA words first. scalar_t is the
 // dtype of the tensors, T that of the arithmetic.
 #pragma once
 
@@ -33,7 +33,7 @@ template <typename scalar_t, typename T, IouKind kind>
 __global__ void __launch_bounds__(kElementwiseThreads, 2)
     elementwise_iou_forward_kernel(StridedBoxes<scalar_t> boxes1, StridedBoxes<scalar_t> boxes2,
                                    int64_t count, Pointer<scalar_t> output) {
-  constexpr bool with_angle = kind == IouKind::kCiou;
+  constexpr bool with_angle = kind == IouKind::ciou;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; n < count;
        n += step) {
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, 2)
                                     StridedBoxes<scalar_t> boxes1, StridedBoxes<scalar_t> boxes2,
                                     int64_t count, Pointer<scalar_t> output1,
                                     Pointer<scalar_t> output2) {
-  constexpr bool with_angle = kind == IouKind::kCiou;
+  constexpr bool with_angle = kind == IouKind::ciou;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; n < count;
        n += step) {

@@ -6,12 +6,24 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/device.h"
+#include "common/names.h"
 
 namespace corrdet {
 
-enum class IouKind { kIou, kGiou, kDiou, kCiou };
+#define CORRDET_IOU_KINDS(NAME) NAME(iou) NAME(giou) NAME(diou) NAME(ciou)
+CORRDET_NAMED(IouKind, CORRDET_IOU_KINDS);
+
+// Calls function(std::integral_constant<IouKind, kind>).
+template <typename Function>
+void with_kind(IouKind kind, Function function) {
+#define CORRDET_CALL(name) \
+  if (kind == IouKind::name) function(std::integral_constant<IouKind, IouKind::name>{});
+  CORRDET_IOU_KINDS(CORRDET_CALL)
+#undef CORRDET_CALL
+}
 
 // A box after `make_box`: x2 >= x1 and y2 >= y1, in the units of its input; area in their square;
 // angle = atan2(width, height) in radians, used by CIoU alone and 0 for the other kinds.
@@ -95,12 +107,12 @@ CORRDET_INLINE T iou(const Box<T>& a, const Box<T>& b) {
   // Divisions are never conditional, so that the compiler can vectorize the loop around them. Where
   // a divisor is 0 its dividend is 0 as well.
   const T overlap = intersection / (area_union == T(0) ? T(1) : area_union);
-  if constexpr (kind == IouKind::kIou) {
+  if constexpr (kind == IouKind::iou) {
     return overlap;
   }
   const T hull_width = larger(a.x2, b.x2) - smaller(a.x1, b.x1);
   const T hull_height = larger(a.y2, b.y2) - smaller(a.y1, b.y1);
-  if constexpr (kind == IouKind::kGiou) {
+  if constexpr (kind == IouKind::giou) {
     const T hull = rounded_product(hull_width, hull_height);
     return overlap - (hull - area_union) / (hull == T(0) ? T(1) : hull);
   }
@@ -109,7 +121,7 @@ CORRDET_INLINE T iou(const Box<T>& a, const Box<T>& b) {
   const T dy = ((a.y1 - b.y1) + (a.y2 - b.y2)) * T(0.5);
   const T diagonal = hull_width * hull_width + hull_height * hull_height;
   const T distance = overlap - (dx * dx + dy * dy) / (diagonal == T(0) ? T(1) : diagonal);
-  if constexpr (kind == IouKind::kDiou) {
+  if constexpr (kind == IouKind::diou) {
     return distance;
   }
   const T turn = a.angle - b.angle;
@@ -137,10 +149,10 @@ CORRDET_INLINE BoxGradient<T> iou_gradient(const Box<T>& a, const Box<T>& b, T u
 
   T by_union = -overlap * inverse_union;
   T by_hull_width = T(0), by_hull_height = T(0), by_x = T(0), by_y = T(0), by_angle = T(0);
-  if constexpr (kind != IouKind::kIou) {
+  if constexpr (kind != IouKind::iou) {
     const T hull_width = larger(a.x2, b.x2) - smaller(a.x1, b.x1);
     const T hull_height = larger(a.y2, b.y2) - smaller(a.y1, b.y1);
-    if constexpr (kind == IouKind::kGiou) {
+    if constexpr (kind == IouKind::giou) {
       // (hull - union) / hull = 1 - union / hull
       const T hull = rounded_product(hull_width, hull_height);
       const T inverse_hull = (hull == T(0) ? T(0) : T(1)) / (hull == T(0) ? T(1) : hull);
@@ -161,7 +173,7 @@ CORRDET_INLINE BoxGradient<T> iou_gradient(const Box<T>& a, const Box<T>& b, T u
       by_x = -dx * inverse_diagonal;
       by_y = -dy * inverse_diagonal;
     }
-    if constexpr (kind == IouKind::kCiou) {
+    if constexpr (kind == IouKind::ciou) {
       const T turn = a.angle - b.angle;
       const T v = T(0.40528473456935109) * turn * turn;
       const T divisor = T(1) - overlap + v;

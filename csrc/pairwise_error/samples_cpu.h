@@ -6,11 +6,13 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
-#include <limits>
 #include <numeric>
 #include <type_traits>
 #include <vector>
+
+#include "pairwise_error/pairwise_error.h"
 
 namespace corrdet {
 
@@ -20,16 +22,17 @@ constexpr int8_t kPositive = 1, kNegative = 0, kIgnored = -1;
 constexpr int64_t kSampleGrain = 16384;
 
 struct Samples {
-  std::vector<int8_t> kinds;       // (S,)
-  std::vector<int64_t> positives;  // (P,) their places among the samples, ascending
+  std::vector<int8_t> labels;      // (S,)
+  std::vector<int64_t> positives;  // (P,) their indices among the samples, ascending
+
+  int64_t size() const { return static_cast<int64_t>(labels.size()); }
 };
 
-// Reads targets: 0 is a negative, -1 ignored, and a positive is 1 or, where they are `graded`, in
-// (0, 1].
+// Reads targets: 0 is a negative, -1 ignored, and a positive is 1 or, with soft targets, in (0, 1].
 template <typename target_t>
-Samples read_samples(const target_t* targets, int64_t count, bool graded) {
+Samples read_samples(const target_t* targets, int64_t count, bool soft) {
   Samples samples;
-  samples.kinds.resize(count);
+  samples.labels.resize(count);
   const int64_t stretches = (count + kSampleGrain - 1) / kSampleGrain;
   std::vector<std::vector<int64_t>> found(stretches);
   std::vector<int64_t> faulty(stretches, -1);
@@ -39,13 +42,13 @@ Samples read_samples(const target_t* targets, int64_t count, bool graded) {
       for (int64_t i = stretch * kSampleGrain; i < end; ++i) {
         const target_t target = targets[i];
         if (target == target_t(0)) {
-          samples.kinds[i] = kNegative;
+          samples.labels[i] = kNegative;
         } else if (target == target_t(1) ||
-                   (graded && target > target_t(0) && target < target_t(1))) {
-          samples.kinds[i] = kPositive;
+                   (soft && target > target_t(0) && target < target_t(1))) {
+          samples.labels[i] = kPositive;
           found[stretch].push_back(i);
         } else if (std::is_signed_v<target_t> && target == static_cast<target_t>(-1)) {
-          samples.kinds[i] = kIgnored;
+          samples.labels[i] = kIgnored;
         } else {
           if (faulty[stretch] < 0) faulty[stretch] = i;
         }
@@ -53,25 +56,23 @@ Samples read_samples(const target_t* targets, int64_t count, bool graded) {
     }
   });
   for (int64_t stretch = 0; stretch < stretches; ++stretch) {
-    const int64_t place = faulty[stretch];
-    if (place >= 0) {
-      TORCH_CHECK_VALUE(!graded, "targets must be -1 or in [0, 1], got ", +targets[place],
-                        " at position ", place);
-      TORCH_CHECK_VALUE(graded, "labels must be -1, 0 or 1, got ", +targets[place], " at position ",
-                        place);
+    const int64_t index = faulty[stretch];
+    if (index >= 0) {
+      TORCH_CHECK_VALUE(!soft, "targets must be -1 or in [0, 1], got ", +targets[index],
+                        " at position ", index);
+      TORCH_CHECK_VALUE(soft, "labels must be -1, 0 or 1, got ", +targets[index], " at position ",
+                        index);
     }
     samples.positives.insert(samples.positives.end(), found[stretch].begin(), found[stretch].end());
   }
   return samples;
 }
 
-inline Samples read_samples(const at::Tensor& all_targets, bool graded) {
-  const bool narrow =
-      all_targets.scalar_type() == at::kHalf || all_targets.scalar_type() == at::kBFloat16;
-  const at::Tensor targets = (narrow ? all_targets.to(at::kFloat) : all_targets).contiguous();
+inline Samples read_samples(const at::Tensor& all_targets, bool soft) {
+  const at::Tensor targets = readable_targets(all_targets);
   Samples samples;
   AT_DISPATCH_ALL_TYPES_AND(at::kBool, targets.scalar_type(), "targets", [&] {
-    samples = read_samples(targets.const_data_ptr<scalar_t>(), targets.numel(), graded);
+    samples = read_samples(targets.const_data_ptr<scalar_t>(), targets.numel(), soft);
   });
   return samples;
 }
@@ -92,7 +93,7 @@ inline std::vector<double> read_per_positive(const char* name, const at::Tensor&
   return std::vector<double>(data, data + count);
 }
 
-// Places of `values` in ascending order; equal values keep theirs.
+// The permutation that sorts `values` in ascending order, stable.
 inline std::vector<int64_t> ascending_order(const std::vector<double>& values) {
   std::vector<int64_t> order(values.size());
   std::iota(order.begin(), order.end(), 0);

@@ -1,4 +1,4 @@
-// Device code that reads the samples of a ranking loss: their kinds, and the positives in order of
+// Device code that reads the samples of a ranking loss: their labels, and the positives in order of
 // their logits. How many positives there are is known on the device alone; buffers for them have
 // room for `capacity`.
 #pragma once
@@ -28,11 +28,11 @@ CORRDET_INLINE bool is_finite(T x) {
   return x - x == T(0);
 }
 
-// kinds: (S,). counts: positives per block.
+// labels: (S,). counts: positives per block.
 template <typename T, typename target_t>
 __global__ void __launch_bounds__(kSampleThreads)
     classify_kernel(Pointer<const T> logits, Pointer<const target_t> targets, int64_t count,
-                    bool graded, Pointer<int8_t> kinds, Pointer<int32_t> counts,
+                    bool soft, Pointer<int8_t> labels, Pointer<int32_t> counts,
                     Pointer<int32_t> info) {
   CORRDET_SHARED(double, shared);
   const int64_t blocks = (count + kSamplesPerBlock - 1) / kSamplesPerBlock;
@@ -43,18 +43,17 @@ __global__ void __launch_bounds__(kSampleThreads)
     for (int64_t i = block * kSamplesPerBlock + threadIdx.x; i < count && i < end;
          i += kSampleThreads) {
       const target_t target = targets[i];
-      int8_t kind = kDeviceIgnored;
+      int8_t label = kDeviceIgnored;
       if (target == target_t(0)) {
-        kind = kDeviceNegative;
-      } else if (target == target_t(1) ||
-                 (graded && target > target_t(0) && target < target_t(1))) {
-        kind = kDevicePositive;
+        label = kDeviceNegative;
+      } else if (target == target_t(1) || (soft && target > target_t(0) && target < target_t(1))) {
+        label = kDevicePositive;
         positives += 1.0;
       } else if (!(target + target_t(1) == target_t(0))) {
         ++faults;
       }
-      if (kind != kDeviceIgnored && !is_finite<T>(logits[i])) ++faults;
-      kinds[i] = kind;
+      if (label != kDeviceIgnored && !is_finite<T>(logits[i])) ++faults;
+      labels[i] = label;
     }
     const double total = block_reduce(positives, shared, Add());
     if (threadIdx.x == 0) counts[block] = static_cast<int32_t>(total);
@@ -63,12 +62,12 @@ __global__ void __launch_bounds__(kSampleThreads)
 }
 
 // scores, ordinals: the positives' logits and their numbers 0, 1, ... in the order of the samples;
-// places: where they are among the samples. `expected`: how many the caller has values for, or -1.
+// indices: theirs among the samples. `expected`: how many the caller has values for, or -1.
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads)
-    compact_kernel(Pointer<const T> logits, Pointer<const int8_t> kinds,
+    compact_kernel(Pointer<const T> logits, Pointer<const int8_t> labels,
                    Pointer<const int32_t> counts, int64_t count, int64_t capacity, int64_t expected,
-                   Pointer<T> scores, Pointer<int32_t> ordinals, Pointer<int32_t> places,
+                   Pointer<T> scores, Pointer<int32_t> ordinals, Pointer<int32_t> indices,
                    Pointer<int32_t> info) {
   CORRDET_SHARED(double, shared);
   const int64_t blocks = (count + kSamplesPerBlock - 1) / kSamplesPerBlock;
@@ -79,15 +78,15 @@ __global__ void __launch_bounds__(kSampleThreads)
     const int64_t begin = block * kSamplesPerBlock + threadIdx.x * kSamplesPerThread;
     double own = 0.0;
     for (int64_t i = begin; i < count && i < begin + kSamplesPerThread; ++i) {
-      own += kinds[i] == kDevicePositive ? 1.0 : 0.0;
+      own += labels[i] == kDevicePositive ? 1.0 : 0.0;
     }
     int64_t slot = static_cast<int64_t>(before + block_exclusive_scan(own, shared, Add()));
     for (int64_t i = begin; i < count && i < begin + kSamplesPerThread; ++i) {
-      if (kinds[i] != kDevicePositive) continue;
+      if (labels[i] != kDevicePositive) continue;
       if (slot < capacity) {
         scores[slot] = logits[i];
         ordinals[slot] = static_cast<int32_t>(slot);
-        places[slot] = static_cast<int32_t>(i);
+        indices[slot] = static_cast<int32_t>(i);
       }
       ++slot;
     }
@@ -162,21 +161,21 @@ __global__ void __launch_bounds__(kSampleThreads)
         end = middle;
       }
     }
-    const int64_t place = pair + (i - run * width) + (begin - first);
-    scores[target + place] = score;
-    ordinals[target + place] = int32_t(ordinals[source + i]);
+    const int64_t position = pair + (i - run * width) + (begin - first);
+    scores[target + position] = score;
+    ordinals[target + position] = int32_t(ordinals[source + i]);
   }
 }
 
-// graded[k]: the target of the positive with ordinal k.
+// per_positive[k]: the target of the positive with ordinal k.
 template <typename target_t>
 __global__ void __launch_bounds__(kSampleThreads)
-    gather_targets_kernel(Pointer<const target_t> targets, Pointer<const int32_t> places,
-                          Pointer<double> graded, Pointer<const int32_t> info) {
+    gather_targets_kernel(Pointer<const target_t> targets, Pointer<const int32_t> indices,
+                          Pointer<double> per_positive, Pointer<const int32_t> info) {
   const int64_t count = info[kPositives];
   for (int64_t k = static_cast<int64_t>(blockIdx.x) * kSampleThreads + threadIdx.x; k < count;
        k += static_cast<int64_t>(gridDim.x) * kSampleThreads) {
-    graded[k] = static_cast<double>(target_t(targets[int32_t(places[k])]));
+    per_positive[k] = static_cast<double>(target_t(targets[int32_t(indices[k])]));
   }
 }
 

@@ -60,8 +60,8 @@ class SortedEdges {
 
  private:
   int64_t cell(double value) const {
-    const double place = (value - low_) * scale_;
-    return place < static_cast<double>(last_cell_) ? static_cast<int64_t>(place) : last_cell_;
+    const double position = (value - low_) * scale_;
+    return position < static_cast<double>(last_cell_) ? static_cast<int64_t>(position) : last_cell_;
   }
 
   std::vector<double> edges_;  // and the padding

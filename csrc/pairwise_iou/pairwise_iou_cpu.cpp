@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/simd.h"
-#include "iou/iou_dispatch.h"
+#include "iou/iou_checks.h"
 #include "pairwise_iou/pairwise_iou.h"
 
 namespace corrdet {
@@ -55,7 +55,7 @@ template <typename scalar_t, typename T, IouKind kind>
 void forward_kernel(const at::Tensor& boxes1, const at::Tensor& boxes2, at::Tensor& output) {
   const int64_t rows = boxes1.size(0);
   const int64_t columns = boxes2.size(0);
-  constexpr bool with_angle = kind == IouKind::kCiou;
+  constexpr bool with_angle = kind == IouKind::ciou;
   const at::Tensor prepared1 = prepare_boxes<scalar_t, T>(boxes1, with_angle);
   const at::Tensor prepared2 = prepare_boxes<scalar_t, T>(boxes2, with_angle);
   const T* const values1 = prepared1.data_ptr<T>();
@@ -99,7 +99,7 @@ CORRDET_SIMD void gradient_tile(const T* __restrict__ own, const T* __restrict__
       sums[kTile + k] += gradient.y1;
       sums[2 * kTile + k] += gradient.x2;
       sums[3 * kTile + k] += gradient.y2;
-      if constexpr (kind == IouKind::kCiou) {
+      if constexpr (kind == IouKind::ciou) {
         sums[4 * kTile + k] += gradient.angle;
       }
     }
@@ -111,7 +111,7 @@ void backward_kernel(const at::Tensor& grad, const at::Tensor& boxes1, const at:
                      at::Tensor& output) {
   const int64_t own_count = boxes1.size(0);
   const int64_t other_count = boxes2.size(0);
-  constexpr bool with_angle = kind == IouKind::kCiou;
+  constexpr bool with_angle = kind == IouKind::ciou;
   const at::Tensor prepared1 = prepare_boxes<scalar_t, T>(boxes1, with_angle);
   const at::Tensor prepared2 = prepare_boxes<scalar_t, T>(boxes2, with_angle);
   const T* const values1 = prepared1.data_ptr<T>();
@@ -222,6 +222,12 @@ at::Tensor pairwise_iou_backward(const at::Tensor& grad, const at::Tensor& boxes
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(corrdet, m) {
+  m.def("pairwise_iou(Tensor boxes1, Tensor boxes2, str kind) -> Tensor");
+  // With respect to boxes1. Every kind is symmetric: boxes2's is that of (grad^T, boxes2, boxes1).
+  m.def("pairwise_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, str kind) -> Tensor");
+}
 
 TORCH_LIBRARY_IMPL(corrdet, CPU, m) {
   m.impl("pairwise_iou", &pairwise_iou);

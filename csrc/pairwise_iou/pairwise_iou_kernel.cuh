@@ -1,5 +1,5 @@
-// Device code of pairwise_iou. It compiles under nvcc and under tests/emulation, which includes its
-// own definitions of the CUDA words first. scalar_t is the dtype of the tensors, T that of the
+// Device code of pairwise_iou. It compiles under nvcc and under tests/ops/emulation, which includes
+// its own definitions of the CUDA words first. scalar_t is the dtype of the tensors, T that of the
 // arithmetic.
 #pragma once
 

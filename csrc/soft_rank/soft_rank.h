@@ -5,15 +5,13 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
+#include "common/checks.h"
 
 namespace corrdet {
 
-// The Python function checks first and says more; these guard direct calls of torch.ops.corrdet.
 inline void check_soft_rank(const at::Tensor& values, double strength) {
   TORCH_CHECK_VALUE(values.dim() >= 1, "values must have shape (..., n), got a 0-dim tensor");
-  TORCH_CHECK_VALUE(std::isfinite(strength) && strength > 0,
-                    "strength must be positive and finite, got ", strength);
+  check_positive("strength", strength);
 }
 
 inline void check_soft_rank_backward(const at::Tensor& grad, const at::Tensor& permutation,

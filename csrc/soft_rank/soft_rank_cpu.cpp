@@ -208,6 +208,17 @@ at::Tensor soft_rank_backward(const at::Tensor& grad, const at::Tensor& permutat
 
 }  // namespace
 
+TORCH_LIBRARY_FRAGMENT(corrdet, m) {
+  // permutation: the position in its row of each value in ascending order. pools: the first sorted
+  // position of the pool that each sorted position is in, or -1 throughout an undefined row.
+  m.def(
+      "soft_rank(Tensor values, float strength)"
+      " -> (Tensor ranks, Tensor permutation, Tensor pools)");
+  m.def(
+      "soft_rank_backward(Tensor grad, Tensor permutation, Tensor pools, float strength)"
+      " -> Tensor");
+}
+
 TORCH_LIBRARY_IMPL(corrdet, CPU, m) {
   m.impl("soft_rank", &soft_rank);
   m.impl("soft_rank_backward", &soft_rank_backward);

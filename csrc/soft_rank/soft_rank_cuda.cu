@@ -2,26 +2,19 @@
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <tuple>
 
-#include "common/cuda_launch.h"
+#include "common/cuda_device.h"
 #include "soft_rank/soft_rank.h"
-#include "soft_rank/soft_rank_kernel.cuh"
+#include "soft_rank/soft_rank_launch.cuh"
 
 namespace corrdet {
 namespace {
 
-// Enough threads for a row of n values: about 8 values each, whole warps.
-unsigned int block_size(int64_t n, int64_t most) {
-  const int64_t threads = ceil_divide(ceil_divide(n, 8), 32) * 32;
-  return static_cast<unsigned int>(std::min(threads, most));
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_rank(const at::Tensor& values,
                                                          double strength) {
   check_soft_rank(values, strength);
-  const c10::cuda::CUDAGuard guard(values.device());
+  CudaDevice device(values);
   const bool narrow = values.scalar_type() == at::kHalf || values.scalar_type() == at::kBFloat16;
   const at::Tensor input = narrow ? values.to(at::kFloat) : values;
   at::Tensor ranks = at::empty(input.sizes(), input.options());
@@ -36,16 +29,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_rank(const at::Tensor& value
   const at::Tensor permutation = std::get<1>(order).contiguous();
   const int64_t n = input.size(-1);
   const int64_t rows = input.numel() / n;
-  const at::Tensor workspace = at::empty({static_cast<int64_t>(input.numel() * sizeof(Pool))},
-                                         input.options().dtype(at::kByte));
-  const unsigned int threads = block_size(n, kSoftRankForwardThreads);
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "soft_rank", [&] {
-    soft_rank_forward_kernel<scalar_t><<<grid_size(rows), threads, threads * kSoftRankForwardShared,
-                                         c10::cuda::getCurrentCUDAStream()>>>(
-        sorted.const_data_ptr<scalar_t>(), permutation.const_data_ptr<int64_t>(), rows, n, strength,
-        reinterpret_cast<Pool*>(workspace.data_ptr<uint8_t>()), ranks.data_ptr<scalar_t>(),
-        pools.data_ptr<int64_t>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    launch_soft_rank<scalar_t>(device, sorted.const_data_ptr<scalar_t>(),
+                               permutation.const_data_ptr<int64_t>(), rows, n, strength, 0,
+                               ranks.data_ptr<scalar_t>(), pools.data_ptr<int64_t>());
   });
   return {narrow ? ranks.to(values.scalar_type()) : ranks, permutation, pools};
 }
@@ -53,7 +40,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> soft_rank(const at::Tensor& value
 at::Tensor soft_rank_backward(const at::Tensor& grad, const at::Tensor& permutation,
                               const at::Tensor& pools, double strength) {
   check_soft_rank_backward(grad, permutation, pools, strength);
-  const c10::cuda::CUDAGuard guard(grad.device());
+  CudaDevice device(grad);
   at::Tensor output = at::empty(grad.sizes(), grad.options());
   if (grad.numel() == 0) return output;
   const at::Tensor upstream = grad.contiguous();
@@ -61,15 +48,11 @@ at::Tensor soft_rank_backward(const at::Tensor& grad, const at::Tensor& permutat
   const at::Tensor starts = pools.contiguous();
   const int64_t n = grad.size(-1);
   const int64_t rows = grad.numel() / n;
-  const unsigned int threads = block_size(n, kSoftRankBackwardThreads);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, grad.scalar_type(), "soft_rank_backward", [&] {
-        soft_rank_backward_kernel<scalar_t>
-            <<<grid_size(rows), threads, threads * kSoftRankBackwardShared,
-               c10::cuda::getCurrentCUDAStream()>>>(
-                upstream.const_data_ptr<scalar_t>(), positions.const_data_ptr<int64_t>(),
-                starts.const_data_ptr<int64_t>(), rows, n, strength, output.data_ptr<scalar_t>());
-        C10_CUDA_KERNEL_LAUNCH_CHECK();
+        launch_soft_rank_backward<scalar_t>(
+            device, upstream.const_data_ptr<scalar_t>(), positions.const_data_ptr<int64_t>(),
+            starts.const_data_ptr<int64_t>(), rows, n, strength, 0, output.data_ptr<scalar_t>());
       });
   return output;
 }

@@ -1,5 +1,5 @@
-// Device code of the soft rank. It compiles under nvcc and under tests/emulation, which includes
-// its own definitions of the CUDA words first.
+// Device code of the soft rank. It compiles under nvcc and under tests/ops/emulation, which
+// includes its own definitions of the CUDA words first.
 //
 // One block works on one row. Each thread runs pool adjacent violators on its own stretch of sorted
 // positions; the results are greatest convex minorants of stretches of the prefix sums, and
@@ -65,6 +65,34 @@ __device__ void merge_pools(Pools pools, Indices first, Indices last, int64_t st
   pools[left * stretch + last[left] - 1] = current;
 }
 
+// Pools adjacent violators among the sorted positions [begin, end), into pools[begin ...]; returns
+// how many pools that leaves.
+template <typename Sorted, typename Pools>
+__device__ int64_t pool_stretch(Sorted sorted, Pools pools, int64_t begin, int64_t end,
+                                double strength) {
+  if (begin >= end) return 0;
+  int64_t size = 0;
+  Pool top = {begin, 1, static_cast<double>(sorted[begin]), 0.0};
+  for (int64_t i = begin + 1; i < end; ++i) {
+    Pool next = {i, 1, static_cast<double>(sorted[i]), 0.0};
+    if (!must_pool(top, next, strength)) {
+      pools[begin + size] = top;
+      ++size;
+      top = next;
+      continue;
+    }
+    top = pooled(top, next);
+    while (size > 0) {
+      const Pool below = pools[begin + size - 1];
+      if (!must_pool(below, top, strength)) break;
+      top = pooled(below, top);
+      --size;
+    }
+  }
+  pools[begin + size] = top;
+  return size + 1;
+}
+
 // sorted, permutation: (rows, n), each row ascending and the positions its values came from.
 // workspace: (rows, n). ranks: (rows, n) in the order of the values; pool_starts: (rows, n) in
 // sorted order, -1 for a row with a value that is not finite, whose ranks are NaN.
@@ -100,29 +128,8 @@ __global__ void __launch_bounds__(kSoftRankForwardThreads)
       continue;  // the same decision in the whole block
     }
 
-    // Pool adjacent violators; the stack grows over the stretch's own part of the workspace.
-    int64_t size = 0;
-    if (begin < end) {
-      Pool top = {begin, 1, static_cast<double>(sorted[begin]), 0.0};
-      for (int64_t i = begin + 1; i < end; ++i) {
-        Pool next = {i, 1, static_cast<double>(sorted[i]), 0.0};
-        if (!must_pool(top, next, strength)) {
-          pools[begin + size] = top;
-          ++size;
-          top = next;
-          continue;
-        }
-        top = pooled(top, next);
-        while (size > 0) {
-          const Pool below = pools[begin + size - 1];
-          if (!must_pool(below, top, strength)) break;
-          top = pooled(below, top);
-          --size;
-        }
-      }
-      pools[begin + size] = top;
-      ++size;
-    }
+    // In the stretch's own part of the workspace.
+    const int64_t size = pool_stretch(sorted, pools, begin, end, strength);
     first[thread] = 0;
     last[thread] = size;
 
@@ -160,6 +167,34 @@ __global__ void __launch_bounds__(kSoftRankForwardThreads)
       }
     }
     __syncthreads();  // before the next row overwrites first and last
+  }
+}
+
+// The gradients of the sorted positions [begin, end). head_mean: the mean of the gradients over the
+// pool that began before; last_mean: over the pool that may go on behind.
+template <typename Upstream, typename Indices, typename T>
+__device__ void spread_stretch(Upstream upstream, Indices permutation, Indices pool_starts,
+                               int64_t begin, int64_t end, double strength, double head_mean,
+                               double last_mean, Pointer<T> gradients) {
+  for (int64_t i = begin; i < end;) {
+    const int64_t start = pool_starts[i];
+    int64_t stop = i;
+    double sum = 0.0;
+    while (stop < end && pool_starts[stop] == start) {
+      sum += static_cast<double>(upstream[permutation[stop]]);
+      ++stop;
+    }
+    double mean = last_mean;
+    if (start < begin) {
+      mean = head_mean;
+    } else if (stop < end) {
+      mean = sum / static_cast<double>(stop - i);
+    }
+    for (; i < stop; ++i) {
+      const int64_t position = permutation[i];
+      gradients[position] =
+          static_cast<T>((static_cast<double>(upstream[position]) - mean) / strength);
+    }
   }
 }
 
@@ -234,26 +269,8 @@ __global__ void __launch_bounds__(kSoftRankBackwardThreads, 1)
     }
     __syncthreads();
 
-    for (int64_t i = begin; i < end;) {
-      const int64_t start = pool_starts[i];
-      int64_t stop = i;
-      sum = 0.0;
-      while (stop < end && pool_starts[stop] == start) {
-        sum += static_cast<double>(upstream[permutation[stop]]);
-        ++stop;
-      }
-      double mean = last_mean;
-      if (start < begin) {
-        mean = head_sum[thread];
-      } else if (stop < end) {
-        mean = sum / static_cast<double>(stop - i);
-      }
-      for (; i < stop; ++i) {
-        const int64_t position = permutation[i];
-        gradients[position] =
-            static_cast<T>((static_cast<double>(upstream[position]) - mean) / strength);
-      }
-    }
+    spread_stretch(upstream, permutation, pool_starts, begin, end, strength,
+                   static_cast<double>(head_sum[thread]), last_mean, gradients);
     // The next row's heads need no barrier: each is overwritten by the thread that read it last.
   }
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import kernels, report
+from corrdet.ops.kernels import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +25,13 @@ def test_a_loop_that_differs_ends_the_run(monkeypatch):
     monkeypatch.setattr(kernels.loops, "ap_loss", lambda *_: (torch.ones(()), torch.ones(5050)))
     with pytest.raises(SystemExit, match="AP is not what the loop computes"):
         kernels.check_agreement(loss, "cpu")
+
+
+def test_every_operator_is_compared_with_its_twin(monkeypatch):
+    monkeypatch.setattr(kernels, "ROUNDS", 1)
+    rows = kernels.compare_twins("cpu", 20)
+    assert [row["what"] for row in rows] == list(OPERATORS)
+    assert all(row["seconds"] > 0 and row["baseline_seconds"] > 0 for row in rows)
 
 
 def test_quick_run(tmp_path):

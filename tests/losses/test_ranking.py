@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from corrdet.losses import alrp_loss, ap_loss, ape_loss, pairwise_error_loss, rank_sort_loss
-from tests.ops.cases import assert_near
+from tests.helpers.ops import assert_near
 
 
 def batch(positives=12, negatives=80, seed=0, ties=False):

@@ -1,3 +1,3 @@
 """The devices that the matchings are tested on."""
 
-from tests.ops.conftest import device  # noqa: F401
+from tests.helpers.ops import device  # noqa: F401

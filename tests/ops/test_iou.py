@@ -1,19 +1,16 @@
 """pairwise_iou and elementwise_iou against the reference, torchvision and their contract."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 import torchvision
 
 from corrdet.ops import elementwise_iou, pairwise_iou, reference
-from tests.ops.cases import assert_near, random_boxes
+from corrdet.ops._boxes import IOU_KINDS
+from tests.helpers.emulation import ORDERS
+from tests.helpers.ops import DTYPES, assert_near, random_boxes, repeats
 
-KINDS = ("iou", "giou", "diou", "ciou")
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=IOU_KINDS)
 def kind(request):
     return request.param
 
@@ -70,7 +67,7 @@ def test_boxes_without_area_have_iou_zero(device):
     box = torch.tensor([[0.0, 0, 9, 9]], device=device)
     assert pairwise_iou(inverted, box).tolist() == [[0.0]] * 4
     assert pairwise_iou(inverted, inverted).eq(0).all()
-    for kind in KINDS[1:]:
+    for kind in IOU_KINDS[1:]:
         # A point on itself: no enclosing area, no diagonal, no penalty.
         assert elementwise_iou(inverted[3:], inverted[3:], kind).tolist() == [0.0]
 
@@ -182,7 +179,7 @@ def test_gradcheck(function, checked, device):
     assert torch.autograd.gradcheck(lambda a, b: function(a, b, checked), (boxes1, boxes2))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", IOU_KINDS)
 def test_against_torchvision(kind, device):
     boxes1 = random_boxes(100, torch.float64, device).requires_grad_()
     boxes2 = random_boxes(120, torch.float64, device, seed=1)
@@ -218,30 +215,7 @@ def test_repeats_are_bit_identical(kind, device):
         values = pairwise_iou(*leaves, kind)
         return values.detach(), *torch.autograd.grad(values, leaves, upstream)
 
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for number in (1, 2, 2, 3):
-            torch.set_num_threads(number)
-            results.append(run())
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(map(torch.equal, result, results[0]))
-
-
-def test_several_python_threads(kind, device):
-    boxes1 = random_boxes(500, torch.float32, device)
-    boxes2 = random_boxes(400, torch.float32, device, seed=1)
-
-    def run(_):
-        leaf = boxes1.clone().requires_grad_()
-        values = pairwise_iou(leaf, boxes2, kind)
-        (values * values).sum().backward()
-        return values.detach(), leaf.grad
-
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(run, range(16)))
+    results = repeats(run)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 
@@ -341,3 +315,105 @@ def test_unpaired_boxes():
 def test_operators_guard_themselves(operator, arguments, error):
     with pytest.raises(error):
         getattr(torch.ops.corrdet, operator)(*arguments)
+
+
+@pytest.mark.parametrize("operator", ("pairwise_iou", "elementwise_iou"))
+def test_the_names_are_those_of_the_kernels(operator):
+    names = ", ".join(map(repr, IOU_KINDS))
+    with pytest.raises(ValueError, match=f"kind must be one of {names}, got 'none'"):
+        getattr(torch.ops.corrdet, operator)(BOX, BOX, "none")
+
+
+def emulate_pairwise(emulator, boxes1, boxes2, kind, **options):
+    n, m = len(boxes1), len(boxes2)
+    output = boxes1.new_full((n, m), -9)
+    emulator.run(
+        "pairwise_iou", boxes1.dtype, boxes1, n, 4, 1, boxes2, m, 4, 1, kind, output, **options
+    )
+    return output
+
+
+def emulate_pairwise_backward(emulator, grad, boxes1, boxes2, kind, **options):
+    output = torch.full_like(boxes1, -9)
+    memory = grad if grad.is_contiguous() else grad.t()
+    emulator.run(
+        "pairwise_iou_backward", grad.dtype, memory, *grad.stride(), boxes1, len(boxes1), 4, 1,
+        boxes2, len(boxes2), 4, 1, kind, output, **options,
+    )  # fmt: skip
+    return output
+
+
+def emulate_elementwise(emulator, grad, boxes1, boxes2, kind, **options):
+    ious, *gradients = (torch.full_like(like, -9) for like in (grad, boxes1, boxes2))
+    boxes = boxes1, 4, 1, boxes2, 4, 1, len(grad), kind
+    emulator.run("elementwise_iou", grad.dtype, *boxes, ious, **options)
+    emulator.run("elementwise_iou_backward", grad.dtype, grad, 1, *boxes, *gradients, **options)
+    return ious, *gradients
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("n, m, grid", [(1, 1, 8), (5, 700, 2), (300, 7, 8), (33, 65, 1)])
+def test_emulated_pairwise(emulator, n, m, grid, kind, order, dtype):
+    options = {"order": order, "grid": grid}
+    boxes1 = random_boxes(n, dtype, inverted=True).requires_grad_()
+    boxes2 = random_boxes(m, dtype, seed=1, inverted=True)
+    boxes2[0] = boxes1.detach()[0]
+    expected = reference.pairwise_iou(boxes1, boxes2, kind)
+    assert_near(emulate_pairwise(emulator, boxes1, boxes2, kind, **options), expected.detach())
+
+    upstream = torch.randn(n, m, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    (gradient,) = torch.autograd.grad(expected, boxes1, upstream)
+    for grad in (upstream, upstream.t().contiguous().t()):
+        actual = emulate_pairwise_backward(emulator, grad, boxes1, boxes2, kind, **options)
+        assert_near(actual, gradient)
+
+
+def test_emulated_pairwise_backward_in_chunks(emulator):
+    boxes1 = random_boxes(3).requires_grad_()
+    boxes2 = random_boxes(2500, seed=1)
+    expected = reference.pairwise_iou(boxes1, boxes2, "giou")
+    upstream = torch.rand_like(expected)
+    (gradient,) = torch.autograd.grad(expected, boxes1, upstream)
+    actual = emulate_pairwise_backward(emulator, upstream, boxes1, boxes2, "giou", order="random")
+    assert_near(actual, gradient)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("n, grid", [(1, 8), (1000, 2)])
+def test_emulated_elementwise(emulator, n, grid, kind, dtype):
+    boxes = [random_boxes(n, dtype, seed=seed, inverted=True).requires_grad_() for seed in (0, 1)]
+    expected = reference.elementwise_iou(*boxes, kind)
+    upstream = torch.linspace(-1, 2, n, dtype=dtype)
+    gradients = torch.autograd.grad(expected, boxes, upstream)
+    options = {"order": "random", "grid": grid}
+    ious, *actual = emulate_elementwise(emulator, upstream, *boxes, kind, **options)
+    assert_near(ious, expected.detach())
+    for mine, theirs in zip(actual, gradients, strict=True):
+        assert_near(mine, theirs)
+
+
+# Two tiles for one block, so that the barrier between them counts too. Without any one of them a
+# thread must be seen to come too early.
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("barrier", range(4))
+def test_emulated_every_barrier_of_pairwise_backward_is_needed(emulator, barrier, order):
+    boxes1, boxes2 = random_boxes(40, torch.float32), random_boxes(70, torch.float32, seed=1)
+    arguments = emulator, torch.ones(40, 70), boxes1, boxes2, "iou"
+    # Of one item: 0 and 2 after a tile is loaded, 1 between the tiles, 3 before the last sums.
+    options = {"order": order, "grid": 1, "launch": 2}  # after both sets of boxes are prepared
+    emulate_pairwise_backward(*arguments, **options)
+    with pytest.raises(RuntimeError, match="race|before any write"):
+        emulate_pairwise_backward(*arguments, skip_barrier=barrier, **options)
+
+
+def test_emulated_writes_past_an_output_are_found(emulator):
+    boxes = random_boxes(40, torch.float32)
+    for function, *grad in (
+        (emulate_pairwise,),
+        (emulate_pairwise_backward, torch.ones(40, 40)),
+        (emulate_elementwise, torch.ones(40)),
+    ):
+        function(emulator, *grad, boxes, boxes, "iou")
+        with pytest.raises(RuntimeError, match="out of bounds: output"):
+            function(emulator, *grad, boxes, boxes, "iou", missing=1)

@@ -13,62 +13,21 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from corrdet.ops import elementwise_iou, pairwise_iou, smooth_error, soft_rank, step_error
-from tests.ops.cases import random_boxes
+import corrdet.ops
+from corrdet.ops.kernels import OPERATORS
 
 # Seconds after which a process counts as hanging.
 TIMEOUT = 60
 
 
-def run_iou(seed):
-    # Of a size that several threads share, as all below.
-    boxes1 = random_boxes(3000, torch.float32, seed=seed).requires_grad_()
-    boxes2 = random_boxes(400, torch.float32, seed=seed + 1)
-    values = pairwise_iou(boxes1, boxes2, "giou")
-    return values.detach(), *torch.autograd.grad(values.square().sum(), boxes1)
-
-
-def run_elementwise(seed):
-    boxes1 = random_boxes(50_000, torch.float32, seed=seed).requires_grad_()
-    values = elementwise_iou(boxes1, random_boxes(50_000, torch.float32, seed=seed + 1), "ciou")
-    return values.detach(), *torch.autograd.grad(values.square().sum(), boxes1)
-
-
-def run_soft_rank(seed):
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(8, 20_000, generator=generator).requires_grad_()
-    ranks = soft_rank(values, 0.001)
-    return ranks.detach(), *torch.autograd.grad(ranks.square().sum(), values)
-
-
-def run_step(seed):
-    logits, labels, ious = samples(seed)
-    classification, localization = step_error(logits, labels, "alrp", 1.0, ious)
-    gradients = torch.autograd.grad(classification + localization, (logits, ious))
-    return classification.detach(), localization.detach(), *gradients
-
-
-def run_smooth(seed):
-    logits, labels, ious = samples(seed)
-    value = smooth_error(logits, labels, ious=ious.detach())
-    return value.detach(), *torch.autograd.grad(value, logits)
-
-
-def samples(seed, positives=300, negatives=100_000):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(positives + negatives, generator=generator)
-    labels = (torch.arange(len(logits)) % (len(logits) // positives) == 0).long()
-    ious = torch.rand(int(labels.sum()), generator=generator)
-    return logits.requires_grad_(), labels, ious.requires_grad_()
-
-
-RUNS = {
-    "pairwise_iou": run_iou,
-    "elementwise_iou": run_elementwise,
-    "soft_rank": run_soft_rank,
-    "step_error": run_step,
-    "smooth_error": run_smooth,
-}
+def run(operator):
+    """Results and gradients of an example of a size that several threads share."""
+    arguments = OPERATORS[operator].example(50_000)
+    results = getattr(corrdet.ops, operator)(*arguments)
+    results = results if isinstance(results, tuple) else (results,)
+    leaves = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
+    gradients = torch.autograd.grad(sum(r.square().sum() for r in results), leaves)
+    return *(result.detach() for result in results), *gradients
 
 
 @pytest.fixture
@@ -82,7 +41,7 @@ def two_threads():
 @pytest.fixture
 def expected(two_threads):
     """Results of this process, whose OpenMP threads have then started."""
-    return {name: run(0) for name, run in RUNS.items()}
+    return {name: run(name) for name in OPERATORS}
 
 
 def assert_same(actual, expected):
@@ -94,7 +53,7 @@ def assert_same(actual, expected):
 def test_several_python_threads(expected):
     """All operators at once, and each of them in several threads."""
     with ThreadPoolExecutor(4) as pool:
-        futures = [(name, pool.submit(run, 0)) for _ in range(4) for name, run in RUNS.items()]
+        futures = [(name, pool.submit(run, name)) for _ in range(4) for name in OPERATORS]
         for name, future in futures:
             assert_same({name: future.result(TIMEOUT)}, {name: expected[name]})
 
@@ -107,7 +66,7 @@ class Results(Dataset):
 
     def __getitem__(self, index):
         assert torch.get_num_threads() == 1
-        return {name: run(0) for name, run in RUNS.items()}
+        return {name: run(name) for name in OPERATORS}
 
 
 def test_forked_workers_of_a_data_loader(expected):
@@ -122,7 +81,7 @@ def test_forked_workers_of_a_data_loader(expected):
 
 def compute(connection):
     torch.set_num_threads(1)
-    results = {name: run(0) for name, run in RUNS.items()}
+    results = {name: run(name) for name in OPERATORS}
     # As arrays: a tensor is shared, and its sender would have to live until it is received.
     connection.send({name: [t.numpy() for t in tensors] for name, tensors in results.items()})
 

@@ -1,7 +1,5 @@
 """soft_rank against the reference, scipy and what a projection onto the permutahedron must be."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
@@ -9,9 +7,9 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
 from corrdet.ops import reference, soft_rank
-from tests.ops.cases import assert_near
+from tests.helpers.emulation import ORDERS
+from tests.helpers.ops import DTYPES, assert_near, repeats
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 100.0)
 
 
@@ -175,29 +173,7 @@ def test_repeats_are_bit_identical(n, device):
         (ranks * ranks).sum().backward()
         return ranks.detach(), leaf.grad
 
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for number in (1, 2, 2, 3):
-            torch.set_num_threads(number)
-            results.append(run())
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(map(torch.equal, result, results[0]))
-
-
-def test_several_python_threads(device):
-    values = random_values(3000, dtype=torch.float32, device=device)
-
-    def run(_):
-        leaf = values.clone().requires_grad_()
-        ranks = soft_rank(leaf, 0.01)
-        (ranks * ranks).sum().backward()
-        return ranks.detach(), leaf.grad
-
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(run, range(16)))
+    results = repeats(run)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 
@@ -266,3 +242,97 @@ def test_operators_guard_themselves():
         ops.soft_rank_backward(ranks[:2], permutation, pools, 1.0)
     with pytest.raises(TypeError):
         ops.soft_rank_backward(ranks, permutation.int(), pools, 1.0)
+
+
+def emulate(emulator, values, strength, threads=64, **options):
+    values, permutation = values.sort(stable=True)
+    ranks, pools = torch.full_like(values, -9), torch.full_like(permutation, -9)
+    emulator.run(
+        "soft_rank", values.dtype, values, permutation, *values.shape, strength, threads, ranks,
+        pools, **options,
+    )  # fmt: skip
+    return ranks, permutation, pools
+
+
+def emulate_backward(emulator, grad, permutation, pools, strength, threads=64, **options):
+    output = torch.full_like(grad, -9)
+    emulator.run(
+        "soft_rank_backward", grad.dtype, grad, permutation, pools, *grad.shape, strength, threads,
+        output, **options,
+    )  # fmt: skip
+    return output
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("strength", (1e-12, 1e-3, 3e-2, 0.3, 1e3))
+@pytest.mark.parametrize("n, threads", [(1, 32), (2, 0), (31, 32), (200, 96), (500, 0)])
+def test_emulated(emulator, n, threads, strength, order, dtype):
+    options = {"order": order, "threads": threads, "grid": 2}
+    values = random_values(3, n, dtype=dtype).requires_grad_()
+    ranks, *saved = emulate(emulator, values.detach(), strength, **options)
+    if strength == 1e-12:  # where the reference's rounding errors show
+        expected = torch.from_numpy(rankdata(values.detach(), axis=1)).to(dtype)
+    else:
+        expected = reference.soft_rank(values, strength)
+    assert_near(ranks, expected.detach())
+    upstream = torch.randn(3, n, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    actual = emulate_backward(emulator, upstream, *saved, strength, **options)
+    assert_near(actual, torch.ops.corrdet.soft_rank_backward(upstream, *saved, strength))
+    if strength > 1e-12:
+        assert_near(actual, torch.autograd.grad(expected, values, upstream)[0])
+
+
+@pytest.mark.parametrize("threads", (32, 160, 0))
+def test_emulated_long_row(emulator, threads):
+    # Steps and slopes on all scales, so that pools form at every level of the merging.
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.linspace(0, 1, 2000), torch.full((1000,), 0.5)
+    values = torch.cat([*steps, torch.rand(1999, generator=generator)])[None]
+    for strength in (1e-5, 2e-4, 1e-3):
+        ranks, _, pools = emulate(emulator, values, strength, threads=threads, order="random")
+        expected, _, expected_pools = torch.ops.corrdet.soft_rank(values, strength)
+        assert_near(ranks, expected)
+        assert torch.equal(pools, expected_pools)
+
+
+@pytest.mark.parametrize("bad", (float("nan"), float("inf"), -float("inf")))
+def test_emulated_undefined_rows(emulator, bad):
+    values = random_values(3, 100, dtype=torch.float32)
+    values[1, 17] = bad
+    ranks, *saved = emulate(emulator, values, 0.1, grid=1)
+    for result in (ranks, emulate_backward(emulator, ranks, *saved, 0.1, grid=1)):
+        assert result.isnan().all(1).tolist() == [False, True, False]
+        assert result.isnan().any(1).tolist() == [False, True, False]
+
+
+# Two rows for one block, so that the barriers at the end of a row count too. Without any one of
+# them a thread must be seen to come too early.
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("barrier", range(8))
+def test_emulated_every_barrier_is_needed(emulator, barrier, order):
+    # 64 threads merge in 6 steps, with a barrier before each, then one before and after the ranks.
+    values = torch.linspace(0, 1, 200).repeat(2, 1)
+    emulate(emulator, values, 1.0, order=order, grid=1)
+    with pytest.raises(RuntimeError, match="race|before any write"):
+        emulate(emulator, values, 1.0, order=order, grid=1, skip_barrier=barrier)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("barrier", range(2))
+def test_emulated_every_barrier_of_backward_is_needed(emulator, barrier, order):
+    values = torch.linspace(0, 1, 200).repeat(2, 1)
+    _, *saved = emulate(emulator, values, 1.0)
+    emulate_backward(emulator, values, *saved, 1.0, order=order, grid=1)
+    with pytest.raises(RuntimeError, match="race|before any write"):
+        emulate_backward(emulator, values, *saved, 1.0, order=order, grid=1, skip_barrier=barrier)
+
+
+def test_emulated_writes_past_an_output_are_found(emulator):
+    values = torch.rand(1, 100)
+    _, *saved = emulate(emulator, values, 0.1)
+    emulate_backward(emulator, values, *saved, 0.1)
+    with pytest.raises(RuntimeError, match="out of bounds: output"):
+        emulate(emulator, values, 0.1, missing=1)
+    with pytest.raises(RuntimeError, match="out of bounds: output"):
+        emulate_backward(emulator, values, *saved, 0.1, missing=1)

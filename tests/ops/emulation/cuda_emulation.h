@@ -170,6 +170,8 @@ class CheckedPointer {
  public:
   using Value = std::remove_const_t<T>;
   CheckedPointer(Buffer<Value>* buffer, int64_t offset = 0) : buffer_(buffer), offset_(offset) {}
+  template <typename U, typename = std::enable_if_t<std::is_same_v<const U, T>>>
+  CheckedPointer(const CheckedPointer<U>& other) : buffer_(other.buffer_), offset_(other.offset_) {}
 
   auto operator[](int64_t index) const {
     if constexpr (std::is_const_v<T>) {
@@ -184,6 +186,9 @@ class CheckedPointer {
   }
 
  private:
+  template <typename U>
+  friend class CheckedPointer;
+
   Buffer<Value>* buffer_;
   int64_t offset_;
 };

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ._checks import check_boxes, check_kind, no_double_backward
+from .._boxes import check_boxes, check_kind, example_boxes, reference_iou
+from .._checks import no_double_backward
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
@@ -41,6 +42,17 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
     check_boxes(boxes1, boxes2)
     check_kind(kind)
     return torch.ops.corrdet.pairwise_iou(boxes1, boxes2, kind)
+
+
+def reference(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
+    """The twin of :func:`corrdet.ops.pairwise_iou`, all pairs as one broadcast."""
+    return reference_iou(boxes1[:, None], boxes2[None], kind)
+
+
+def example(size: int, seed: int = 0) -> tuple:
+    """Arguments of a call with `size` boxes, and some of the other set."""
+    boxes2 = example_boxes(max(1, round(size**0.5)), seed + 1)
+    return example_boxes(size, seed).requires_grad_(), boxes2, "giou"
 
 
 @torch.library.register_fake("corrdet::pairwise_iou")

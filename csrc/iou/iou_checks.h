@@ -1,23 +1,16 @@
-// Host-side help shared by the two IoU ops: the name of a kind, the checks, and turning it into a
-// template argument.
+// Checks of the arguments of the two IoU operators.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include <string_view>
-#include <type_traits>
 
+#include "common/checks.h"
 #include "iou/iou.h"
 
 namespace corrdet {
 
-inline IouKind iou_kind(std::string_view name) {
-  if (name == "iou") return IouKind::kIou;
-  if (name == "giou") return IouKind::kGiou;
-  if (name == "diou") return IouKind::kDiou;
-  TORCH_CHECK_VALUE(name == "ciou", "kind must be one of iou, giou, diou, ciou, got '", name, "'");
-  return IouKind::kCiou;
-}
+inline IouKind iou_kind(std::string_view name) { return parse_name<IouKind>("kind", name); }
 
 // The Python functions check first and say more; these guard direct calls of torch.ops.corrdet.
 inline void check_boxes(const at::Tensor& boxes1, const at::Tensor& boxes2) {
@@ -55,21 +48,6 @@ inline void check_elementwise_grad(const at::Tensor& grad, const at::Tensor& box
                    boxes1.scalar_type(), ", got ", grad.scalar_type());
   TORCH_CHECK_VALUE(grad.device() == boxes1.device(), "grad must be on ", boxes1.device(), ", got ",
                     grad.device());
-}
-
-// Calls function(std::integral_constant<IouKind, kind>).
-template <typename Function>
-void with_kind(IouKind kind, Function function) {
-  switch (kind) {
-    case IouKind::kIou:
-      return function(std::integral_constant<IouKind, IouKind::kIou>{});
-    case IouKind::kGiou:
-      return function(std::integral_constant<IouKind, IouKind::kGiou>{});
-    case IouKind::kDiou:
-      return function(std::integral_constant<IouKind, IouKind::kDiou>{});
-    case IouKind::kCiou:
-      return function(std::integral_constant<IouKind, IouKind::kCiou>{});
-  }
 }
 
 }  // namespace corrdet

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ._checks import check_boxes, check_kind, check_pairs, no_double_backward
+from .._boxes import check_boxes, check_kind, check_pairs, example_boxes, reference_iou
+from .._checks import no_double_backward
 
 
 def elementwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
@@ -30,6 +31,16 @@ def elementwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor
     check_pairs(boxes1, boxes2)
     check_kind(kind)
     return torch.ops.corrdet.elementwise_iou(boxes1, boxes2, kind)
+
+
+def reference(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
+    """The twin of :func:`corrdet.ops.elementwise_iou`."""
+    return reference_iou(boxes1, boxes2, kind)
+
+
+def example(size: int, seed: int = 0) -> tuple:
+    """Arguments of a call with `size` pairs of boxes."""
+    return example_boxes(size, seed).requires_grad_(), example_boxes(size, seed + 1), "ciou"
 
 
 @torch.library.register_fake("corrdet::elementwise_iou")

@@ -1,5 +1,5 @@
 // Device code of the losses on the sigmoid and the softplus. See pairwise_error.h for the idea,
-// smooth_error_cpu.cpp for the same on a CPU.
+// sums_pass.cpp and gradient_pass.cpp for the same on a CPU.
 //
 // Cells lie side by side from the lowest edge on; where that takes more than there is room for, or
 // there are more positives than bins, pairs are summed one by one. Pairs of positives always are.
@@ -13,7 +13,8 @@
 #include "common/block.cuh"
 #include "common/device.h"
 #include "pairwise_error/samples_kernel.cuh"
-#include "pairwise_error/sigmoid_series.h"
+#include "smooth_error/sigmoid_series.h"
+#include "smooth_error/smooth_loss.h"
 
 namespace corrdet {
 
@@ -37,18 +38,20 @@ struct Layout {
   CORRDET_INLINE double width() const { return kCellWidth / lam; }
   CORRDET_INLINE double origin() const { return scores[0] - delta; }
 
-  CORRDET_INLINE double place(double value) const { return (value - origin()) * (1.0 / width()); }
+  CORRDET_INLINE double position(double value) const {
+    return (value - origin()) * (1.0 / width());
+  }
 
   // Negative where there is no room for the cells.
   CORRDET_INLINE int64_t cell_count() const {
-    const double cells = place(scores[scores.count - 1] + reach()) + 1.0;
+    const double cells = position(scores[scores.count - 1] + reach()) + 1.0;
     if (!(cells < static_cast<double>(most_cells))) return -1;
     const int64_t count = static_cast<int64_t>(cells);
     return count + scores.count < most_bins ? count : -1;
   }
 
   // Monotonic, also as rounded: what is in a higher cell is higher.
-  CORRDET_INLINE int64_t cell(double value) const { return static_cast<int64_t>(place(value)); }
+  CORRDET_INLINE int64_t cell(double value) const { return static_cast<int64_t>(position(value)); }
 
   CORRDET_INLINE double center(int64_t cell) const {
     return origin() + (static_cast<double>(cell) + 0.5) * width();
@@ -85,7 +88,7 @@ CORRDET_INLINE Layout<T> make_layout(Pointer<const T> scores, int64_t capacity, 
 // negatives above all cells, and the sum of their distances from the highest positive.
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads)
-    moments_kernel(Pointer<const T> logits, Pointer<const int8_t> kinds, int64_t count,
+    moments_kernel(Pointer<const T> logits, Pointer<const int8_t> labels, int64_t count,
                    Pointer<const T> scores, int64_t capacity, double lam, double delta,
                    int64_t most_cells, int64_t most_bins, double scale,
                    Pointer<unsigned long long> moments, Pointer<double> beyond,
@@ -102,18 +105,18 @@ __global__ void __launch_bounds__(kSampleThreads)
     const double top = layout.scores[positives - 1];
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSampleThreads + threadIdx.x;
          cells > 0 && i < count; i += static_cast<int64_t>(gridDim.x) * kSampleThreads) {
-      if (kinds[i] != kDeviceNegative) continue;
+      if (labels[i] != kDeviceNegative) continue;
       const double x = static_cast<double>(T(logits[i]));
       if (!(x > low)) continue;
-      const double place = layout.place(x);
-      if (!(place < static_cast<double>(cells))) {
+      const double position = layout.position(x);
+      if (!(position < static_cast<double>(cells))) {
         number += 1.0;
         distance += x - top;
         continue;
       }
-      const int64_t cell = static_cast<int64_t>(place);
+      const int64_t cell = static_cast<int64_t>(position);
       const int64_t bin = cell + layout.scores.template number_below<false>(-delta, x);
-      const double offset = place - static_cast<double>(cell) - 0.5;
+      const double offset = position - static_cast<double>(cell) - 0.5;
       double power = scale;
       for (int k = 0; k < terms; ++k) {
         const long long fixed = static_cast<long long>(rint(power));
@@ -185,12 +188,79 @@ __global__ void __launch_bounds__(kSmoothSolveThreads, 1)
       [&](int64_t i, double sum) { distances[cells - 1 - i] = distance + sum; });
 }
 
+// What a thread has of the sums over the negatives that count: of sigmoids, of softplus / lambda,
+// and their number.
+struct ErrorSums {
+  double error = 0.0, loss = 0.0, number = 0.0;
+};
+
+template <typename T>
+__device__ ErrorSums sums_over_cells(const Layout<T>& layout, int64_t u, double scale,
+                                     Pointer<const unsigned long long> moments,
+                                     Pointer<const double> totals, Pointer<const double> counts,
+                                     Pointer<const double> distances) {
+  constexpr int degree = Series<T>::degree, terms = degree + 1;
+  const double score = layout.scores[u], lam = layout.lam;
+  const int64_t own = layout.edge_cell(u), end = layout.end_cell(u);
+  ErrorSums sums;
+  for (int64_t c = own + threadIdx.x; c < end; c += kPairThreads) {
+    double powers[terms];
+    if (c == own) {
+      const int64_t first =
+          layout.scores.template number_below<true>(-layout.delta, score - layout.delta);
+      const int64_t last = layout.template number_before<false>(c + 1);
+      for (int k = 0; k < terms; ++k) {
+        unsigned long long sum = 0;
+        for (int64_t bin = c + first; bin <= c + last; ++bin) sum += moments[bin * terms + k];
+        powers[k] = from_fixed(sum, scale);
+      }
+    } else {
+      for (int k = 0; k < terms; ++k) powers[k] = totals[c * terms + k];
+    }
+    sums.number += powers[0];
+    if (powers[0] == 0.0) continue;
+    const double y = lam * (layout.center(c) - score);
+    double sigmoids[terms], softpluses[terms];
+    sigmoid_series<degree>(device_sigmoid(y), sigmoids);
+    softplus_series<degree>(device_softplus(y), sigmoids, softpluses);
+    for (int k = 0; k < terms; ++k) {
+      sums.error += sigmoids[k] * powers[k];
+      sums.loss += softpluses[k] * powers[k] / lam;
+    }
+  }
+  if (threadIdx.x == 0) {
+    // Beyond, the sigmoid is 1 and the softplus is y.
+    const double beyond = counts[end], top = layout.scores[layout.scores.count - 1];
+    sums.number += beyond;
+    sums.error += beyond;
+    sums.loss += double(distances[end]) + beyond * (top - score);
+  }
+  return sums;
+}
+
+template <typename T>
+__device__ ErrorSums sums_over_pairs(const Layout<T>& layout, int64_t u, Pointer<const T> logits,
+                                     Pointer<const int8_t> labels, int64_t count) {
+  const double score = layout.scores[u], edge = score - layout.delta, lam = layout.lam;
+  ErrorSums sums;
+  for (int64_t i = threadIdx.x; i < count; i += kPairThreads) {
+    const double x = static_cast<double>(T(logits[i]));
+    if (labels[i] != kDeviceNegative || !(x > edge)) continue;
+    const double distance = x - score;
+    const bool saturated = distance > layout.reach();
+    sums.number += 1.0;
+    sums.error += saturated ? 1.0 : device_sigmoid(lam * distance);
+    sums.loss += saturated ? distance : device_softplus(lam * distance) / lam;
+  }
+  return sums;
+}
+
 // Per positive u, a block each, in sorted order: the sum of sigmoids over all samples that count,
 // over its false positives, of softplus / lambda over the same, and the number of negatives. ious:
 // of the positives by ordinal, where `paired`.
 template <typename T>
 __global__ void __launch_bounds__(kPairThreads, 1)
-    smooth_sums_kernel(Pointer<const T> logits, Pointer<const int8_t> kinds, int64_t count,
+    smooth_sums_kernel(Pointer<const T> logits, Pointer<const int8_t> labels, int64_t count,
                        Pointer<const T> scores, Pointer<const int32_t> all_ordinals,
                        int64_t capacity, double lam, double delta, int64_t most_cells,
                        int64_t most_bins, double scale, Pointer<const unsigned long long> moments,
@@ -200,63 +270,19 @@ __global__ void __launch_bounds__(kPairThreads, 1)
                        Pointer<double> loss_sums, Pointer<double> negatives,
                        Pointer<const int32_t> info) {
   CORRDET_SHARED(double, shared);
-  constexpr int degree = Series<T>::degree, terms = degree + 1;
   const int64_t positives = info[kPositives];
   if (positives == 0 || int32_t(info[kFaults]) != 0) return;
   const Layout<T> layout =
       make_layout<T>(scores, capacity, positives, lam, delta, most_cells, most_bins);
   const auto ordinals = all_ordinals + sorted_buffer(positives) * capacity;
   const int64_t cells = layout.cell_count();
-  const double top = layout.scores[positives - 1];
   for (int64_t u = blockIdx.x; u < positives; u += gridDim.x) {
     const double score = layout.scores[u], edge = score - delta;
-    double error = 0.0, loss = 0.0, number = 0.0;
-    if (cells > 0) {
-      const int64_t own = layout.edge_cell(u), end = layout.end_cell(u);
-      for (int64_t c = own + threadIdx.x; c < end; c += kPairThreads) {
-        double powers[terms];
-        if (c == own) {
-          const int64_t first = layout.scores.template number_below<true>(-delta, edge);
-          const int64_t last = layout.template number_before<false>(c + 1);
-          for (int k = 0; k < terms; ++k) {
-            unsigned long long sum = 0;
-            for (int64_t bin = c + first; bin <= c + last; ++bin) {
-              sum += moments[bin * terms + k];
-            }
-            powers[k] = from_fixed(sum, scale);
-          }
-        } else {
-          for (int k = 0; k < terms; ++k) powers[k] = totals[c * terms + k];
-        }
-        number += powers[0];
-        if (powers[0] == 0.0) continue;
-        const double y = lam * (layout.center(c) - score);
-        double sigmoids[terms], softpluses[terms];
-        sigmoid_series<degree>(device_sigmoid(y), sigmoids);
-        softplus_series<degree>(device_softplus(y), sigmoids, softpluses);
-        for (int k = 0; k < terms; ++k) {
-          error += sigmoids[k] * powers[k];
-          loss += softpluses[k] * powers[k] / lam;
-        }
-      }
-      if (threadIdx.x == 0) {
-        // Beyond, the sigmoid is 1 and the softplus is y.
-        const double beyond = counts[end];
-        number += beyond;
-        error += beyond;
-        loss += double(distances[end]) + beyond * (top - score);
-      }
-    } else {
-      for (int64_t i = threadIdx.x; i < count; i += kPairThreads) {
-        const double x = static_cast<double>(T(logits[i]));
-        if (kinds[i] != kDeviceNegative || !(x > edge)) continue;
-        const double distance = x - score;
-        const bool saturated = distance > layout.reach();
-        number += 1.0;
-        error += saturated ? 1.0 : device_sigmoid(lam * distance);
-        loss += saturated ? distance : device_softplus(lam * distance) / lam;
-      }
-    }
+    const ErrorSums negative_sums =
+        cells > 0 ? sums_over_cells<T>(layout, u, scale, moments, totals, counts, distances)
+                  : sums_over_pairs<T>(layout, u, logits, labels, count);
+    double error = negative_sums.error, loss = negative_sums.loss;
+    double number = negative_sums.number;
     double rank = error;
     for (int64_t v = layout.scores.template number_below<true>(0.0, edge) + threadIdx.x;
          v < positives; v += kPairThreads) {
@@ -287,9 +313,9 @@ __global__ void __launch_bounds__(kPairThreads, 1)
 // sums of the shares.
 template <typename T>
 __global__ void __launch_bounds__(kSmoothSolveThreads, 1)
-    smooth_solve_kernel(Pointer<const int32_t> all_ordinals, int64_t capacity, bool cross_entropy,
-                        bool balance_negatives, bool paired, bool weight_by_iou,
-                        Pointer<const double> ious, Pointer<double> rank_sums,
+    smooth_solve_kernel(Pointer<const int32_t> all_ordinals, int64_t capacity,
+                        Distance error_distance, Balance balance_by, bool paired,
+                        bool weight_by_iou, Pointer<const double> ious, Pointer<double> rank_sums,
                         Pointer<const double> error_sums, Pointer<const double> loss_sums,
                         Pointer<const double> negatives, Pointer<double> saturated,
                         Pointer<T> value, Pointer<int32_t> info) {
@@ -315,10 +341,12 @@ __global__ void __launch_bounds__(kSmoothSolveThreads, 1)
   for (int64_t u = threadIdx.x; u < positives; u += blockDim.x) {
     // As in the AP loss, a positive counts itself by 1; as the authors run APE, by sigma(0).
     double balance = double(rank_sums[u]) + (paired ? 0.0 : 0.5);
-    if (balance_negatives) balance = double(negatives[u]) > 1.0 ? double(negatives[u]) : 1.0;
+    if (balance_by == Balance::negatives)
+      balance = double(negatives[u]) > 1.0 ? double(negatives[u]) : 1.0;
     const double weight = paired && weight_by_iou ? double(ious[int32_t(ordinals[u])]) : 1.0;
     const double share = weight / balance / static_cast<double>(positives);
-    total += share * (cross_entropy ? double(loss_sums[u]) : double(error_sums[u]));
+    total += share * (error_distance == Distance::cross_entropy ? double(loss_sums[u])
+                                                                : double(error_sums[u]));
     rank_sums[u] = share;
   }
   total = block_reduce(total, shared, Add());
@@ -374,7 +402,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
 
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads)
-    smooth_gradient_kernel(Pointer<const T> logits, Pointer<const int8_t> kinds, int64_t count,
+    smooth_gradient_kernel(Pointer<const T> logits, Pointer<const int8_t> labels, int64_t count,
                            Pointer<const T> scores, int64_t capacity, double lam, double delta,
                            int64_t most_cells, int64_t most_bins, Pointer<const double> shares,
                            Pointer<const double> saturated, Pointer<const double> polynomials,
@@ -390,14 +418,14 @@ __global__ void __launch_bounds__(kSampleThreads)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSampleThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kSampleThreads) {
     double sum = undefined ? nan("") : 0.0;
-    if (defined && kinds[i] == kDeviceNegative) {
+    if (defined && labels[i] == kDeviceNegative) {
       const double x = static_cast<double>(T(logits[i]));
       if (x > low && cells > 0) {
-        const double place = layout.place(x);
-        if (place < static_cast<double>(cells)) {
-          const int64_t cell = static_cast<int64_t>(place);
+        const double position = layout.position(x);
+        if (position < static_cast<double>(cells)) {
+          const int64_t cell = static_cast<int64_t>(position);
           const int64_t bin = cell + layout.scores.template number_below<false>(-delta, x);
-          const double offset = place - static_cast<double>(cell) - 0.5;
+          const double offset = position - static_cast<double>(cell) - 0.5;
           for (int k = degree; k >= 0; --k) {
             sum = sum * offset + double(polynomials[bin * terms + k]);
           }
@@ -420,7 +448,7 @@ __global__ void __launch_bounds__(kSampleThreads)
 template <typename T>
 __global__ void __launch_bounds__(kPairThreads, 1)
     smooth_positives_kernel(Pointer<const T> scores, Pointer<const int32_t> all_ordinals,
-                            Pointer<const int32_t> places, int64_t capacity, double lam,
+                            Pointer<const int32_t> indices, int64_t capacity, double lam,
                             double delta, bool paired, Pointer<const double> ious,
                             Pointer<const double> shares, Pointer<const double> error_sums,
                             Pointer<T> gradient, Pointer<const int32_t> info) {
@@ -443,7 +471,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     }
     sum = block_reduce(sum, shared, Add());
     if (threadIdx.x == 0) {
-      gradient[int32_t(places[int32_t(ordinals[v])])] =
+      gradient[int32_t(indices[int32_t(ordinals[v])])] =
           static_cast<T>(sum - double(shares[v]) * double(error_sums[v]));
     }
   }

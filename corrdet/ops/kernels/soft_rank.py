@@ -1,9 +1,11 @@
 """Differentiable ranks."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from ._checks import check_soft_rank, no_double_backward
+from .._checks import check_device, check_floating, check_positive, no_double_backward
 
 
 def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
@@ -42,8 +44,46 @@ def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
         ValueError: `values` has no dimension, or `strength` is not positive and finite.
         RuntimeError: CUDA tensor, and corrdet was built without CUDA.
     """
-    check_soft_rank(values, strength)
+    check_floating("values", values)
+    if values.dim() == 0:
+        raise ValueError("values must have shape (..., n), got a 0-dimensional tensor")
+    check_device("values", values)
+    check_positive("strength", strength)
     return torch.ops.corrdet.soft_rank(values, float(strength))[0]
+
+
+def reference(values: Tensor, strength: float) -> Tensor:
+    """The twin of :func:`corrdet.ops.soft_rank`, in float64."""
+    if values.numel() == 0:
+        return values.clone()
+    rows = values.reshape(-1, values.shape[-1]).double()
+    ranks = torch.stack([_reference_row(row, strength) for row in rows])
+    finite = rows.isfinite().all(-1, keepdim=True)
+    return torch.where(finite, ranks, math.nan).reshape(values.shape).to(values.dtype)
+
+
+def _reference_row(values: Tensor, strength: float) -> Tensor:
+    """Soft ranks of values (n,), n >= 1, by isotonic regression's min-max formula, O(n^2)."""
+    n = len(values)
+    position = torch.arange(1, n + 1, dtype=values.dtype, device=values.device)
+    sorted_values, permutation = values.sort(stable=True)
+    target = sorted_values / strength - position
+    # mean[a, b] of target[a .. b]; undefined below the diagonal.
+    sums = torch.cat([target.new_zeros(1), target.cumsum(0)])
+    length = position[None, :] - position[:, None] + 1
+    mean = (sums[None, 1:] - sums[:-1, None]) / length.clamp(min=1)
+    mean = torch.where(length >= 1, mean, math.inf)
+    # regression[i] = max over a <= i of min over b >= i of mean[a, b]
+    smallest = mean.flip(1).cummin(1).values.flip(1)  # [a, i]
+    smallest = torch.where(length >= 1, smallest, -math.inf)
+    regression = smallest.max(0).values
+    return torch.zeros_like(values).scatter(0, permutation, sorted_values / strength - regression)
+
+
+def example(size: int, seed: int = 0) -> tuple:
+    """Arguments of a call with two rows of `size` values."""
+    values = torch.randn(2, size, generator=torch.Generator().manual_seed(seed))
+    return values.requires_grad_(), 10 / size
 
 
 @torch.library.register_fake("corrdet::soft_rank")

@@ -1,0 +1,24 @@
+// The losses on the sigmoid and the softplus, by name.
+#pragma once
+
+#include "common/names.h"
+
+namespace corrdet {
+
+// cross_entropy: softplus(lam x) / lam. sigmoid: with the error-driven update.
+#define CORRDET_DISTANCES(NAME) NAME(cross_entropy) NAME(sigmoid)
+CORRDET_NAMED(Distance, CORRDET_DISTANCES);
+
+// rank: the sum of sigmoids over all samples that count. negatives: how many of them count.
+#define CORRDET_BALANCES(NAME) NAME(rank) NAME(negatives)
+CORRDET_NAMED(Balance, CORRDET_BALANCES);
+
+struct SmoothLoss {
+  Distance distance;
+  Balance balance;
+  double lam;
+  double delta;
+  bool weight_by_iou;
+};
+
+}  // namespace corrdet
