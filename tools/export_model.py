@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from corrdet.data.files import atomic_write
 from corrdet.engine import CorrdetTrainer, StrictCheckpointer, check_run, load_config
+from corrdet.files import atomic_write
 from corrdet.modeling import check_exportable, export_detector, trace_detector
 
 SUFFIXES = (".pt2", ".ts")

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from corrdet.data.files import atomic_write  # noqa: E402
+from corrdet.files import atomic_write  # noqa: E402
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES  # noqa: E402
 from corrdet.losses.registry import refusal  # noqa: E402
 

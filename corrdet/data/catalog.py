@@ -13,7 +13,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.datasets import load_coco_json
+
+from corrdet.data.coco import load_coco
 
 __all__ = ["PreparedMetadata", "register_prepared"]
 
@@ -63,6 +64,6 @@ def register_prepared(
 
     def load() -> list[dict]:
         root = prepare()
-        return load_coco_json(str(root / "annotations" / f"{split}.json"), str(root / split), name)
+        return load_coco(str(root / "annotations" / f"{split}.json"), str(root / split), name)
 
     DatasetCatalog.register(name, load)

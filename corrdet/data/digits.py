@@ -21,7 +21,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from corrdet.data.catalog import register_prepared
-from corrdet.data.files import atomic_write, datasets_root, prepare_directory
+from corrdet.files import atomic_write, datasets_root, prepare_directory
 
 __all__ = ["CLASSES", "COUNTS", "IMAGE_SIZE", "VERSION", "prepare_digits", "register_digits"]
 
@@ -62,7 +62,7 @@ def prepare_digits(
     of its stroke in ``load_digits``.
 
     Args:
-        directory: where; ``digits`` below :func:`~corrdet.data.files.datasets_root` if not given.
+        directory: where; ``digits`` below :func:`~corrdet.files.datasets_root` if not given.
         counts: images per split, :data:`COUNTS` if not given.
 
     Returns:

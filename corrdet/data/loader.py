@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
+from detectron2.data import DatasetFromList, MetadataCatalog
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
@@ -36,13 +36,12 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.serialize import PicklableWrapper
 
 from corrdet.data.checks import (
-    check_coco_file,
-    check_coco_polygons,
     check_dataset,
     check_images_exist,
     check_mask_format,
     check_num_classes,
 )
+from corrdet.data.coco import load_registered
 from corrdet.data.mapper import CorrdetDatasetMapper
 
 __all__ = [
@@ -335,18 +334,8 @@ def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
         TypeError: if it is not a list of dicts.
         KeyError: if it is not registered.
     """
-    metadata = MetadataCatalog.get(name)
-    is_coco = name in DatasetCatalog and metadata.get("evaluator_type") == "coco"
     skip_bad_annotations = cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False)
-    try:
-        dicts = DatasetCatalog.get(name)
-    except Exception:
-        # What is wrong is found out afterwards: that costs nothing as long as nothing is.
-        if is_coco:
-            check_coco_file(metadata.json_file)
-        raise
-    if is_coco:
-        check_coco_polygons(metadata.json_file, skip_bad_annotations=skip_bad_annotations)
+    dicts = load_registered(name, skip_bad_annotations=skip_bad_annotations)
     if not isinstance(dicts, list):
         raise TypeError(f"data set {name!r} is a {type(dicts).__name__}, not a list of dicts")
     if not dicts:

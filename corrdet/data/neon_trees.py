@@ -36,7 +36,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from corrdet.data.catalog import register_prepared
-from corrdet.data.files import atomic_write, datasets_root, prepare_directory
+from corrdet.files import atomic_write, datasets_root, prepare_directory
 
 __all__ = ["CLASSES", "VERSION", "WHEEL_VARIABLE", "prepare_neon_trees", "register_neon_trees"]
 
@@ -74,7 +74,7 @@ def prepare_neon_trees(
     """Fetch and convert the data set unless it is there already and complete.
 
     Args:
-        directory: where; ``neon_trees`` below :func:`~corrdet.data.files.datasets_root` if not
+        directory: where; ``neon_trees`` below :func:`~corrdet.files.datasets_root` if not
             given.
         wheel: a copy of ``deepforest-2.1.0-py3-none-any.whl``, for machines without a network;
             ``$CORRDET_NEON_TREES_WHEEL`` if not given; otherwise pip downloads it (21 MB).

@@ -27,7 +27,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from corrdet.data.files import atomic_write
+from corrdet.files import atomic_write
 
 __all__ = ["VocError", "convert_voc", "convert_voc_file", "main"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from corrdet.data.files import atomic_write
+from corrdet.files import atomic_write
 
 
 class SafeCheckpointer(DetectionCheckpointer):

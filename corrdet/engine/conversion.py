@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from corrdet.data.files import atomic_write
+from corrdet.files import atomic_write
 
 from .checkpoint import load_tensors
 

@@ -347,6 +347,7 @@ class CorrdetDenseDetector(CriterionTraining, DenseDetector):
 
     # Of QUALITIES, those that the positives of this detector have.
     qualities: tuple[str, ...] = QUALITIES
+    num_classes_key = "MODEL.DENSE.NUM_CLASSES"
 
     @configurable
     def __init__(

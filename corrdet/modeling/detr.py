@@ -146,6 +146,7 @@ class CorrdetDETR(nn.Module):
     """
 
     evaluation_only = True
+    num_classes_key = "MODEL.DETR.NUM_CLASSES"
 
     @configurable
     def __init__(

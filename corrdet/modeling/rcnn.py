@@ -159,6 +159,8 @@ class CorrdetRCNN(GeneralizedRCNN):
     their output: scores and IoUs of the matched proposals before post-processing, for beta_img.
     """
 
+    num_classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
+
     @classmethod
     def from_config(cls, cfg):
         cls.build_criterion(cfg)  # for its checks; the box predictor builds its own

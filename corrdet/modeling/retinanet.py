@@ -28,6 +28,8 @@ _REPLACED_KEYS = (
 class CorrdetRetinaNet(CriterionTraining, RetinaNet):
     """Detectron2's RetinaNet: anchors, head, weights and inference; with a Criterion's losses."""
 
+    num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
+
     @configurable
     def __init__(self, *, criterion: Criterion, image_bounds: bool = False, **kwargs):
         """

@@ -162,6 +162,8 @@ class CorrdetSparseRCNN(nn.Module):
     their output: scores and IoUs of the last stage's matched proposals, for beta_img.
     """
 
+    num_classes_key = "MODEL.SPARSE_RCNN.NUM_CLASSES"
+
     @configurable
     def __init__(
         self,

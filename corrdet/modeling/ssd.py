@@ -30,6 +30,8 @@ class CorrdetSSD(CorrdetDenseDetector):
     the same samples. Keys: MODEL.SSD.
     """
 
+    num_classes_key = "MODEL.SSD.NUM_CLASSES"
+
     @configurable
     def __init__(
         self,

@@ -41,6 +41,7 @@ class CorrdetYOLACT(CriterionTraining, DenseDetector):
 
     activation = "softmax"
     has_masks = True
+    num_classes_key = "MODEL.YOLACT.NUM_CLASSES"
 
     @configurable
     def __init__(

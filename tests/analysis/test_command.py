@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corrdet.analysis.__main__ import analyze, main, metrics, names_of, table
-from corrdet.evaluation import detections_from_coco, ground_truth_from_coco, measure
-from tests.evaluation.problems import detections, ground_truth, random_problem
+from corrdet.analysis.__main__ import main
+from corrdet.analysis.metrics import analyze, metrics, names_of, table
+from corrdet.coco import detections_from_coco, ground_truth_from_coco
+from corrdet.measures import measure
+from tests.helpers.problems import detections, ground_truth, random_problem
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 ROOT = Path(__file__).resolve().parents[2]
