@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from corrdet.files import atomic_write, datasets_root, prepare_directory
+from corrdet.errors import CorrdetError
+from corrdet.files import (
+    FileError,
+    ForeignDirectoryError,
+    atomic_write,
+    datasets_root,
+    prepare_directory,
+    user_files,
+)
 
 IDENTITY = {"name": "thing", "version": 1, "sizes": (1, 2)}
 
@@ -185,3 +193,22 @@ def test_files_do_without_detectron2():
     )
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 0, errors
+
+
+class TestUserFiles:
+    def test_what_the_system_says_is_the_users_to_mend(self, tmp_path):
+        with pytest.raises(FileNotFoundError) as plain:
+            open(tmp_path / "none")
+        with pytest.raises(FileError) as caught, user_files():
+            open(tmp_path / "none")
+        assert isinstance(caught.value, CorrdetError) and isinstance(caught.value, OSError)
+        assert str(caught.value) == str(plain.value)
+        assert caught.value.filename == plain.value.filename
+        with pytest.raises(FileError, match="^in words$"), user_files():
+            raise OSError("in words")
+
+    def test_other_errors_stay_what_they_are(self):
+        for error in (KeyError("a bug"), ForeignDirectoryError("said already")):
+            with pytest.raises(type(error)) as caught, user_files():
+                raise error
+            assert caught.value is error

@@ -77,6 +77,30 @@ def check_dataset(
     if num_classes is None:
         classes = MetadataCatalog.get(name).get("thing_classes")
         num_classes = None if classes is None else len(classes)
+    checked = _check_annotations(
+        name, dataset_dicts, num_classes, skip_bad=skip_bad_annotations, check_masks=check_masks
+    )
+    if skip_unreadable:
+        return filter_unreadable(name, checked)
+    if check_images:
+        unreadable = _find_unreadable(name, checked)
+        if unreadable:
+            raise ImageReadError(
+                f"data set {name!r} has {len(unreadable)} image(s) that cannot be read:\n"
+                f"{_list_unreadable(unreadable)}\n{SKIP_ADVICE}"
+            )
+    return checked
+
+
+def _check_annotations(
+    name: str,
+    dataset_dicts: list[dict],
+    num_classes: int | None,
+    *,
+    skip_bad: bool,
+    check_masks: bool,
+) -> list[dict]:
+    """The list with clipped boxes, and if ``skip_bad`` without bad annotations."""
     checked: list[dict] = []
     problems: list[str] = []
     kinds: dict[str, int] = {}
@@ -109,7 +133,7 @@ def check_dataset(
     if total:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         listed = listing(problems, total)
-        if not skip_bad_annotations:
+        if not skip_bad:
             raise AnnotationError(
                 f"data set {name!r} has {total} bad annotation(s) ({counts}):\n{listed}\n"
                 f"{SKIP_ANNOTATIONS_ADVICE}"
@@ -120,16 +144,6 @@ def check_dataset(
             f"{name}: clipped {clipped} box(es) that overhang their image by at most "
             f"{OVERHANG_TOLERANCE:g} pixels"
         )
-
-    if skip_unreadable:
-        return filter_unreadable(name, checked)
-    if check_images:
-        unreadable = _find_unreadable(name, checked)
-        if unreadable:
-            raise ImageReadError(
-                f"data set {name!r} has {len(unreadable)} image(s) that cannot be read:\n"
-                f"{_list_unreadable(unreadable)}\n{SKIP_ADVICE}"
-            )
     return checked
 
 
