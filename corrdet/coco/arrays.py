@@ -21,7 +21,7 @@ class GroundTruth:
     """The annotated objects of I images and C categories, in the order of the file.
 
     Attributes:
-        image_ids: I ids, ascending; everything else refers to images by their place here.
+        image_ids: I ids, ascending; everything else refers to images by their index here.
         file_names: of the I images; empty where the file names none.
         sizes: (I, 2) width and height in pixels, 0 where the file has none.
         category_ids: C ids, ascending.
@@ -54,8 +54,8 @@ class Detections:
     """N detections, in the order of the file.
 
     Attributes:
-        images: (N,) place of the image in ``GroundTruth.image_ids``.
-        categories: (N,) place in ``GroundTruth.category_ids``.
+        images: (N,) index of the image in ``GroundTruth.image_ids``.
+        categories: (N,) index in ``GroundTruth.category_ids``.
         scores: (N,).
         boxes: (N, 4) XYWH in pixels.
         areas: (N,) of the boxes, or of the masks where there are masks.
@@ -236,10 +236,12 @@ def _rows(
         ("image_id", image_ids, "images"),
         ("category_id", category_ids, "categories"),
     ):
-        place = {value: index for index, value in enumerate(known)}
+        rows_by_id = {value: index for index, value in enumerate(known)}
         try:
             values = [row[key] for row in rows]
-            column = np.fromiter((place.get(value, -1) for value in values), np.int64, len(rows))
+            column = np.fromiter(
+                (rows_by_id.get(value, -1) for value in values), np.int64, len(rows)
+            )
             # True is 1 for a dict.
             is_bad = bool in set(map(type, values))
         except (KeyError, TypeError, AttributeError):

@@ -101,12 +101,12 @@ def _check_runs(start: int, masks: Sequence[dict]) -> None:
     is_last[ends] = True
     numbers = np.cumsum(is_last) - is_last
     firsts = np.flatnonzero(np.concatenate([[True], is_last[:-1]])) if len(digits) else ends
-    places = np.arange(len(digits)) - firsts[numbers]
-    is_bad[owners[places >= MAX_DIGITS]] = True
-    places = np.minimum(places, MAX_DIGITS)
-    parts = (digits & 31) << (5 * places)
+    positions = np.arange(len(digits)) - firsts[numbers]
+    is_bad[owners[positions >= MAX_DIGITS]] = True
+    positions = np.minimum(positions, MAX_DIGITS)
+    parts = (digits & 31) << (5 * positions)
     # The highest bit of the last digit is the sign, in two's complement.
-    parts -= np.where(is_last & ((digits & 16) != 0), np.int64(32) << (5 * places), 0)
+    parts -= np.where(is_last & ((digits & 16) != 0), np.int64(32) << (5 * positions), 0)
     values = np.add.reduceat(parts, firsts) if len(digits) else np.zeros(0, np.int64)
 
     # From the fourth on, numbers are differences from the last but one.

@@ -103,7 +103,7 @@ def _check_annotations(
     """The list with clipped boxes, and if ``skip_bad`` without bad annotations."""
     checked: list[dict] = []
     problems: list[str] = []
-    kinds: dict[str, int] = {}
+    counts: dict[str, int] = {}
     clipped = 0
     for record in dataset_dicts:
         annotations = record.get("annotations")
@@ -117,7 +117,7 @@ def _check_annotations(
                 reason = _mask_problem(annotation.get("segmentation"), record)
                 kind = "bad mask" if reason else None
             if kind is not None:
-                kinds[kind] = kinds.get(kind, 0) + 1
+                counts[kind] = counts.get(kind, 0) + 1
                 if len(problems) < MAX_LISTED:
                     problems.append(_describe(record, index, annotation, reason))
                 continue
@@ -129,16 +129,16 @@ def _check_annotations(
             record = {**record, "annotations": kept}
         checked.append(record)
 
-    total = sum(kinds.values())
+    total = sum(counts.values())
     if total:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
         listed = listing(problems, total)
         if not skip_bad:
             raise AnnotationError(
-                f"data set {name!r} has {total} bad annotation(s) ({counts}):\n{listed}\n"
+                f"data set {name!r} has {total} bad annotation(s) ({counted}):\n{listed}\n"
                 f"{SKIP_ANNOTATIONS_ADVICE}"
             )
-        logger.warning(f"{name}: left out {total} bad annotation(s) ({counts}):\n{listed}")
+        logger.warning(f"{name}: left out {total} bad annotation(s) ({counted}):\n{listed}")
     if clipped:
         logger.info(
             f"{name}: clipped {clipped} box(es) that overhang their image by at most "

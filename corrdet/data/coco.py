@@ -58,7 +58,7 @@ def load_coco(
     """
     file = read_annotations(json_file)
     images = {row["id"]: row for row in file.content["images"]}
-    place = _put_classes(name, {row["id"]: row["name"] for row in file.content["categories"]})
+    contiguous = _put_classes(name, {row["id"]: row["name"] for row in file.content["categories"]})
     by_image: dict[Any, list[dict]] = {image_id: [] for image_id in images}
     annotations = file.content.get("annotations", ())
     for annotation in annotations:
@@ -68,7 +68,7 @@ def load_coco(
     dicts, num_left_out = [], 0
     for image_id in sorted(images):
         image = images[image_id]
-        objects = [_object(file, annotation, keys, place) for annotation in by_image[image_id]]
+        objects = [_object(file, annotation, keys, contiguous) for annotation in by_image[image_id]]
         kept = [entry for entry in objects if entry is not None]
         num_left_out += len(objects) - len(kept)
         dicts.append(
@@ -146,7 +146,7 @@ def _put_classes(name: str, names: dict[Any, str]) -> dict[Any, int]:
     if (ids[0], ids[-1]) != (1, len(ids)) and "coco" not in name:
         logger.warning(f"{name}: category ids are not 1..{len(ids)}: they are mapped to 0 and on")
     metadata.thing_dataset_id_to_contiguous_id = {
-        category: place for place, category in enumerate(ids)
+        category: index for index, category in enumerate(ids)
     }
     return metadata.thing_dataset_id_to_contiguous_id
 
@@ -164,7 +164,7 @@ def _check_ids(file: CocoFile, annotations: Sequence[dict], by_image: dict) -> N
 
 
 def _object(
-    file: CocoFile, annotation: dict, keys: Sequence[str], place: dict[Any, int]
+    file: CocoFile, annotation: dict, keys: Sequence[str], contiguous: dict[Any, int]
 ) -> dict | None:
     """One annotation; None where none of its polygons is one."""
     if annotation.get("ignore", 0):
@@ -191,16 +191,16 @@ def _object(
             for index, value in enumerate(kept["keypoints"])
         ]
     kept["bbox_mode"] = BoxMode.XYWH_ABS
-    kept["category_id"] = place[annotation["category_id"]]
+    kept["category_id"] = contiguous[annotation["category_id"]]
     return kept
 
 
 def _registered_by_detectron2(load: Callable) -> dict[str, Any] | None:
     """json_file, image_root and name, if a loader is that of ``register_coco_instances``."""
-    place = f"{detectron2_coco.register_coco_instances.__qualname__}.<locals>.<lambda>"
+    qualname = f"{detectron2_coco.register_coco_instances.__qualname__}.<locals>.<lambda>"
     if (getattr(load, "__module__", None), getattr(load, "__qualname__", None)) != (
         detectron2_coco.__name__,
-        place,
+        qualname,
     ):
         return None
     variables = inspect.getclosurevars(load)

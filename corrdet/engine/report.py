@@ -46,7 +46,7 @@ def report_evaluation(
             continue
         results = [replace(measured, name=name)]
         content = metrics(results, None)
-        of_model = {
+        model_measures = {
             key: value
             for key, value in reported.get(iou_type, {}).items()
             if key.startswith(("beta_img", "AIC")) or "_img_" in key
@@ -56,7 +56,7 @@ def report_evaluation(
         write_report(
             path,
             results,
-            {**content, **of_model},
+            {**content, **model_measures},
             notes=content["notes"],
             images=images if images and os.path.isdir(images) else None,
             training=training,

@@ -39,7 +39,7 @@ class Matches:
         images: (D,) as in ``Detections``.
         categories: (D,) ascending.
         scores: (D,) descending within a category.
-        ranks: (D,) place among the detections of image and category, from 0.
+        ranks: (D,) position among the detections of image and category, from 0.
         best_ious: (D,) largest IoU with a ground truth of the image and category that is not a
             crowd, taken or free; 0 without any.
         ious: (D,) IoU with the ground truth matched at threshold 0.5, all areas; 0 without.
@@ -97,8 +97,8 @@ def match(ground_truth: GroundTruth, detections: Detections) -> Matches:
     )
     scores, categories = detections.scores[order], detections.categories[order]
     ranking = np.lexsort((-scores, categories))
-    place = np.empty_like(ranking)
-    place[ranking] = np.arange(len(ranking))
+    targets = np.empty_like(ranking)
+    targets[ranking] = np.arange(len(ranking))
 
     low, high = np.array(list(AREA_RANGES.values())).T[:, :, None]
     gt_ignored = gt.is_crowd | (gt.areas < low) | (gt.areas > high)  # (A, G)
@@ -107,7 +107,7 @@ def match(ground_truth: GroundTruth, detections: Detections) -> Matches:
         pair_gt,
         pair_ious,
         groups,
-        place,
+        targets,
         gt_ignored[:, gt_order],
         gt.is_crowd[gt_order],
     )
@@ -160,7 +160,7 @@ def _overlapping_pairs(gt, gt_order, gt_groups, detections, order, groups):
     """Pairs of the same group with an IoU of at least the lowest threshold.
 
     Returns:
-        place of the detection in ``order`` and of the ground truth in ``gt_order``, and the IoU,
+        index of the detection in ``order`` and of the ground truth in ``gt_order``, and the IoU,
         (n,) each, detections ascending; and the best IoU (D,) of each detection.
     """
     start = np.searchsorted(gt_groups, groups)
@@ -213,7 +213,7 @@ def _mask_ious(gt, detections, rows, columns, groups):
     return ious
 
 
-def _match_greedily(pair_dt, pair_gt, pair_ious, groups, place, gt_ignored, is_crowd):
+def _match_greedily(pair_dt, pair_gt, pair_ious, groups, targets, gt_ignored, is_crowd):
     """pycocotools' COCOeval.evaluateImg, for all images and categories.
 
     Args:
@@ -221,7 +221,7 @@ def _match_greedily(pair_dt, pair_gt, pair_ious, groups, place, gt_ignored, is_c
         pair_gt: (n,) ground truths.
         pair_ious: (n,).
         groups: (D,) of the detections.
-        place: (D,) where the results of the detections go.
+        targets: (D,) where the results of the detections go.
         gt_ignored: (A, G).
         is_crowd: (G,).
 
@@ -257,7 +257,7 @@ def _match_greedily(pair_dt, pair_gt, pair_ious, groups, place, gt_ignored, is_c
         area, threshold, row = np.nonzero(best >= 0)
         best = best[area, threshold, row]
         pair = best % len(dt)
-        target = place[dt[pair]]
+        target = targets[dt[pair]]
         taken[area, threshold, gt[pair]] = True
         is_true[area, threshold, target] = best >= len(dt)
         is_ignored[area, threshold, target] = best < len(dt)

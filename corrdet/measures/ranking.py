@@ -103,9 +103,9 @@ def bound_order(categories: np.ndarray, is_true: np.ndarray, ious: np.ndarray, *
         (D,): which detection takes which place.
     """
     order = np.arange(len(categories))
-    places = np.flatnonzero(is_true)
-    key = -ious[places] if upper else ious[places]
-    order[places] = places[np.lexsort((key, categories[places]))]
+    rows = np.flatnonzero(is_true)
+    key = -ious[rows] if upper else ious[rows]
+    order[rows] = rows[np.lexsort((key, categories[rows]))]
     return order
 
 
@@ -163,9 +163,9 @@ class LocalizationRecallPrecision:
             descending = -matches.scores[start:stop]
             ends[category] = start + np.searchsorted(descending, -LRP_THRESHOLDS, side="right")
         # Of the true and of the false positives: how many are before a category and a threshold.
-        places = self._true, self._false
-        self._starts = [np.searchsorted(rows, bounds[:-1, None]) for rows in places]
-        self._ends = [np.searchsorted(rows, ends) for rows in places]
+        groups = self._true, self._false
+        self._starts = [np.searchsorted(rows, bounds[:-1, None]) for rows in groups]
+        self._ends = [np.searchsorted(rows, ends) for rows in groups]
 
     def optimum(self, weights: np.ndarray, num_gt: np.ndarray) -> OptimalLRP:
         """

@@ -17,14 +17,14 @@ def chapter(results: Sequence[Results]) -> str:
         scores = result.matches.scores
         # An IoU of 1 belongs to the last bin.
         index = np.minimum(np.digitize(result.matches.best_ious, bins) - 1, len(bins) - 2)
-        of_bins = [scores[index == number] for number in range(len(bins) - 1)]
-        means.append(np.array([part.mean() if len(part) else np.nan for part in of_bins]))
+        bin_scores = [scores[index == number] for number in range(len(bins) - 1)]
+        means.append(np.array([part.mean() if len(part) else np.nan for part in bin_scores]))
         spreads.append(
             np.array(
-                [np.quantile(p, [0.25, 0.75]) if len(p) else (np.nan, np.nan) for p in of_bins]
+                [np.quantile(p, [0.25, 0.75]) if len(p) else (np.nan, np.nan) for p in bin_scores]
             ).T
         )
-        counts.append([len(part) for part in of_bins])
+        counts.append([len(part) for part in bin_scores])
     if not any(len(result.matches.scores) for result in results):
         return no_detection(results)
     rows = [f"{low:.2f} to {high:.2f}" for low, high in zip(bins[:-1], bins[1:], strict=True)]

@@ -27,7 +27,7 @@ def chapter(
     """Pictures of the most inconsistent detections, in at most ``room`` bytes; and what failed."""
     # Fewer of each file where there are many.
     count = max(2, PICTURES_OF_A_KIND * 3 // max(3, len(results)))
-    kinds = (
+    headings = (
         ("Sure, but badly placed",
          "Of the detections that touch an object of their class, those whose score is farthest "
          "above their IoU, one of each image. A high score lets them win against better boxes."),
@@ -41,7 +41,7 @@ def chapter(
     left_out = 0
     bar = tqdm(total=total, desc="pictures", unit="picture", disable=not progress)
     for result, pair in zip(results, chosen, strict=True):
-        for (heading, what), rows in zip(kinds, pair, strict=True):
+        for (heading, what), rows in zip(headings, pair, strict=True):
             cards = []
             for row in rows:
                 bar.update()
@@ -117,11 +117,11 @@ def _picture(result: Results, row: int, folder: str | os.PathLike) -> str:
     part.save(data, "JPEG", quality=80, optimize=True)
     encoded = base64.b64encode(data.getvalue()).decode()
 
-    def rectangle(xywh, kind):
+    def rectangle(xywh, style):
         x, y, width, height = xywh[0] - left, xywh[1] - top, xywh[2], xywh[3]
         place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
         # Dark below light: to be seen on any image.
-        return f'<rect class="under" {place}/><rect class="{kind}" {place}/>'
+        return f'<rect class="under" {place}/><rect class="{style}" {place}/>'
 
     shapes = "".join(rectangle(xywh, "object") for xywh in objects) + rectangle(box, "detection")
     score, iou = matches.scores[row], matches.best_ious[row]

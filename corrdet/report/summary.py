@@ -111,14 +111,14 @@ def chapter(entries: Sequence[Mapping], notes: Sequence[str]) -> str:
         f'<table class="summary"><thead><tr><th scope="col">measure</th>{"".join(heads)}</tr>'
         f"</thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>",
     )
-    told = [*notes]
+    sentences = [*notes]
     if "bootstrap" in first:
-        told.append(
+        sentences.append(
             "The intervals say what another choice of images would have given, not what another "
             "training would have given."
         )
-    lines = "".join(f"<li>{escape(line)}</li>\n" for line in told)
-    said = f'<ul class="note">\n{lines}</ul>\n' if told else ""
+    lines = "".join(f"<li>{escape(line)}</li>\n" for line in sentences)
+    said = f'<ul class="note">\n{lines}</ul>\n' if sentences else ""
     return f"{said}{table}\n{undefined_note()}"
 
 
@@ -135,5 +135,5 @@ def _summary_row(key: str, what: str, entries: Sequence[Mapping]) -> str:
             continue
         star = " *" if excludes_zero(bounds) else ""
         cells.append(cell(number(value, "+") + star, interval(bounds, "+")))
-    told = f'<span class="what">{escape(what)}</span>' if what else ""
-    return f'<tr><th scope="row">{breakable(key)}{told}</th>{"".join(cells)}</tr>'
+    hint = f'<span class="what">{escape(what)}</span>' if what else ""
+    return f'<tr><th scope="row">{breakable(key)}{hint}</th>{"".join(cells)}</tr>'
