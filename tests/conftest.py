@@ -17,8 +17,8 @@ from corrdet.data.digits import prepare_digits  # noqa: E402
 from corrdet.data.register import register_from_config  # noqa: E402
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES  # noqa: E402
 from tests.helpers.browser import find_browser  # noqa: E402
+from tests.helpers.training import ROOT, tiny_overrides  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 COUNTS = {"train": 24, "val": 8}
 # What marked tests need, and whether it is here.
 NEEDS = {"cuda": "a CUDA GPU", "browser": "a browser (Chromium on the PATH or in $CHROMIUM)"}
@@ -96,27 +96,6 @@ def tiny_cfg(tiny_digits, tmp_path):
     cfg.merge_from_file(str(ROOT / "configs/quick/retinanet_concordance.yaml"), False)
     cfg.merge_from_list(tiny_overrides(tiny_digits, tmp_path / "output"))
     return cfg
-
-
-def tiny_overrides(entries: dict, output: Path) -> list:
-    """``KEY VALUE ...`` that turn a quick config into one that trains in seconds."""
-    return [
-        "DATASETS.REGISTER", tuple(entries.values()),
-        "DATASETS.TRAIN", ("tiny_train",),
-        "DATASETS.TEST", ("tiny_val",),
-        "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
-        "MODEL.FPN.OUT_CHANNELS", 32,
-        "MODEL.RETINANET.NUM_CONVS", 1,
-        # Of one image a process, the highest level has too few values for statistics.
-        "MODEL.RETINANET.NORM", "",
-        "INPUT.MIN_SIZE_TRAIN", (96,),
-        "INPUT.MIN_SIZE_TEST", 96,
-        "SOLVER.IMS_PER_BATCH", 2,
-        "SOLVER.MAX_ITER", 4,
-        "SOLVER.WARMUP_ITERS", 0,
-        "DATALOADER.NUM_WORKERS", 0,
-        "OUTPUT_DIR", str(output),
-    ]  # fmt: skip
 
 
 @pytest.fixture

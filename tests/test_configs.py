@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 
 from corrdet.engine.configuration import load_config
-from tests.conftest import ROOT
+from tests.helpers.training import ROOT
 from tests.modeling.test_rcnn import batch
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))

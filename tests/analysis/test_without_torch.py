@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.training import ROOT
 from tests.helpers.problems import random_problem
 
 # Refuses these modules as if they were not installed. Whether Detectron2 is, can be asked.

@@ -4,7 +4,7 @@ import json
 
 from benchmarks import training
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
-from tests.conftest import tiny_overrides
+from tests.helpers.training import tiny_overrides
 
 
 def test_every_loss_is_timed(tiny_cfg):

@@ -16,7 +16,7 @@ from corrdet.coco import CocoFileError
 from corrdet.data import AnnotationError, ImageReadError
 from corrdet.engine import CorrdetTrainer
 from corrdet.engine.trainer import truncate_metrics
-from tests.conftest import ROOT
+from tests.helpers.training import ROOT
 
 
 def train(cfg, resume=False):

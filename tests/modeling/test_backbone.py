@@ -17,7 +17,7 @@ from detectron2.modeling.backbone import resnet
 from corrdet import add_corrdet_config
 from corrdet.engine import SafeCheckpointer
 from corrdet.modeling import DeformableBottleneckBlock, DeformableConv2d, Res2NetBlock
-from tests.conftest import ROOT
+from tests.helpers.training import ROOT
 
 
 def test_resnet10_fpn():

@@ -22,7 +22,7 @@ from corrdet.matching import atss_matching, paa_candidates, paa_matching, paa_st
 from corrdet.modeling.dense_head import centerness
 from corrdet.modeling.score_voting import score_voting
 from corrdet.ops import elementwise_iou
-from tests.conftest import ROOT
+from tests.helpers.training import ROOT
 from tests.modeling.test_retinanet import batch
 
 DETECTORS = ("atss_baseline", "paa_baseline", "paa_star_ape", "fcos_baseline", "foveabox_baseline")

@@ -19,7 +19,7 @@ from corrdet.engine.configuration import ConfigError, load_config
 from corrdet.matching import hungarian_matching
 from corrdet.modeling.detr import CorrdetDETR, DETRTransformer, position_encoding
 from corrdet.ops import elementwise_iou
-from tests.conftest import ROOT
+from tests.helpers.training import ROOT
 from tests.modeling.test_retinanet import batch
 
 CHANNELS, HEADS, HIDDEN, LAYERS, QUERIES = 32, 4, 48, 2, 7

@@ -27,7 +27,7 @@ REACHES = {"loss_cls": "cls_score", "loss_box_reg": "bbox_pred"}
 
 @pytest.fixture(scope="module")
 def images(tiny_digits, tmp_path_factory):
-    from tests.conftest import tiny_overrides
+    from tests.helpers.training import tiny_overrides
     from tests.modeling.test_retinanet import quick_cfg
 
     cfg = quick_cfg()

@@ -22,7 +22,7 @@ from corrdet.engine import CorrdetTrainer
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.registry import refusal
 from corrdet.modeling import positives
-from tests.conftest import tiny_overrides
+from tests.helpers.training import tiny_overrides
 from tests.modeling.test_retinanet import batch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from corrdet.losses.registry import refusal
 from corrdet.matching import refinedet_matching, ssd_matching
 from corrdet.modeling.dense import _bound_logits
 from corrdet.ops import elementwise_iou
-from tests.conftest import ROOT
+from tests.helpers.training import ROOT
 from tests.modeling.test_dense import (
     check_detections,
     hostile_batches,

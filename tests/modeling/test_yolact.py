@@ -25,7 +25,7 @@ from corrdet.losses.registry import refusal
 from corrdet.modeling.fast_nms import fast_nms
 from corrdet.modeling.masks import assemble_masks, paste_masks, shrink_masks
 from corrdet.ops import elementwise_iou, pairwise_iou
-from tests.conftest import ROOT
+from tests.helpers.training import ROOT
 from tests.modeling.test_dense import hostile_batches, is_sound, losses_in_training, step
 from tests.modeling.test_rcnn import batch
 

@@ -1,0 +1,31 @@
+"""What tests train with: the quick configs, made small enough that a step takes a moment."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tiny_overrides(entries: dict, output: Path) -> list:
+    """``KEY VALUE ...`` that turn a quick config into one that trains in seconds.
+
+    Args:
+        entries: those of the fixture ``tiny_digits``.
+        output: ``OUTPUT_DIR``.
+    """
+    return [
+        "DATASETS.REGISTER", tuple(entries.values()),
+        "DATASETS.TRAIN", ("tiny_train",),
+        "DATASETS.TEST", ("tiny_val",),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+        "MODEL.FPN.OUT_CHANNELS", 32,
+        "MODEL.RETINANET.NUM_CONVS", 1,
+        # Of one image a process, the highest level has too few values for statistics.
+        "MODEL.RETINANET.NORM", "",
+        "INPUT.MIN_SIZE_TRAIN", (96,),
+        "INPUT.MIN_SIZE_TEST", 96,
+        "SOLVER.IMS_PER_BATCH", 2,
+        "SOLVER.MAX_ITER", 4,
+        "SOLVER.WARMUP_ITERS", 0,
+        "DATALOADER.NUM_WORKERS", 0,
+        "OUTPUT_DIR", str(output),
+    ]  # fmt: skip
