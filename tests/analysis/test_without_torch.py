@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tests.helpers.training import ROOT
 from tests.helpers.problems import random_problem
+from tests.helpers.training import ROOT
 
 # Refuses these modules as if they were not installed. Whether Detectron2 is, can be asked.
 WITHOUT = """
