@@ -18,7 +18,7 @@ from corrdet.engine import (
     run_command,
     shorten_logged_errors,
 )
-from corrdet.evaluation import CorrelationEvaluator
+from corrdet.engine.evaluator import CorrelationEvaluator
 
 
 def argument_parser():
@@ -67,7 +67,7 @@ def main(args):
 
 def write_reports(cfg, evaluators, results):
     """A report of each data set that was evaluated, see corrdet.analysis."""
-    from corrdet.analysis.evaluation import report_evaluation  # its figures take a while to import
+    from corrdet.engine.report import report_evaluation  # its figures take a while to import
 
     for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
         if not isinstance(evaluator, CorrelationEvaluator):

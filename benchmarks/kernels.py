@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import loops, report
 from corrdet import losses
-from corrdet.data.files import atomic_write
+from corrdet.files import atomic_write
 from corrdet.ops import pairwise_iou, soft_rank
 from corrdet.ops.kernels import OPERATORS
 

@@ -1,6 +1,6 @@
 """Time and memory of all measures on a problem of the size of COCO's validation set.
 
-``python -m benchmarks.measures`` prints how long ``corrdet.evaluation.measure`` takes as a share of
+``python -m benchmarks.measures`` prints how long ``corrdet.measures.measure`` takes as a share of
 pycocotools' ``evaluate`` and ``accumulate`` on the same files; other implementations of COCO's
 evaluation that are installed (faster-coco-eval, hotcoco) are measured too. ``--write DIR`` writes
 the files.
@@ -19,8 +19,9 @@ import time
 import numpy as np
 from tabulate import tabulate
 
-from corrdet.data.files import atomic_write
-from corrdet.evaluation import detections_from_coco, ground_truth_from_coco, measure
+from corrdet.coco import detections_from_coco, ground_truth_from_coco
+from corrdet.files import atomic_write
+from corrdet.measures import measure
 
 # Of COCO val2017; detections: 100 an image.
 SIZE = {"images": 5000, "ground_truths": 36_000, "detections": 500_000, "categories": 80}

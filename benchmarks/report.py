@@ -10,7 +10,7 @@ matplotlib.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
-from corrdet.data.files import atomic_write  # noqa: E402
+from corrdet.files import atomic_write  # noqa: E402
 
 
 def milliseconds(seconds: float) -> str:

@@ -31,7 +31,7 @@ from benchmarks.kernels import machine, seconds
 from benchmarks.report import replace, split_at_markers
 from corrdet import add_corrdet_config
 from corrdet.data import build_train_loader
-from corrdet.data.files import atomic_write
+from corrdet.files import atomic_write
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES, Criterion
 from corrdet.losses.registry import refusal
 

@@ -16,7 +16,7 @@ from corrdet import add_corrdet_config  # noqa: E402
 from corrdet.data.digits import prepare_digits  # noqa: E402
 from corrdet.data.register import register_from_config  # noqa: E402
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES  # noqa: E402
-from tests.analysis.browser import find_browser  # noqa: E402
+from tests.helpers.browser import find_browser  # noqa: E402
 from tests.helpers.training import ROOT, tiny_overrides  # noqa: E402
 
 COUNTS = {"train": 24, "val": 8}

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from corrdet.data.files import atomic_write
 from corrdet.engine import CorrdetTrainer, StrictCheckpointer, check_run, load_config
 from corrdet.errors import ConfigError, errors_in_one_line
+from corrdet.files import atomic_write
 from corrdet.modeling import check_exportable, export_detector, trace_detector
 
 SUFFIXES = (".pt2", ".ts")

@@ -6,255 +6,38 @@ several results files, the others are compared with the first, on the same image
 tells what the measures mean.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-from tqdm import tqdm
+from corrdet.coco import IOU_TYPES
+from corrdet.errors import CorrdetError
+from corrdet.files import FileError, atomic_write, user_files
+from corrdet.report import read_training, write_report
 
-from corrdet.data.files import atomic_write
-from corrdet.evaluation import (
-    Bootstrap,
-    CocoFileError,
-    Results,
-    bootstrap,
-    measure,
-    read_detections,
-    read_ground_truth,
-)
-from corrdet.evaluation.coco_files import IOU_TYPES
-
-from .report import TrainingFileError, read_training, write_report
-
-CONFIDENCE = 0.95
-# Fewer images or samples say nothing of what another choice of images would have given.
-MIN_IMAGES = 20
-MIN_SAMPLES = 100
-# More boxes than this share reach beyond their images: they may be in another format.
-MAX_BEYOND = 0.1
-MAX_NAMES = 5
-
-
-def analyze(
-    ground_truth: str,
-    detections: Sequence[str],
-    *,
-    iou_type: str = "bbox",
-    samples: int = 1000,
-    seed: int = 0,
-    progress: bool = True,
-) -> tuple[list[Results], Bootstrap | None]:
-    """Read files and measure them.
-
-    Args:
-        ground_truth: COCO annotation file.
-        detections: COCO results files.
-        iou_type: "bbox" or "segm".
-        samples: of the bootstrap; 0 for none.
-        seed: of the bootstrap.
-        progress: show progress bars.
-
-    Returns:
-        the results of each file, and the bootstrap of all of them; None for the latter with fewer
-        images than MIN_IMAGES.
-
-    Raises:
-        CocoFileError: a file is not what COCO's format has, or there is nothing to find.
-        OSError: a file cannot be read.
-    """
-    gt = read_ground_truth(ground_truth, iou_type)
-    if not (~gt.is_crowd).any():
-        raise CocoFileError(
-            f"{ground_truth}: expected annotations of objects, got "
-            f"{f'{len(gt.ids)} of crowds' if len(gt.ids) else 'none'}: there is nothing to find"
-        )
-    # Closed also when a file is bad, so that the error has a line of its own.
-    with tqdm(detections, desc="reading and matching", unit="file", disable=not progress) as paths:
-        results = [
-            measure(gt, read_detections(path, gt, iou_type), iou_type=iou_type, name=name)
-            for path, name in zip(paths, names_of(detections), strict=True)
-        ]
-    if not samples or len(gt.image_ids) < MIN_IMAGES:
-        return results, None
-    return results, bootstrap(results, samples, seed, progress=progress)
-
-
-def names_of(paths: Sequence[str]) -> list[str]:
-    """What tells the paths apart, without the suffix: their last parts, less what all end with.
-
-    Paths that are the same are numbered. Characters that cannot be printed are question marks.
-    """
-    paths = ["".join(c if c.isprintable() else "?" for c in path) for path in paths]
-    parts = [Path(path).with_suffix("").absolute().parts for path in paths]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        ends = [part[-length:] for part in parts]
-        if len(set(ends)) == len(ends):
-            while len(ends) > 1 and len({end[-1] for end in ends}) == 1:
-                ends = [end[:-1] for end in ends]
-            return ["/".join(end) for end in ends]
-    return [f"{part[-1]} ({index})" for index, part in enumerate(parts, 1)]
-
-
-def metrics(results: Sequence[Results], samples: Bootstrap | None) -> dict:
-    """The content of metrics.json: the first file's measures, and under ``others`` the others'.
-
-    In percent; counts and ``oLRP_threshold`` are not. What is not defined is None. Under ``notes``
-    what :func:`notes` says.
-    """
-    entries = [_entry(results, file, samples) for file in range(len(results))]
-    return {**entries[0], "others": entries[1:], "notes": notes(results, samples)}
-
-
-def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> dict:
-    result = results[file]
-    gt = result.ground_truth
-    entry = {
-        "name": result.name,
-        "iou_type": result.iou_type,
-        "images": len(gt.image_ids),
-        "ground_truths": int(result.matches.num_gt[0].sum()),
-        "detections": len(result.detections.scores),
-        "detections_left_out": result.num_left_out,
-        **result.as_dict(),
-    }
-    if samples:
-        keys = samples.samples
-        entry["bootstrap"] = {
-            "samples": len(samples.samples["AP"][0]),
-            "seed": samples.seed,
-            "confidence": CONFIDENCE,
-            "intervals": {key: _interval(samples.interval(key, file, CONFIDENCE)) for key in keys},
-        }
-        if file:
-            entry["bootstrap"]["differences"] = {
-                key: _interval(samples.difference(key, file, 0, CONFIDENCE)) for key in keys
-            }
-    if file:
-        differences = {
-            key: value - results[0].measures[key] for key, value in result.measures.items()
-        }
-        entry["differences"] = {
-            key: value if math.isfinite(value) else None for key, value in differences.items()
-        }
-    return entry
-
-
-def _interval(bounds: tuple[float, float]) -> list[float] | None:
-    return list(bounds) if math.isfinite(bounds[0]) else None
-
-
-def table(results: Sequence[Results], samples: Bootstrap | None) -> str:
-    """All measures, a column for each file, then one for each difference from the first."""
-    rows = []
-    for key, first in results[0].measures.items():
-        is_count = isinstance(first, int)
-        row = [key]
-        for file, result in enumerate(results):
-            bounds = samples.interval(key, file) if samples and key in samples.samples else None
-            row.append(_cell(result.measures[key], bounds, is_count=is_count))
-        for file, result in enumerate(results[1:], 1):
-            bounds = samples.difference(key, file) if samples and key in samples.samples else None
-            row.append(_cell(result.measures[key] - first, bounds, "+", is_count=is_count))
-        rows.append(row)
-    names = [result.name for result in results]
-    headers = ["", *names, *(f"{name} - {names[0]}" for name in names[1:])]
-    return tabulate(rows, headers, disable_numparse=True, colalign=("left",) * len(headers))
-
-
-def _cell(value: float, bounds, sign: str = "", *, is_count: bool = False) -> str:
-    if is_count:
-        return f"{value:{sign}d}"
-    if not math.isfinite(value):
-        return "not defined"
-    text = f"{value:{sign}.2f}"
-    if bounds is not None and math.isfinite(bounds[0]):
-        text += f"  [{bounds[0]:{sign}.2f}, {bounds[1]:{sign}.2f}]"
-        if sign and (bounds[0] > 0 or bounds[1] < 0):
-            text += " *"
-    return text
-
-
-def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
-    """What a reader of the table has to know."""
-    lines = ["In percent. oLRP and its parts: lower is better."]
-    if samples:
-        lines.append(
-            f"[low, high]: {100 * CONFIDENCE:.0f} % intervals of a bootstrap over images "
-            f"({len(samples.samples['AP'][0])} samples)."
-        )
-        if len(results) > 1:
-            lines.append("*: the interval of the difference, on the same images, excludes 0.")
-    first = results[0]
-    num_images = len(first.ground_truth.image_ids)
-    if num_images < MIN_IMAGES:
-        lines.append(f"No confidence intervals: {num_images} images are fewer than {MIN_IMAGES}.")
-    absent = [
-        name
-        for name, count in zip(
-            first.ground_truth.category_names, first.per_class["ground_truths"], strict=True
-        )
-        if not count
-    ]
-    if absent:
-        named = ", ".join(absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
-        lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
-    is_flat = (first.ground_truth.boxes[:, 2:] == 0).any(axis=1) & ~first.ground_truth.is_crowd
-    if is_flat.any():
-        lines.append(f"Annotated boxes without area, which nothing can find: {is_flat.sum()}.")
-    if 0 in first.ground_truth.ids.tolist():
-        lines.append(
-            "An annotation has the id 0: pycocotools counts what finds it as a false positive; "
-            "here it can be found, so AP may be a little higher."
-        )
-    for result in results:
-        if not len(result.detections.scores):
-            lines.append(f"{result.name} holds no detection.")
-        if result.num_left_out:
-            lines.append(
-                f"{result.name}: COCO evaluates the 100 best detections of an image and class; "
-                f"{result.num_left_out} others are left out."
-            )
-        beyond = _num_beyond(result)
-        if beyond > MAX_BEYOND * len(result.detections.scores):
-            lines.append(
-                f"{result.name}: {beyond} of {len(result.detections.scores)} boxes reach beyond "
-                "their image. Are they x, y, width, height?"
-            )
-    return lines
-
-
-def _num_beyond(result: Results) -> int:
-    """How many boxes end more than a pixel right of or below their image."""
-    sizes = result.ground_truth.sizes[result.detections.images]
-    boxes = result.detections.boxes
-    is_beyond = (boxes[:, :2] + boxes[:, 2:] > sizes + 1) & (sizes > 0)
-    return int(is_beyond.any(axis=1).sum())
+from .metrics import MIN_SAMPLES, analyze, metrics, names_of, table
 
 
 def _check_output(folder: str, files: Sequence[str]) -> None:
     """
     Raises:
-        OSError: the files cannot be written.
+        FileError: the files cannot be written.
     """
     if not folder:
-        raise FileNotFoundError("--output: expected a folder, got nothing")
+        raise FileError("--output: expected a folder, got nothing")
     for path in files:
         if os.path.isdir(path):
-            raise IsADirectoryError(f"--output: expected a place for a file, got the folder {path}")
+            raise FileError(f"--output: expected a place for a file, got the folder {path}")
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise NotADirectoryError(f"--output: expected a folder, got the file {existing}")
+        raise FileError(f"--output: expected a folder, got the file {existing}")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"--output: expected a folder to write to, got {existing}")
+        raise FileError(f"--output: expected a folder to write to, got {existing}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -298,15 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_output(args.output, (path, report))
         for folder in args.training:
             if not os.path.isfile(os.path.join(folder, "metrics.json")):
-                raise FileNotFoundError(
-                    f"--training: expected a folder with metrics.json, got {folder}"
-                )
+                raise FileError(f"--training: expected a folder with metrics.json, got {folder}")
         runs = [
             read_training(folder, name)
             for folder, name in zip(args.training, names_of(args.training), strict=True)
         ]
         if args.images is not None and not os.path.isdir(args.images):
-            raise NotADirectoryError(f"--images: expected a folder, got {args.images}")
+            raise FileError(f"--images: expected a folder, got {args.images}")
         results, samples = analyze(
             args.ground_truth,
             args.detections,
@@ -315,23 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=args.seed,
         )
         content = metrics(results, samples)
-        told = content["notes"]
-        with atomic_write(path) as file:
+        notes = content["notes"]
+        with user_files(), atomic_write(path) as file:
             json.dump(content, file, indent=1, allow_nan=False)
         problems = write_report(
             report,
             results,
             content,
-            notes=told,
+            notes=notes,
             images=args.images,
             training=runs,
             progress=True,
         )
-    except (CocoFileError, TrainingFileError, OSError) as error:
+    except CorrdetError as error:
         sys.exit(f"error: {error}")
     print(table(results, samples))
-    told = [*told, *(f"Not drawn: {problem}." for problem in problems)]
-    print("\n".join(["", *told, f"All of it, by class too: {path}", f"With figures: {report}"]))
+    notes += [f"Not drawn: {problem}." for problem in problems]
+    print("\n".join(["", *notes, f"All of it, by class too: {path}", f"With figures: {report}"]))
 
 
 if __name__ == "__main__":

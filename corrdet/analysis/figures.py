@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from corrdet.data.files import atomic_write  # noqa: E402
+from corrdet.files import atomic_write  # noqa: E402
 from corrdet.losses import (  # noqa: E402
     association_loss,
     harmonic_loss,

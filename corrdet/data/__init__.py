@@ -7,8 +7,6 @@ Importing this registers ``digits_train``, ``digits_val``, ``neon_trees_train``,
 - :mod:`~corrdet.data.voc`: Pascal VOC XML to COCO; also ``python -m corrdet.data.voc``.
 - :mod:`~corrdet.data.register`: users' COCO files, named in the config.
 - :mod:`~corrdet.data.checks`: what is wrong with annotations and images, before training finds out.
-- :mod:`~corrdet.data.masks`: masks of COCO's format, checked and encoded.
-- :mod:`~corrdet.data.files`: files that are complete or not there.
 - :mod:`~corrdet.data.augmentation`: augmentation as in SSD.
 - :mod:`~corrdet.data.dataset`: a config's data sets, loaded, checked and joined.
 - :mod:`~corrdet.data.mapper`, :mod:`~corrdet.data.loader`: samples, and batches that survive a
@@ -18,7 +16,7 @@ Importing this registers ``digits_train``, ``digits_val``, ``neon_trees_train``,
 import sys
 from importlib.util import find_spec
 
-from .files import atomic_write, datasets_root
+from corrdet.files import atomic_write, datasets_root
 
 __all__ = ["atomic_write", "datasets_root"]
 

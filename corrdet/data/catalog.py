@@ -11,7 +11,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.datasets import load_coco_json
+
+from corrdet.data.coco import load_coco
 
 
 class PreparedMetadata(Metadata):
@@ -59,6 +60,6 @@ def register_prepared(
 
     def load() -> list[dict]:
         root = prepare()
-        return load_coco_json(str(root / "annotations" / f"{split}.json"), str(root / split), name)
+        return load_coco(str(root / "annotations" / f"{split}.json"), str(root / split), name)
 
     DatasetCatalog.register(name, load)

@@ -4,9 +4,6 @@ A box without width, or a class that the model does not have, otherwise shows up
 NaN or a CUDA assertion that names neither image nor annotation.
 """
 
-from __future__ import annotations
-
-import json
 import logging
 import math
 import os
@@ -17,38 +14,19 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
-from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from corrdet.data.masks import MaskError, check_encodings, encode
+from corrdet.coco import AnnotationError, mask_problem
+from corrdet.coco.messages import MAX_LISTED, listing
 from corrdet.errors import CorrdetError
 from corrdet.names import config_value
 
-__all__ = [
-    "AnnotationError",
-    "ImageReadError",
-    "check_coco_file",
-    "check_coco_polygons",
-    "check_dataset",
-    "check_images_exist",
-    "check_mask_format",
-    "check_num_classes",
-    "filter_unreadable",
-    "unreadable_reason",
-]
-
 logger = logging.getLogger(__name__)
 
-MAX_LISTED = 10
 # Pixels by which a box may overhang its image. COCO's own annotations overhang by fractions of a
 # pixel, and converters that are off by one, or by one on each side, are common; such boxes are
 # clipped.
 OVERHANG_TOLERANCE = 2.0
-
-
-class AnnotationError(CorrdetError, ValueError):
-    """Annotations that cannot be trained on; the message names the first of them."""
 
 
 class ImageReadError(CorrdetError, OSError):
@@ -91,49 +69,9 @@ def check_dataset(
     if num_classes is None:
         classes = MetadataCatalog.get(name).get("thing_classes")
         num_classes = None if classes is None else len(classes)
-    checked: list[dict] = []
-    problems: list[str] = []
-    kinds: dict[str, int] = {}
-    clipped = 0
-    for record in dataset_dicts:
-        annotations = record.get("annotations")
-        if not annotations:
-            checked.append(record)
-            continue
-        kept = []
-        for index, annotation in enumerate(annotations):
-            kind, reason, replacement = _check_annotation(annotation, record, num_classes)
-            if kind is None and check_masks and not annotation.get("iscrowd", 0):
-                kind, reason = _check_mask(annotation.get("segmentation"), record)
-            if kind is not None:
-                kinds[kind] = kinds.get(kind, 0) + 1
-                if len(problems) < MAX_LISTED:
-                    problems.append(_describe(record, index, annotation, reason))
-                continue
-            clipped += replacement is not annotation
-            kept.append(replacement)
-        if len(kept) != len(annotations) or any(
-            new is not old for new, old in zip(kept, annotations, strict=True)
-        ):
-            record = {**record, "annotations": kept}
-        checked.append(record)
-
-    total = sum(kinds.values())
-    if total:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        listing = _list(problems, total)
-        if not skip_bad_annotations:
-            raise AnnotationError(
-                f"data set {name!r} has {total} bad annotation(s) ({counts}):\n{listing}\n"
-                f"{SKIP_ANNOTATIONS_ADVICE}"
-            )
-        logger.warning(f"{name}: left out {total} bad annotation(s) ({counts}):\n{listing}")
-    if clipped:
-        logger.info(
-            f"{name}: clipped {clipped} box(es) that overhang their image by at most "
-            f"{OVERHANG_TOLERANCE:g} pixels"
-        )
-
+    checked = _check_annotations(
+        name, dataset_dicts, num_classes, skip_bad=skip_bad_annotations, check_masks=check_masks
+    )
     if skip_unreadable:
         return filter_unreadable(name, checked)
     if check_images:
@@ -146,119 +84,59 @@ def check_dataset(
     return checked
 
 
-def check_coco_file(path: str) -> None:
-    """Check that Detectron2's loader can read a COCO annotation file.
-
-    That loader fails with errors that name neither file nor annotation. What it reads without
-    complaint, such as boxes without area, is :func:`check_dataset`'s.
-
-    Raises:
-        AnnotationError: not JSON, or not what COCO's format has; names the file, and the first ten
-            images and annotations by their ids.
-    """
-    content = _read_json(path)
-    parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(part), list) for part in parts
-    ):
-        raise AnnotationError(
-            f"{path} is not in COCO's format: expected an object with the lists {', '.join(parts)}"
-        )
-    if not content["categories"]:
-        raise AnnotationError(f"{path} has no categories")
-    problems = [
-        *_find_incomplete(content["categories"], "category", ("id", "name")),
-        *_find_incomplete(content["images"], "image", ("id", "file_name", "width", "height")),
-        *_find_incomplete(content["annotations"], "annotation", ("id", "image_id", "category_id")),
-    ]
-    if not problems:
-        problems = _find_bad_coco_annotations(content)
-    if problems:
-        raise AnnotationError(f"{path} has {len(problems)} error(s):\n{_list(problems)}")
-
-
-def check_coco_polygons(path: str, *, skip_bad_annotations: bool = False) -> None:
-    """Find the polygons of a COCO annotation file that Detectron2's loader leaves out.
-
-    With the last polygon of an object it leaves out the object, and says how many, but not which.
-
-    Args:
-        path: a file that it has loaded.
-        skip_bad_annotations: log them instead of raising.
-
-    Raises:
-        AnnotationError: polygons of fewer than three points or of half a point; names the first ten
-            objects and counts all.
-    """
-    content = _read_json(path)
-    file_names = {image["id"]: image["file_name"] for image in content["images"]}
-    problems = []
-    for annotation in content.get("annotations", ()):
-        segmentation = annotation.get("segmentation")
-        if not segmentation or isinstance(segmentation, dict):
+def _check_annotations(
+    name: str,
+    dataset_dicts: list[dict],
+    num_classes: int | None,
+    *,
+    skip_bad: bool,
+    check_masks: bool,
+) -> list[dict]:
+    """The list with clipped boxes, and if ``skip_bad`` without bad annotations."""
+    checked: list[dict] = []
+    problems: list[str] = []
+    counts: dict[str, int] = {}
+    clipped = 0
+    for record in dataset_dicts:
+        annotations = record.get("annotations")
+        if not annotations:
+            checked.append(record)
             continue
-        reason = next(filter(None, map(_polygon_problem, segmentation)), None)
-        if reason and annotation["image_id"] in file_names:
-            image = file_names[annotation["image_id"]]
-            problems.append(f"{image}: annotation id {annotation['id']}: {reason}")
-    if not problems:
-        return
-    found = f"{path} has {len(problems)} object(s) with bad polygons"
-    if not skip_bad_annotations:
-        raise AnnotationError(f"{found}:\n{_list(problems)}\n{SKIP_ANNOTATIONS_ADVICE}")
-    logger.warning(f"{found}, which are left out:\n{_list(problems)}")
+        kept = []
+        for index, annotation in enumerate(annotations):
+            kind, reason, replacement = _check_annotation(annotation, record, num_classes)
+            if kind is None and check_masks and not annotation.get("iscrowd", 0):
+                reason = _mask_problem(annotation.get("segmentation"), record)
+                kind = "bad mask" if reason else None
+            if kind is not None:
+                counts[kind] = counts.get(kind, 0) + 1
+                if len(problems) < MAX_LISTED:
+                    problems.append(_describe(record, index, annotation, reason))
+                continue
+            clipped += replacement is not annotation
+            kept.append(replacement)
+        if len(kept) != len(annotations) or any(
+            new is not old for new, old in zip(kept, annotations, strict=True)
+        ):
+            record = {**record, "annotations": kept}
+        checked.append(record)
 
-
-def _read_json(path: str):
-    try:
-        with PathManager.open(path, "r") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise AnnotationError(f"{path} is not valid JSON, it may be incomplete: {error}") from error
-
-
-def _list(problems: Sequence[str], total: int | None = None, limit: int | None = MAX_LISTED) -> str:
-    """The first of them, a line each, and how many more there are of ``total``, by default all."""
-    lines = [f"  {problem}" for problem in problems[:limit]]
-    more = (len(problems) if total is None else total) - len(lines)
-    return "\n".join([*lines, f"  and {more} more"] if more else lines)
-
-
-def _find_incomplete(entries: list, what: str, keys: Sequence[str]) -> list[str]:
-    problems = []
-    for index, entry in enumerate(entries):
-        missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-        if missing:
-            identity = f"id {entry['id']}" if "id" not in missing else f"number {index}"
-            problems.append(f"{what} {identity}: has no {', '.join(missing)}")
-    return problems
-
-
-def _find_bad_coco_annotations(content: dict) -> list[str]:
-    categories = {category["id"]: category["name"] for category in content["categories"]}
-    file_names = {image["id"]: image["file_name"] for image in content["images"]}
-    problems = []
-    seen = set()
-    for annotation in content["annotations"]:
-        reasons = []
-        if annotation["id"] in seen:
-            reasons.append("another annotation has the same id")
-        seen.add(annotation["id"])
-        if annotation["category_id"] not in categories:
-            known = ", ".join(f"{key} ({name})" for key, name in list(categories.items())[:10])
-            if len(categories) > 10:
-                known += ", ..."
-            reasons.append(
-                f"category_id {annotation['category_id']!r} is not among the categories: {known}"
+    total = sum(counts.values())
+    if total:
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        listed = listing(problems, total)
+        if not skip_bad:
+            raise AnnotationError(
+                f"data set {name!r} has {total} bad annotation(s) ({counted}):\n{listed}\n"
+                f"{SKIP_ANNOTATIONS_ADVICE}"
             )
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4:
-            reasons.append(f"bbox is {box!r}, expected [x, y, width, height]")
-        if not _is_segmentation(annotation.get("segmentation")):
-            reasons.append(NO_SEGMENTATION)
-        image = file_names.get(annotation["image_id"], f"image {annotation['image_id']!r}")
-        problems += [f"{image}: annotation id {annotation['id']}: {reason}" for reason in reasons]
-    return problems
+        logger.warning(f"{name}: left out {total} bad annotation(s) ({counted}):\n{listed}")
+    if clipped:
+        logger.info(
+            f"{name}: clipped {clipped} box(es) that overhang their image by at most "
+            f"{OVERHANG_TOLERANCE:g} pixels"
+        )
+    return checked
 
 
 def check_num_classes(cfg: CfgNode, name: str) -> None:
@@ -276,11 +154,11 @@ def check_num_classes(cfg: CfgNode, name: str) -> None:
     classes = MetadataCatalog.get(name).get("thing_classes")
     if key is None or classes is None:
         return
-    of_model = config_value(cfg, key)
+    num_classes = config_value(cfg, key)
     listed = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
-    if of_model != len(classes):
+    if num_classes != len(classes):
         raise AnnotationError(
-            f"data set {name!r} has {len(classes)} classes ({listed}) but {key} is {of_model}"
+            f"data set {name!r} has {len(classes)} classes ({listed}) but {key} is {num_classes}"
         )
 
 
@@ -324,7 +202,7 @@ def check_images_exist(name: str, dataset_dicts: Sequence[dict]) -> None:
     if missing:
         raise ImageReadError(
             f"{len(missing)} of the {len(dataset_dicts)} images of data set {name!r} are missing:\n"
-            f"{_list(missing)}\n{SKIP_ADVICE}"
+            f"{listing(missing)}\n{SKIP_ADVICE}"
         )
 
 
@@ -334,7 +212,6 @@ SKIP_ADVICE = (
 SKIP_ANNOTATIONS_ADVICE = (
     "Correct the annotation file, or leave them out with DATASETS.SKIP_BAD_ANNOTATIONS True."
 )
-NO_SEGMENTATION = "its mask is neither polygons nor COCO's run-length encoding"
 
 
 def filter_unreadable(name: str, dataset_dicts: Sequence[dict], threads: int = 8) -> list[dict]:
@@ -394,7 +271,7 @@ def _find_unreadable(
 
 def _list_unreadable(unreadable: dict[int, tuple[str, str]], limit: int | None = MAX_LISTED) -> str:
     problems = [f"{file_name}: {reason}" for file_name, reason in unreadable.values()]
-    return _list(problems, limit=limit)
+    return listing(problems, limit=limit)
 
 
 def _describe(record: dict, index: int, annotation: dict, reason: str) -> str:
@@ -458,79 +335,8 @@ def _check_annotation(
     return None, "", annotation
 
 
-def _check_mask(segmentation, record: dict) -> tuple[str | None, str]:
-    """One mask, as polygons, in COCO's run-length encoding or as an array; kind and reason as
-    above."""
+def _mask_problem(segmentation, record: dict) -> str:
+    if not isinstance(segmentation, np.ndarray | dict) and not segmentation:
+        return "it has no mask (segmentation), which MODEL.MASK_ON needs"
     width, height = record.get("width", math.inf), record.get("height", math.inf)
-    reason = ""
-    try:
-        if isinstance(segmentation, dict):
-            reason = _check_run_lengths(segmentation, width, height)
-        elif isinstance(segmentation, np.ndarray):
-            reason = "" if segmentation.any() else "its mask is empty"
-        elif not segmentation:
-            reason = "it has no mask (segmentation), which MODEL.MASK_ON needs"
-        elif isinstance(segmentation, list):
-            reason = _check_polygons(segmentation, width, height)
-        else:
-            raise TypeError
-    except MaskError as error:
-        reason = f"its mask: {error.reason}"
-    except (KeyError, TypeError, ValueError):
-        reason = NO_SEGMENTATION
-    return "bad mask" if reason else None, reason
-
-
-def _is_segmentation(segmentation) -> bool:
-    """Whether Detectron2's loader can read it."""
-    if not isinstance(segmentation, dict):
-        is_list = isinstance(segmentation, list)
-        return not segmentation or is_list and all(isinstance(part, list) for part in segmentation)
-    counts = segmentation.get("counts")
-    if isinstance(counts, list):
-        try:
-            encode(0, segmentation, segmentation["size"][::-1])
-        except (KeyError, TypeError, ValueError):
-            return False
-    return "size" in segmentation and counts is not None
-
-
-def _polygon_problem(polygon) -> str | None:
-    if not isinstance(polygon, list | np.ndarray):
-        return NO_SEGMENTATION
-    if len(polygon) < 6 or len(polygon) % 2:
-        return (
-            f"a polygon of its mask has {len(polygon)} coordinates, not an even number of at "
-            "least 6"
-        )
-    return None
-
-
-def _check_polygons(polygons: Sequence, width: float, height: float) -> str:
-    within = False
-    area = 0.0
-    for polygon in polygons:
-        reason = _polygon_problem(polygon)
-        if reason:
-            return reason
-        if not np.isfinite(polygon).all():
-            return "a polygon of its mask is not finite"
-        x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
-        within |= x.min() < width and x.max() > 0 and y.min() < height and y.max() > 0
-        area += abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
-    if not within:
-        return f"its mask lies outside of the {width} x {height} image (w x h)"
-    # One that intersects itself can have pixels, though what it runs around on either side cancels.
-    if area < 1 and math.isfinite(width):
-        lists = [np.asarray(polygon, dtype=np.float64).tolist() for polygon in polygons]
-        return "" if mask_utils.area(encode(0, lists, (width, height))) else "its mask is empty"
-    return ""
-
-
-def _check_run_lengths(segmentation: dict, width: float, height: float) -> str:
-    if isinstance(segmentation["counts"], list):
-        size = (width, height) if math.isfinite(width) else segmentation["size"][::-1]
-        segmentation = encode(0, segmentation, size)
-    size = (width, height) if math.isfinite(width) else (0, 0)
-    check_encodings([segmentation], np.array([size]))
-    return "" if mask_utils.area(segmentation) else "its mask is empty"
+    return mask_problem(segmentation, width, height)

@@ -1,7 +1,7 @@
 """The images of a config's data sets: loaded, checked, filtered and joined."""
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
@@ -14,14 +14,8 @@ from corrdet.config import declare
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.options import BOOL, Key
 
-from .checks import (
-    check_coco_file,
-    check_coco_polygons,
-    check_dataset,
-    check_images_exist,
-    check_mask_format,
-    check_num_classes,
-)
+from .checks import check_dataset, check_images_exist, check_mask_format, check_num_classes
+from .coco import load_registered
 
 declare(
     "DATASETS",
@@ -60,18 +54,8 @@ def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
         DatasetTypeError: it is not a list of dicts.
         KeyError: it is not registered.
     """
-    metadata = MetadataCatalog.get(name)
-    is_coco = name in DatasetCatalog and metadata.get("evaluator_type") == "coco"
     skip_bad_annotations = cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False)
-    try:
-        dicts = DatasetCatalog.get(name)
-    except Exception:
-        # What is wrong is found out afterwards: that costs nothing as long as nothing is.
-        if is_coco:
-            check_coco_file(metadata.json_file)
-        raise
-    if is_coco:
-        check_coco_polygons(metadata.json_file, skip_bad_annotations=skip_bad_annotations)
+    dicts = load_registered(name, skip_bad_annotations=skip_bad_annotations)
     if not isinstance(dicts, list):
         raise DatasetTypeError(
             f"data set {name!r} is a {type(dicts).__name__}, not a list of dicts"

@@ -18,8 +18,9 @@ from pycocotools import mask as mask_util
 from scipy import ndimage
 from tqdm import tqdm
 
+from corrdet.files import atomic_write, datasets_root, prepare_directory
+
 from .catalog import register_prepared
-from .files import atomic_write, datasets_root, prepare_directory
 
 VERSION = 1  # raise it with every change that changes the files: they are then made again
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -58,15 +59,15 @@ def prepare_digits(
     of its stroke in ``load_digits``.
 
     Args:
-        directory: where; ``digits`` below :func:`~corrdet.data.files.datasets_root` if not given.
+        directory: where; ``digits`` below :func:`~corrdet.files.datasets_root` if not given.
         counts: images per split, :data:`COUNTS` if not given.
 
     Returns:
         The directory: ``annotations/{train,val}.json``, images in ``train/`` and ``val/``.
 
     Raises:
-        WriteError: the directory cannot be written.
-        OtherFilesError: it holds something else.
+        FileError: the directory cannot be written.
+        ForeignDirectoryError: it holds something else.
     """
     directory = datasets_root() / "digits" if directory is None else Path(directory)
     counts = dict(COUNTS if counts is None else counts)

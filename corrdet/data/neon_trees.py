@@ -34,9 +34,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from corrdet.errors import CorrdetError
+from corrdet.files import atomic_write, datasets_root, prepare_directory
 
 from .catalog import register_prepared
-from .files import atomic_write, datasets_root, prepare_directory
 
 VERSION = 1  # raise it with every change that changes the files: they are then made again
 CLASSES = ("tree",)
@@ -80,7 +80,7 @@ def prepare_neon_trees(
     """Fetch and convert the data set unless it is there already and complete.
 
     Args:
-        directory: where; ``neon_trees`` below :func:`~corrdet.data.files.datasets_root` if not
+        directory: where; ``neon_trees`` below :func:`~corrdet.files.datasets_root` if not
             given.
         wheel: a copy of ``deepforest-2.1.0-py3-none-any.whl``, for machines without a network;
             ``$CORRDET_NEON_TREES_WHEEL`` if not given; otherwise pip downloads it (21 MB).
@@ -94,7 +94,7 @@ def prepare_neon_trees(
     Raises:
         WheelReadError: the wheel cannot be had; the message says what to do.
         WheelContentError: its SHA-256 is not the expected one.
-        WriteError: the directory cannot be written.
+        FileError: the directory cannot be written.
     """
     directory = datasets_root() / "neon_trees" if directory is None else Path(directory)
     wheel = wheel or os.environ.get(WHEEL_VARIABLE) or None

@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
 from corrdet.config import declare
 from corrdet.errors import CorrdetError
 from corrdet.options import Key, Range
+
+from .coco import load_coco
 
 declare(
     "DATASETS",
@@ -91,7 +92,7 @@ def register_from_config(entries: Iterable[str]) -> list[str]:
         if name not in DatasetCatalog:
             # With the annotations' ids, which Detectron2's own registration leaves out, so that
             # messages can name them.
-            load = partial(load_coco_json, json_file, image_root, name, ["id"])
+            load = partial(load_coco, json_file, image_root, name, ["id"])
             DatasetCatalog.register(name, load)
             MetadataCatalog.get(name).set(
                 json_file=json_file, image_root=image_root, evaluator_type="coco"

@@ -12,8 +12,6 @@ subtracted from xmin and ymin only, as Detectron2's own VOC loader does. Many to
 coordinates into the same XML instead: ``zero_based`` takes the numbers as they are.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -27,9 +25,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from corrdet.data.files import atomic_write
-
-__all__ = ["VocError", "convert_voc", "convert_voc_file", "main"]
+from corrdet.coco.messages import listing
+from corrdet.errors import CorrdetError
+from corrdet.files import FileError, atomic_write, user_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_LISTED = 20
@@ -37,7 +35,7 @@ EXIF_ORIENTATION = 0x0112  # tag; values 5 to 8 mean that width and height are s
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-class VocError(ValueError):
+class VocError(CorrdetError, ValueError):
     """The annotations cannot be converted; the message lists what is wrong, by file and object.
 
     ``problems``: all of them, one string each.
@@ -45,16 +43,16 @@ class VocError(ValueError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
-        shown = self.problems[:MAX_LISTED]
-        lines = [f"{len(self.problems)} problem(s) in the VOC annotations:"]
-        lines += [f"  {problem}" for problem in shown]
-        if len(shown) < len(self.problems):
-            lines.append(f"  and {len(self.problems) - len(shown)} more")
-        lines.append(
+        super().__init__(
+            f"{len(self.problems)} problem(s) in the VOC annotations:\n"
+            f"{listing(self.problems, limit=MAX_LISTED)}\n"
             "Correct them, or leave out what is bad: --skip-bad on the command line, "
             'on_error="skip" in Python.'
         )
-        super().__init__("\n".join(lines))
+
+
+class VocFolderError(FileError, FileNotFoundError):
+    """A folder is missing, or has no XML files."""
 
 
 class _BadFile(Exception):
@@ -112,7 +110,7 @@ def convert_voc(
         VocError: with ``on_error="raise"``, naming everything that is wrong: malformed XML, missing
             images, two files for one image, sizes that differ from the image's, unknown classes,
             boxes that are degenerate or not inside the image.
-        FileNotFoundError: if a folder is missing or holds no XML.
+        VocFolderError: if a folder is missing or holds no XML.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
@@ -121,10 +119,10 @@ def convert_voc(
     annotations, images = Path(annotations), Path(images)
     for folder in (annotations, images):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder")
+            raise VocFolderError(f"{folder} is not a folder")
     files = sorted(annotations.glob("*.xml"))
     if not files:
-        raise FileNotFoundError(f"no .xml files in {annotations}")
+        raise VocFolderError(f"no .xml files in {annotations}")
 
     problems: list[str] = []
     parsed: list[_VocImage] = []
@@ -154,7 +152,7 @@ def convert_voc_file(
 ) -> dict:
     """:func:`convert_voc`, and write the result to ``output``, completely or not at all."""
     dataset = convert_voc(annotations, images, **options)
-    with atomic_write(output) as file:
+    with user_files(), atomic_write(output) as file:
         json.dump(dataset, file)
     return dataset
 
@@ -329,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             difficult=options.difficult,
             on_error="skip" if options.skip_bad else "raise",
         )
-    except (VocError, OSError) as error:
+    except CorrdetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from corrdet.data.files import atomic_write
 from corrdet.errors import CorrdetError
+from corrdet.files import atomic_write
 
 
 class CheckpointError(CorrdetError, ValueError):

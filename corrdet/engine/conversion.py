@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from corrdet.data.files import atomic_write
 from corrdet.errors import errors_in_one_line
+from corrdet.files import atomic_write
 
 from .checkpoint import CheckpointError, load_tensors
 

@@ -15,10 +15,10 @@ from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
+from corrdet.coco import CocoFileError, read_once
 from corrdet.config import check_keys, declare
 from corrdet.data import (
     CorrdetDatasetMapper,
@@ -26,12 +26,13 @@ from corrdet.data import (
     build_train_loader,
     load_dataset,
 )
+from corrdet.data.coco import read_annotations
 from corrdet.errors import CorrdetError
-from corrdet.evaluation import CocoFileError, CorrelationEvaluator, ground_truth_from_coco
 from corrdet.modeling import build_test_time_augmentation, load_old_state
 from corrdet.options import BOOL, Key, Range
 
 from .checkpoint import SafeCheckpointer
+from .evaluator import CorrelationEvaluator
 from .hooks import RecentScalars, WriteEvaluations
 from .random_state import get_random_states, set_random_states
 
@@ -300,7 +301,8 @@ class CorrdetTrainer(DefaultTrainer):
         """As DefaultTrainer.test; training goes on as if it had not happened."""
         states = get_random_states()
         try:
-            return super().test(cfg, model, evaluators)
+            with read_once():  # the loader, its checks and the evaluator read the same files
+                return super().test(cfg, model, evaluators)
         finally:
             set_random_states(states)
 
@@ -329,17 +331,17 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
         CocoFileError: a box or mask of the file cannot be compared.
         AnnotationError, ImageReadError, ValueError, TypeError, KeyError: see :func:`load_dataset`.
     """
-    dicts = load_dataset(cfg, name)
     metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") != "coco":
-        return dicts
-    with PathManager.open(metadata.json_file) as file:
-        content = json.load(file)
-    if "annotations" not in content:  # as in the files of COCO's test sets
+    with read_once():
+        dicts = load_dataset(cfg, name)
+        if metadata.get("evaluator_type") != "coco":
+            return dicts
+        file = read_annotations(metadata.json_file)
+    if not file.has_annotations:
         return dicts
     try:
         for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
-            ground_truth_from_coco(content, iou_type, source=metadata.json_file)
+            file.ground_truth(iou_type)
     except CocoFileError as error:
         raise CocoFileError(
             f"{error}\nAP is measured against this file as it is: correct it, as "

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corrdet.analysis.__main__ import analyze, main, metrics, names_of, table
-from corrdet.evaluation import detections_from_coco, ground_truth_from_coco, measure
-from tests.evaluation.problems import detections, ground_truth, random_problem
+from corrdet.analysis.__main__ import main
+from corrdet.analysis.metrics import analyze, metrics, names_of, table
+from corrdet.coco import detections_from_coco, ground_truth_from_coco
+from corrdet.errors import CorrdetError
+from corrdet.measures import measure
+from tests.helpers.problems import detections, ground_truth, random_problem
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,6 +256,17 @@ class TestErrors:
         (files / "metrics.json").write_text('{"AP": 1}\n{}\n')
         message = error_of(files, "a", options=("--training", str(files)))
         assert "metrics.json, line 1: expected a JSON object with an iteration, got" in message
+
+    def test_a_bug_keeps_its_traceback(self, files, monkeypatch):
+        def analyze(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr("corrdet.analysis.__main__.analyze", analyze)
+        for error in (ValueError("a bug"), OSError("a bug"), KeyError("a bug")):
+            with pytest.raises(type(error), match="a bug"):
+                run(files, "a")
+        error = CorrdetError("a mistake")
+        assert error_of(files, "a") == "error: a mistake"
 
     def test_earlier_metrics_stay_when_it_fails(self, files):
         before = run(files, "a")

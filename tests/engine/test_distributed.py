@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from corrdet.data.register import register_from_config
 from corrdet.engine import CorrdetTrainer
-from corrdet.evaluation import CorrelationEvaluator
+from corrdet.engine.evaluator import CorrelationEvaluator
 from tests.helpers.two_processes import start_group
 
 

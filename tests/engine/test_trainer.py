@@ -12,10 +12,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from corrdet.coco import CocoFileError
 from corrdet.data import AnnotationError, ImageReadError
 from corrdet.engine import ConfigError, CorrdetTrainer
 from corrdet.engine.trainer import _AMPTrainer, _SimpleTrainer, truncate_metrics
-from corrdet.evaluation import CocoFileError
 from tests.helpers.training import ROOT
 
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from corrdet.data import CorrdetDatasetMapper, load_dataset
 from corrdet.data.checks import AnnotationError
 from corrdet.engine.configuration import ConfigError, load_config
+from corrdet.engine.evaluator import CorrelationEvaluator
 from corrdet.engine.trainer import CorrdetTrainer
-from corrdet.evaluation import CorrelationEvaluator
 from corrdet.losses import COUPLINGS, LOCALIZATION_LOSSES, correlation_loss
 from corrdet.losses.registry import refusal
 from corrdet.modeling.yolact.fast_nms import fast_nms

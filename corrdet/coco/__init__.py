@@ -1,0 +1,40 @@
+"""Files in COCO's format: read once, checked, and as arrays. Without PyTorch and Detectron2.
+
+- :mod:`~corrdet.coco.reading`: files, each parsed once and handed on.
+- :mod:`~corrdet.coco.rules`: what the format asks of a row.
+- :mod:`~corrdet.coco.arrays`: annotations and results as arrays, checked row by row.
+- :mod:`~corrdet.coco.masks`: polygons and run lengths, checked and encoded.
+- :mod:`~corrdet.coco.checking`: everything that is wrong with a file, for who corrects it.
+- :mod:`~corrdet.coco.messages`: how messages show values and lists.
+"""
+
+from .arrays import (
+    IOU_TYPES,
+    Detections,
+    GroundTruth,
+    detections_from_coco,
+    ground_truth_from_coco,
+)
+from .checking import check_coco_file, mask_problem, polygon_problems
+from .masks import MaskError
+from .reading import CocoFile, read, read_detections, read_ground_truth, read_once
+from .rules import AnnotationError, CocoFileError
+
+__all__ = [
+    "IOU_TYPES",
+    "AnnotationError",
+    "CocoFile",
+    "CocoFileError",
+    "Detections",
+    "GroundTruth",
+    "MaskError",
+    "check_coco_file",
+    "detections_from_coco",
+    "ground_truth_from_coco",
+    "mask_problem",
+    "polygon_problems",
+    "read",
+    "read_detections",
+    "read_ground_truth",
+    "read_once",
+]

@@ -1,0 +1,176 @@
+"""Everything that is wrong with an annotation file, listed for who corrects it.
+
+:mod:`~corrdet.coco.arrays` stops at the first row that cannot be measured against; these functions
+look at all rows, and say which image an object is of.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from .masks import MaskError, check_encodings, encode
+from .messages import MAX_LISTED, listing
+from .reading import CocoFile
+from .rules import CocoFileError, has_corners, is_box, lists_of
+
+# What a row must have for Detectron2's loader, by list.
+NEEDED = {
+    "images": ("image", ("id", "file_name", "width", "height")),
+    "annotations": ("annotation", ("id", "image_id", "category_id")),
+    "categories": ("category", ("id", "name")),
+}
+NO_SEGMENTATION = "its mask is neither polygons nor COCO's run-length encoding"
+
+
+def check_coco_file(file: CocoFile) -> None:
+    """Whether a training can take its objects from the file.
+
+    Loaders fail with errors that name neither file nor annotation. What they read without
+    complaint, such as boxes without area, is not looked at here.
+
+    Raises:
+        CocoFileError: not what COCO's format has; names the file, and the first ten images and
+            annotations by their ids.
+    """
+    images, annotations, categories = lists_of(file.content, file.path)
+    if not categories:
+        raise CocoFileError(f"{file.path} has no categories")
+    problems = [
+        *_incomplete(categories, *NEEDED["categories"]),
+        *_incomplete(images, *NEEDED["images"]),
+        *_incomplete(annotations, *NEEDED["annotations"]),
+    ]
+    problems = problems or list(_bad_annotations(images, annotations, categories))
+    if problems:
+        raise CocoFileError(f"{file.path} has {len(problems)} error(s):\n{listing(problems)}")
+
+
+def polygon_problems(file: CocoFile) -> list[str]:
+    """A sentence for each object with polygons that Detectron2's loader leaves out.
+
+    With the last polygon of an object it leaves out the object, and says how many, but not which.
+
+    Args:
+        file: that has been loaded without an error.
+    """
+    file_names = {image["id"]: image["file_name"] for image in file.content["images"]}
+    problems = []
+    for annotation in file.content.get("annotations", ()):
+        segmentation = annotation.get("segmentation")
+        if not segmentation or isinstance(segmentation, dict):
+            continue
+        reason = next(filter(None, map(_polygon_problem, segmentation)), None)
+        if reason and annotation["image_id"] in file_names:
+            image = file_names[annotation["image_id"]]
+            problems.append(f"{image}: annotation id {annotation['id']}: {reason}")
+    return problems
+
+
+def mask_problem(segmentation, width: float, height: float) -> str:
+    """What is wrong with the mask of one object; an empty text if nothing is.
+
+    Args:
+        segmentation: polygons, COCO's run-length encoding or an array, and not nothing.
+        width: of its image; infinite if it is not known.
+        height: of its image; infinite if it is not known.
+    """
+    try:
+        if isinstance(segmentation, dict):
+            return _run_length_problem(segmentation, width, height)
+        if isinstance(segmentation, np.ndarray):
+            return "" if segmentation.any() else "its mask is empty"
+        if isinstance(segmentation, list):
+            return _shape_problem(segmentation, width, height)
+    except MaskError as error:
+        return f"its mask: {error.reason}"
+    except (KeyError, TypeError, ValueError):
+        pass
+    return NO_SEGMENTATION
+
+
+def _incomplete(rows: list, what: str, keys: Sequence[str]) -> Iterator[str]:
+    for index, row in enumerate(rows):
+        missing = [key for key in keys if not isinstance(row, dict) or key not in row]
+        if missing:
+            identity = f"id {row['id']}" if "id" not in missing else f"number {index}"
+            yield f"{what} {identity}: has no {', '.join(missing)}"
+
+
+def _bad_annotations(images: list, annotations: list, categories: list) -> Iterator[str]:
+    names = {category["id"]: category["name"] for category in categories}
+    known = ", ".join(f"{key} ({name})" for key, name in list(names.items())[:MAX_LISTED])
+    known += ", ..." if len(names) > MAX_LISTED else ""
+    file_names = {image["id"]: image["file_name"] for image in images}
+    seen = set()
+    for annotation in annotations:
+        category, box = annotation["category_id"], annotation.get("bbox")
+        reasons = []
+        if annotation["id"] in seen:
+            reasons.append("another annotation has the same id")
+        seen.add(annotation["id"])
+        if category not in names:
+            reasons.append(f"category_id {category!r} is not among the categories: {known}")
+        if not is_box(box):
+            reasons.append(f"bbox is {box!r}, expected [x, y, width, height]")
+        if not _is_segmentation(annotation.get("segmentation")):
+            reasons.append(NO_SEGMENTATION)
+        image = file_names.get(annotation["image_id"], f"image {annotation['image_id']!r}")
+        for reason in reasons:
+            yield f"{image}: annotation id {annotation['id']}: {reason}"
+
+
+def _is_segmentation(segmentation) -> bool:
+    """Whether Detectron2's loader can read it."""
+    if not isinstance(segmentation, dict):
+        is_list = isinstance(segmentation, list)
+        return not segmentation or is_list and all(isinstance(part, list) for part in segmentation)
+    counts = segmentation.get("counts")
+    if isinstance(counts, list):
+        try:
+            encode(0, segmentation, segmentation["size"][::-1])
+        except (KeyError, TypeError, ValueError):
+            return False
+    return "size" in segmentation and counts is not None
+
+
+def _polygon_problem(polygon) -> str | None:
+    if not isinstance(polygon, list | np.ndarray):
+        return NO_SEGMENTATION
+    if not has_corners(polygon):
+        return (
+            f"a polygon of its mask has {len(polygon)} coordinates, not an even number of at "
+            "least 6"
+        )
+    return None
+
+
+def _shape_problem(polygons: list, width: float, height: float) -> str:
+    within = False
+    area = 0.0
+    for polygon in polygons:
+        reason = _polygon_problem(polygon)
+        if reason:
+            return reason
+        if not np.isfinite(polygon).all():
+            return "a polygon of its mask is not finite"
+        x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
+        within |= x.min() < width and x.max() > 0 and y.min() < height and y.max() > 0
+        area += abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+    if not within:
+        return f"its mask lies outside of the {width} x {height} image (w x h)"
+    # One that intersects itself can have pixels, though what it runs around on either side cancels.
+    if area < 1 and math.isfinite(width):
+        lists = [np.asarray(polygon, dtype=np.float64).tolist() for polygon in polygons]
+        return "" if mask_utils.area(encode(0, lists, (width, height))) else "its mask is empty"
+    return ""
+
+
+def _run_length_problem(segmentation: dict, width: float, height: float) -> str:
+    if isinstance(segmentation["counts"], list):
+        size = (width, height) if math.isfinite(width) else segmentation["size"][::-1]
+        segmentation = encode(0, segmentation, size)
+    size = (width, height) if math.isfinite(width) else (0, 0)
+    check_encodings([segmentation], np.array([size]))
+    return "" if mask_utils.area(segmentation) else "its mask is empty"

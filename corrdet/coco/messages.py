@@ -1,0 +1,34 @@
+"""How messages show what came, and lists of what is wrong: short, on lines of their own."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+MAX_LISTED = 10
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """A text of at most ``limit`` characters, on one line."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def describe(value: Any) -> str:
+    """:func:`short`, with the type."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    return f"{type(value).__name__} {short(value, 100)}"
+
+
+def listing(
+    problems: Sequence[str], total: int | None = None, limit: int | None = MAX_LISTED
+) -> str:
+    """The first ``limit``, a line each, and how many more there are of ``total``, by default all.
+
+    Without a limit, all of them.
+    """
+    lines = [f"  {problem}" for problem in problems[:limit]]
+    more = (len(problems) if total is None else total) - len(lines)
+    return "\n".join([*lines, f"  and {more} more"] if more else lines)

@@ -1,0 +1,149 @@
+"""Files in COCO's format, each parsed once and handed on."""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import IO, Any
+from weakref import WeakValueDictionary
+
+from pycocotools.coco import COCO
+
+from corrdet.files import user_files
+
+from .arrays import Detections, GroundTruth, detections_from_coco, ground_truth_from_coco
+from .rules import CocoFileError
+
+Opener = Callable[[str, str], IO]
+
+
+class CocoFile:
+    """An annotation file that has been parsed. What is derived from it is made when asked for.
+
+    Attributes:
+        path: of the file.
+        content: of the file, which nobody changes.
+    """
+
+    def __init__(self, path: str, content: Any):
+        self.path, self.content = path, content
+        self._ground_truths: dict[str, GroundTruth] = {}
+
+    @property
+    def has_annotations(self) -> bool:
+        """The files of COCO's test sets have none."""
+        return "annotations" in self.content
+
+    def ground_truth(self, iou_type: str = "bbox") -> GroundTruth:
+        """The objects as arrays, made once: see :func:`ground_truth_from_coco`."""
+        if iou_type not in self._ground_truths:
+            self._ground_truths[iou_type] = ground_truth_from_coco(
+                self.content, iou_type, source=self.path
+            )
+        return self._ground_truths[iou_type]
+
+    def api(self) -> COCO:
+        """pycocotools' object of this content."""
+        api = COCO()
+        api.dataset = dict(self.content)
+        if self.has_annotations:  # copies, as evaluating writes into them
+            api.dataset["annotations"] = [dict(row) for row in self.content["annotations"]]
+        with contextlib.redirect_stdout(io.StringIO()):
+            api.createIndex()
+        return api
+
+
+class _Kept:
+    """Files that need not be parsed again."""
+
+    def __init__(self):
+        self.latest: CocoFile | None = None
+        self.in_use: WeakValueDictionary[str, CocoFile] = WeakValueDictionary()
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """In the block, :func:`read` parses a file once: who reads it next gets the same object.
+
+    That holds for the file that was read last, and for others as long as somebody has them, so that
+    no more is kept than is needed. A block in a block is part of it.
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    token = _kept.set(_Kept())
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def read(path: str | os.PathLike, opener: Opener | None = None) -> CocoFile:
+    """Parse an annotation file; see :func:`read_once`.
+
+    Args:
+        path: the file.
+        opener: how to open it, such as a function that downloads it first; ``open`` if not given.
+
+    Raises:
+        CocoFileError: not JSON. What it says is checked when it is used.
+        FileError: the file cannot be read.
+    """
+    path = os.fspath(path)
+    kept = _kept.get()
+    file = kept and kept.in_use.get(path)
+    if file is None:
+        file = CocoFile(path, _parse(path, opener))
+    if kept is not None:
+        kept.latest = kept.in_use[path] = file
+    return file
+
+
+def read_ground_truth(path: str | os.PathLike, iou_type: str = "bbox") -> GroundTruth:
+    """Read an annotation file as arrays.
+
+    Args:
+        path: the file.
+        iou_type: "bbox" or "segm".
+
+    Raises:
+        CocoFileError: not JSON, or not in the format, see :func:`ground_truth_from_coco`.
+        FileError: the file cannot be read.
+    """
+    return read(path).ground_truth(iou_type)
+
+
+def read_detections(
+    path: str | os.PathLike, ground_truth: GroundTruth, iou_type: str = "bbox"
+) -> Detections:
+    """Read a results file as arrays.
+
+    Args:
+        path: the file.
+        ground_truth: of the same data set.
+        iou_type: "bbox" or "segm".
+
+    Raises:
+        CocoFileError: not JSON, or not in the format, see :func:`detections_from_coco`.
+        FileError: the file cannot be read.
+    """
+    return detections_from_coco(_parse(path), ground_truth, iou_type, source=str(path))
+
+
+def _parse(path: str | os.PathLike, opener: Opener | None = None) -> Any:
+    try:
+        # Files from Windows may begin with a mark of their encoding.
+        with user_files(), (opener or open)(path, "rb") as file:
+            return json.load(io.TextIOWrapper(file, encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise CocoFileError(f"{path}: expected JSON in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise CocoFileError(f"{path}: expected a COCO file, got lists in lists: {error}") from error
+    except ValueError as error:
+        raise CocoFileError(f"{path}: expected JSON, it may be incomplete: {error}") from error

@@ -1,0 +1,69 @@
+"""What COCO's format asks of a file and of a row, each rule once.
+
+Who reads a whole file asks for all rows at once and looks at single ones only when something is
+wrong, so rules for single values are plain functions of them.
+"""
+
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from corrdet.errors import CorrdetError
+
+from .messages import describe
+
+LISTS = ("images", "annotations", "categories")
+# Larger coordinates are no pixels, and their areas no numbers to calculate with.
+MAX_COORDINATE = 1e9
+
+
+class AnnotationError(CorrdetError, ValueError):
+    """Annotations that cannot be used; the message names the first of them."""
+
+
+class CocoFileError(AnnotationError):
+    """A file is not what COCO's format has; the message names file, row and reason."""
+
+
+def lists_of(content: Any, source: str) -> tuple[list, list, list]:
+    """Images, annotations and categories of the content of an annotation file.
+
+    Raises:
+        CocoFileError: it is not an object with these three lists.
+    """
+    if not isinstance(content, dict):
+        raise CocoFileError(
+            f"{source}: expected an object with the lists images, annotations and categories, got "
+            f"{describe(content)}"
+        )
+    for part in LISTS:
+        if not isinstance(content.get(part), list):
+            raise CocoFileError(
+                f"{source}: expected a list {part!r}, got {describe(content.get(part))}"
+            )
+    return tuple(content[part] for part in LISTS)
+
+
+def is_id(value: Any) -> bool:
+    """Of an image, category or annotation: a whole number or a text."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """A real number, which may be NaN; no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def are_numbers(values: Iterable) -> bool:
+    """As :func:`is_number` of each, by their few types."""
+    return all(issubclass(t, numbers.Real) and t is not bool for t in set(map(type, values)))
+
+
+def is_box(value: Any) -> bool:
+    """Four numbers."""
+    return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
+
+
+def has_corners(polygon: Sequence) -> bool:
+    """Whether a list can be x1, y1, x2, y2, ... of at least three points, by its length."""
+    return len(polygon) >= 6 and len(polygon) % 2 == 0

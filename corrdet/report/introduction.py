@@ -1,0 +1,44 @@
+"""What the report says first: the verdict on each results file."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from corrdet.options import is_number
+
+from .html import excludes_zero, interval, number
+
+
+def introduction(entries: Sequence[Mapping]) -> str:
+    first = entries[0]
+    kind = {"bbox": "boxes", "segm": "masks"}.get(first["iou_type"], first["iou_type"])
+    lines = []
+    for entry in entries:
+        name = f"<strong>{escape(entry['name'])}</strong>"
+        if not entry["detections"]:
+            lines.append(f"{name} holds no detection: there is nothing to rank.")
+            continue
+        line = f"{name}: AP {number(entry['AP'])}, beta_cls {number(entry['beta_cls'])}."
+        if is_number(entry.get("AP_upper")) and is_number(entry["AP"]):
+            gain = entry["AP_upper"] - entry["AP"]
+            line += (
+                " If the correct detections of each class were ranked by how well they fit, AP "
+                f"would be {number(entry['AP_upper'])} ({number(gain, '+')})."
+            )
+        bounds = entry.get("bootstrap", {}).get("differences", {}).get("AP")
+        if bounds is not None:
+            verdict = (
+                "more than the choice of images explains"
+                if excludes_zero(bounds)
+                else "which the choice of images alone may explain"
+            )
+            line += (
+                f" AP differs from that of the first by {number(entry['differences']['AP'], '+')} "
+                f"{interval(bounds, '+')}, {verdict}."
+            )
+        lines.append(line)
+    items = "\n".join(f"<li>{line}</li>" for line in lines)
+    return (
+        f'<p class="muted">{len(entries)} results {"files" if len(entries) > 1 else "file"}, '
+        f"{first['images']} images, {first['ground_truths']} objects, {kind} compared.</p>\n"
+        f"<ul>\n{items}\n</ul>"
+    )

@@ -1,0 +1,83 @@
+"""The report: its chapters put together, and written as one file."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from corrdet.files import atomic_write, user_files
+from corrdet.measures import Results
+
+from . import (
+    bounds,
+    calibration,
+    classes,
+    density,
+    fit,
+    glossary,
+    pictures,
+    precision,
+    summary,
+)
+from . import training as training_curves
+from .introduction import introduction
+from .page import page
+from .training import TrainingRun
+
+TITLE = "Do scores tell how good the boxes are?"
+# Pictures are left out rather than making the file larger; the rest has no limit.
+MAX_BYTES = 5_000_000
+
+
+def write_report(
+    path: str | os.PathLike,
+    results: Sequence[Results],
+    metrics: Mapping,
+    *,
+    notes: Sequence[str] = (),
+    images: str | os.PathLike | None = None,
+    training: Sequence[TrainingRun] = (),
+    progress: bool = False,
+) -> list[str]:
+    """Write the report of one or several results of the same ground truth.
+
+    Args:
+        path: of the HTML file.
+        results: of each file; the figures come from these.
+        metrics: the content of metrics.json for the same files; the numbers come from here.
+        notes: sentences on how to read the summary.
+        images: folder of the images, for pictures of the most inconsistent detections.
+        training: runs to show the curves of.
+        progress: show a progress bar.
+
+    Returns:
+        a sentence for each picture that could not be made.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    entries = [metrics, *metrics["others"]]
+    sections = [
+        ("summary", "Summary", summary.chapter(entries, notes)),
+        ("density", "Score against IoU", density.chapter(results)),
+        ("calibration", "What a score says about the box", calibration.chapter(results)),
+        ("shares", "How well the boxes fit", fit.chapter(results)),
+        ("bounds", "AP and what agreement could make of it", bounds.chapter(results)),
+        ("precision", "Precision and recall", precision.chapter(results)),
+        ("classes", "Classes", classes.chapter(entries)),
+    ]
+    if training:
+        sections.append(("training", "Training", training_curves.chapter(training)))
+    words = ("words", "What the words mean", glossary.chapter())
+    verdict = introduction(entries)
+    if images is None:
+        text = page(TITLE, verdict, [*sections, words])
+        problems = []
+    else:
+        heading = "The most inconsistent detections"
+        without = page(TITLE, verdict, [*sections, ("pictures", heading, ""), words])
+        room = MAX_BYTES - len(without.encode(errors="replace"))
+        content, problems = pictures.chapter(results, images, room, progress)
+        text = page(TITLE, verdict, [*sections, ("pictures", heading, content), words])
+    # A name in a JSON file may have half of a pair of characters, which UTF-8 has not.
+    with user_files(), atomic_write(path, errors="replace", newline="\n") as file:
+        file.write(text)
+    return problems
