@@ -6,7 +6,7 @@ from typing import Annotated
 from torch import Tensor
 
 from corrdet.ops import smooth_error, step_error
-from corrdet.ops.pairwise_error import BALANCES, DISTANCES
+from corrdet.ops.kernels.smooth_error import BALANCES, DISTANCES
 from corrdet.options import BOOL, POSITIVE, checked, one_of
 
 from .global_batch import GLOBAL_BATCH_OPTIONS
