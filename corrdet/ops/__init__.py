@@ -9,7 +9,7 @@ from typing import Any
 
 from .kernels import OPERATORS
 
-__all__ = sorted(OPERATORS)  # noqa: PLE0605
+__all__ = sorted(OPERATORS)
 
 globals().update({name: getattr(module, name) for name, module in OPERATORS.items()})
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "pairwise_error/samples_cpu.h"
 #include "step_error/score_tree.h"

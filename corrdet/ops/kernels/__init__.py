@@ -2,7 +2,8 @@
 
 - the operator, a function of the module's name: it checks its arguments and calls the kernel;
 - ``reference``, its twin in plain PyTorch, obvious and slow: the specification;
-- ``example(size, seed=0)``: arguments of a call, for the tests and benchmarks of all operators;
+- ``example(size, seed=0)``: arguments of a call, and of ``torch.ops.corrdet.<name>``, for the tests
+  and benchmarks of all operators;
 - the fake kernel and the derivative, registered with PyTorch.
 """
 
