@@ -49,6 +49,22 @@ def assert_same_run(output, reference):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+def as_of_version_0_1(checkpoint: dict) -> dict:
+    """The checkpoint of a RetinaNet as it was then: with the states in the trainer's."""
+    model, trainer = checkpoint["model"], checkpoint["trainer"]
+    losses = {}
+    for name in [name for name in model if name.startswith("criterion.state.")]:
+        loss, key, *index = name.removeprefix("criterion.state.").split(".")
+        state = losses.setdefault(loss, {})
+        if index:
+            state.setdefault(key, []).append(model.pop(name))
+        else:
+            state[key] = model.pop(name)
+    assert {"ghm_c", "correlation"} == losses.keys()
+    trainer["criteria"] = {"": losses}
+    return checkpoint
+
+
 def assert_one_view_is_the_image_itself(output):
     detections, of_views = (
         json.loads((output / folder / "coco_instances_results.json").read_text())
@@ -108,6 +124,25 @@ class TestResume:
         assert all(torch.equal(weights[name], reference[name]) for name in reference)
         assert curve(tiny_cfg.OUTPUT_DIR) == written
 
+    @pytest.mark.parametrize("old", [False, True], ids=["this version", "version 0.1"])
+    def test_what_losses_and_normalizer_keep(self, tiny_cfg, old):
+        tiny_cfg.MODEL.CRITERION.CLASSIFICATION = "ghm_c"
+        tiny_cfg.MODEL.CRITERION.CORRELATION.MEMORY = 3
+        tiny_cfg.SOLVER.MAX_ITER = 12
+        tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 6
+        tiny_cfg.DATASETS.TEST = ()
+        train(tiny_cfg)
+        output = Path(tiny_cfg.OUTPUT_DIR)
+        reference = final_weights(output)
+        (output / "last_checkpoint").write_text("model_0000005.pth")
+        if old:
+            path = output / "model_0000005.pth"
+            torch.save(as_of_version_0_1(torch.load(path, weights_only=True)), path)
+        assert train(tiny_cfg, resume=True).start_iter == 6
+        weights = final_weights(output)
+        assert weights.keys() == reference.keys()
+        assert all(torch.equal(weights[name], reference[name]) for name in reference)
+
     def test_what_the_losses_of_every_part_keep_is_saved(self, tiny_cfg, tmp_path):
         tiny_cfg.merge_from_file(str(ROOT / "configs/quick/faster_rcnn_baseline.yaml"), False)
         tiny_cfg.merge_from_list(
@@ -127,15 +162,12 @@ class TestResume:
         tiny_cfg.SOLVER.MAX_ITER = 4
         other = CorrdetTrainer(tiny_cfg)
         other.resume_or_load(resume=True)
-        ours, theirs = (
-            {name: criterion.state_dict() for name, criterion in trainer._criteria().items()}
-            for trainer in (trained, other)
-        )
-        assert ours.keys() == theirs.keys() == {"proposal_generator", "roi_heads.box_predictor"}
-        counts = [x["proposal_generator"]["ghm_c"]["counts"] for x in (ours, theirs)]
-        assert torch.equal(*counts) and counts[0].sum() > 0
-        memory = [x["roi_heads.box_predictor"]["correlation"]["ious"] for x in (ours, theirs)]
-        assert len(memory[0]) == 2 and all(map(torch.equal, *memory))
+        ours, theirs = (trainer._detector.state_dict() for trainer in (trained, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert ours["proposal_generator.criterion.state.ghm_c.counts"].sum() > 0
+        memory = [name for name in ours if "box_predictor.criterion.state.correlation.ious" in name]
+        assert len(memory) == 2
 
     def test_without_a_checkpoint_starts_from_the_beginning(self, tiny_cfg):
         tiny_cfg.DATASETS.TEST = ()
