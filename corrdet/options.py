@@ -2,6 +2,7 @@
 
 A loss says them in its signature::
 
+    @checked
     def ape_loss(
         logits: Tensor,
         ...
@@ -12,13 +13,35 @@ and a detector where its constructor is, with :func:`corrdet.config.declare`. Co
 and the tables of the docs are derived from these.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from corrdet.errors import ConfigError
 from corrdet.names import unknown_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class OptionError(ValueError):
+    """A value that an option cannot have.
+
+    Attributes:
+        name: of the option.
+        problem: what is wrong, to be put behind a name: `` must be positive, got -1``.
+    """
+
+    def __init__(self, name: str, problem: str):
+        super().__init__(name, problem)
+        self.name = name
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.name + self.problem
 
 
 @dataclass(frozen=True)
@@ -29,11 +52,13 @@ class Range:
         expected: completes "must be ...", such as ">= 1".
         holds: whether a value is in the range; False for what is of another type.
         names: where the range is a list of names, these.
+        numeric: whether all values are numbers, so that another type is a TypeError.
     """
 
     expected: str
     holds: Callable[[Any], bool]
     names: tuple[str, ...] = ()
+    numeric: bool = False
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value, to be put behind the name of the option; None if nothing."""
@@ -46,11 +71,15 @@ class Range:
     def check(self, name: str, value: Any) -> None:
         """
         Raises:
-            ValueError: the value is not in the range.
+            OptionError: the value is not in the range.
+            TypeError: it is no number, and the range is one of numbers.
         """
         problem = self.problem(value)
-        if problem:
-            raise ValueError(name + problem)
+        if problem is None:
+            return
+        if self.numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(name + problem)
+        raise OptionError(name, problem)
 
     def or_none(self) -> "Range":
         """This range, and None."""
@@ -59,7 +88,12 @@ class Range:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite int or float, and no bool."""
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    # Comparisons alone: this is traced by torch.compile.
+    return (
+        not isinstance(value, bool)
+        and isinstance(value, int | float)
+        and -math.inf < value < math.inf
+    )
 
 
 def is_whole(value: Any) -> bool:
@@ -68,18 +102,25 @@ def is_whole(value: Any) -> bool:
 
 
 ANY = Range("any value", lambda v: True)
+NOT_NONE = Range("a value", lambda v: v is not None)
 BOOL = Range("True or False", lambda v: isinstance(v, bool))
-NUMBER = Range("a finite number", is_number)
-POSITIVE = Range("positive and finite", lambda v: is_number(v) and v > 0)
-NOT_NEGATIVE = Range("finite and not negative", lambda v: is_number(v) and v >= 0)
+NUMBER = Range("a finite number", is_number, numeric=True)
+POSITIVE = Range("positive and finite", lambda v: is_number(v) and v > 0, numeric=True)
+NOT_NEGATIVE = Range("finite and not negative", lambda v: is_number(v) and v >= 0, numeric=True)
 # Open at both ends: what a sigmoid gives.
-PROBABILITY = Range("in (0, 1)", lambda v: is_number(v) and 0 < v < 1)
-SHARE = Range("in [0, 1]", lambda v: is_number(v) and 0 <= v <= 1)
+PROBABILITY = Range("in (0, 1)", lambda v: is_number(v) and 0 < v < 1, numeric=True)
+SHARE = Range("in [0, 1]", lambda v: is_number(v) and 0 <= v <= 1, numeric=True)
+SHARE_BELOW_1 = Range("in [0, 1)", lambda v: is_number(v) and 0 <= v < 1, numeric=True)
 
 
 def at_least(least: int) -> Range:
     """Whole numbers from ``least`` on."""
-    return Range(f">= {least}", lambda v: is_whole(v) and v >= least)
+    return Range(f">= {least}", lambda v: is_whole(v) and v >= least, numeric=True)
+
+
+def at_most(most: float) -> Range:
+    """Finite numbers up to ``most``."""
+    return Range(f"finite and at most {most}", lambda v: is_number(v) and v <= most, numeric=True)
 
 
 def one_of(names: Iterable[str]) -> Range:
@@ -115,3 +156,72 @@ class Key:
         problem = self.range.problem(value)
         if problem:
             raise ConfigError(name + problem)
+
+
+def declared_options(function: Callable[..., Any]) -> dict[str, Key]:
+    """The options that a signature declares: parameters annotated with a range.
+
+    Args:
+        function: or a class, of which it is the constructor.
+
+    Returns:
+        by name, in their order; the default of one without is ``inspect.Parameter.empty``.
+
+    Raises:
+        ValueError: a default is out of its own range.
+    """
+    options = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        said = get_args(parameter.annotation)[1:]
+        ranges = [item for item in said if isinstance(item, Range)]
+        if not ranges:
+            continue
+        line = " ".join(item for item in said if isinstance(item, str))
+        options[name] = Key(parameter.default, ranges[0], line)
+        if parameter.default is not inspect.Parameter.empty:
+            ranges[0].check(f"the default of {name}", parameter.default)
+    return options
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the declared options of a function whenever it is called.
+
+    Those that are left at their defaults cost nothing, as they are checked here.
+    :func:`torch.compile` traces the checks without a graph break.
+
+    Raises:
+        OptionError, TypeError: as :meth:`Range.check`; from the function that is returned.
+    """
+    ranges = {name: key.range for name, key in declared_options(function).items()}
+    names = tuple(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in zip(names, args, strict=False):
+            if name in ranges and not ranges[name].holds(value):
+                ranges[name].check(name, value)
+        for name, value in kwargs.items():
+            if name in ranges and not ranges[name].holds(value):
+                ranges[name].check(name, value)
+        return function(*args, **kwargs)
+
+    return check_and_call
+
+
+def check_options(name: str, options: Mapping[str, Key], given: Mapping[str, Any]) -> None:
+    """
+    Args:
+        name: of what has the options, for messages.
+        options: that there are.
+        given: values of some of them.
+
+    Raises:
+        OptionError: one that there is not, or a value out of its range; named ``<name>.<option>``.
+    """
+    for option, value in given.items():
+        if option not in options:
+            problem = ": " + unknown_name(f"option of {name}", option, options)
+            raise OptionError(f"{name}.{option}", problem)
+        problem = options[option].range.problem(value)
+        if problem:
+            raise OptionError(f"{name}.{option}", problem)

@@ -1,18 +1,27 @@
-"""Loss functions, each usable on its own in any PyTorch project, and their Criterion."""
+"""Loss functions, each usable on its own in any PyTorch project, and their Criterion.
 
-from . import registered as _registered  # noqa: F401  (registers the losses)
+A module of this package registers its losses when it is imported, and all are imported here: a new
+loss is a new module. The names below are those that users of the package can rely on, hence a list.
+"""
+
+import pkgutil
+from importlib import import_module
+
 from .alrp import alrp_loss
 from .association import association_loss
 from .average_precision import ap_loss
+from .balanced_l1 import balanced_l1_loss
+from .box_iou import ciou_loss, diou_loss, giou_loss, iou_loss
 from .correlation import (
     concordance_correlation,
     correlation_loss,
     pearson_correlation,
     spearman_correlation,
 )
-from .criterion import Criterion, Weight, build_criterion
+from .criterion import Criterion
 from .distributional_ranking import dr_loss
 from .focal import quality_focal_loss, sigmoid_focal_loss, varifocal_loss
+from .from_config import build_criterion
 from .gradient_harmonizing import ghm_c_loss, ghm_r_loss
 from .harmonic import (
     harmonic_factors,
@@ -21,18 +30,15 @@ from .harmonic import (
     task_contrastive_loss,
 )
 from .iou_balanced import iou_balanced_smooth_l1_loss, iou_balanced_weights
-from .localization import (
-    balanced_l1_loss,
-    ciou_loss,
-    diou_loss,
-    giou_loss,
-    iou_loss,
-    smooth_l1_loss,
-)
 from .matched_predictions import MatchedPredictions
 from .pairwise_error import ape_loss, pairwise_error_loss
 from .rank_sort import rank_sort_loss
 from .registry import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
+from .smooth_l1 import smooth_l1_loss
+from .weight import Weight
+
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "CLASSIFICATION_LOSSES",

@@ -1,20 +1,29 @@
 """Association loss ("Association Loss for Visual Object Detection"): score and IoU as one."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from corrdet.names import unknown_name
+from corrdet.options import BOOL, NOT_NEGATIVE, checked, one_of
 
 from ._checks import check_per_positive, widened
-
-KINDS = ("pse", "pce")
+from .matched_predictions import MatchedPredictions
+from .registry import COUPLINGS
 
 # The least 1 - |p - k I| that PCE takes the logarithm of.
 _LEAST = 1e-6
 
 
+@checked
 def association_loss(
-    scores: Tensor, ious: Tensor, kind: str = "pse", beta: float = 1.0, k: float = 1.0
+    scores: Tensor,
+    ious: Tensor,
+    kind: Annotated[
+        str, one_of(("pse", "pce")), "proxy squared error, Eq. 8, or proxy cross entropy"
+    ] = "pse",
+    beta: Annotated[float, NOT_NEGATIVE, "weight"] = 1.0,
+    k: Annotated[float, NOT_NEGATIVE, "slope of the relation that is asked for"] = 1.0,
 ) -> Tensor:
     """Association loss of each positive; the gradient reaches the scores only.
 
@@ -35,7 +44,6 @@ def association_loss(
     Raises:
         TypeError, ValueError: not floating point, shapes other than the same (P,), an unknown kind.
     """
-    check_association_options(kind, beta, k)
     check_per_positive(scores=scores, ious=ious)
     difference = widened(scores) - k * widened(ious.detach())
     if kind == "pse":
@@ -43,13 +51,23 @@ def association_loss(
     return -beta * torch.log((1 - difference.abs()).clamp(min=_LEAST))
 
 
-def check_association_options(kind: str, beta: float, k: float) -> None:
-    """
-    Raises:
-        ValueError: :func:`association_loss` cannot work with these.
-    """
-    if kind not in KINDS:
-        raise ValueError(unknown_name("kind of association loss", str(kind), KINDS))
-    for name, value in (("beta", beta), ("k", k)):
-        if not value >= 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+@COUPLINGS.register(
+    "association",
+    options_from=(association_loss,),
+    definition="`beta (p - k I)^2` (`pse`) or `-beta log(1 - abs(p - k I))` (`pce`), over `N`",
+    reaches="scores",
+    use="each score is pulled to its IoU",
+    source="Association, Eq. 8, 12",
+)
+def _association(
+    matched: MatchedPredictions,
+    *,
+    kind,
+    beta,
+    k,
+    max_score: Annotated[
+        bool, BOOL, "the highest score of any class in place of that of the ground-truth class"
+    ] = False,
+) -> Tensor:
+    scores = matched.max_scores if max_score else matched.scores
+    return association_loss(scores, matched.ious, kind, beta, k)

@@ -5,15 +5,22 @@ and concordance (Eq. 2.3).
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from corrdet.names import unknown_name
 from corrdet.ops import soft_rank
+from corrdet.options import POSITIVE, checked, one_of
+
+from .global_batch import GLOBAL_BATCH_OPTIONS, of_all_ranks, remember
+from .matched_predictions import MatchedPredictions
+from .registry import COUPLINGS
 
 COEFFICIENTS = ("pearson", "spearman", "concordance")
-GRADIENTS = ("scores", "ious", "both")
+Strength = Annotated[
+    float | None, POSITIVE.or_none(), "of the soft ranks of `spearman`; None: from the data"
+]
 
 
 def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
@@ -40,7 +47,8 @@ def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
     )
 
 
-def spearman_correlation(x: Tensor, y: Tensor, strength: float | None = None) -> Tensor:
+@checked
+def spearman_correlation(x: Tensor, y: Tensor, strength: Strength = None) -> Tensor:
     """Spearman's rank correlation coefficient, Eq. 2.2, differentiable in ``x`` through soft ranks.
 
     ``x`` is ranked softly, by projection onto the permutahedron, and ``y`` exactly (ties share
@@ -66,7 +74,6 @@ def spearman_correlation(x: Tensor, y: Tensor, strength: float | None = None) ->
     Raises:
         TypeError, ValueError: as :func:`pearson_correlation`, or a strength that is not positive.
     """
-    _check_strength(strength)
     x, y = _checked(x, y)
     if len(x) < 2:
         return (x * 0).sum()
@@ -92,12 +99,17 @@ def concordance_correlation(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(undefined, 0.0, 2 * covariance / torch.where(undefined, 1.0, spread))
 
 
+@checked
 def correlation_loss(
     scores: Tensor,
     ious: Tensor,
-    coefficient: str = "concordance",
-    strength: float | None = None,
-    gradient: str = "scores",
+    coefficient: Annotated[
+        str, one_of(COEFFICIENTS), "`pearson` (Eq. 2.1), `spearman` (2.2) or `concordance` (2.3)"
+    ] = "concordance",
+    strength: Strength = None,
+    gradient: Annotated[
+        str, one_of(("scores", "ious", "both")), "what it reaches (Sec. 5.5.4: scores do best)"
+    ] = "scores",
 ) -> Tensor:
     """Correlation Loss, ``1 - rho(IoU, score)``; by default the gradient reaches the scores only.
 
@@ -118,7 +130,6 @@ def correlation_loss(
         TypeError, ValueError: as the coefficients, an unknown coefficient or gradient, or a
             strength that is not positive, whatever the coefficient.
     """
-    check_correlation_options(coefficient, strength, gradient)
     scores, ious = _checked(scores, ious)
     # All coefficients are symmetric: y is what gets no gradient, if there is one.
     x, y = (ious, scores.detach()) if gradient == "ious" else (scores, ious)
@@ -138,18 +149,50 @@ def correlation_loss(
     return torch.where(undefined, (x + y).mean() * 0, 1 - rho)
 
 
-def check_correlation_options(
-    coefficient: str, strength: float | None, gradient: str = "scores"
-) -> None:
+@COUPLINGS.register(
+    "correlation",
+    options_from=(correlation_loss, GLOBAL_BATCH_OPTIONS),
+    # lambda_corr; what won in the thesis for RetinaNet is Spearman with 0.1.
+    weight=0.1,
+    definition="`1 - rho(I, p)` over the positives of the batch",
+    reaches="scores; with `GRADIENT` `ious` or `both`, boxes",
+    use="the scores of a batch are to order or fit its IoUs",
+    source='thesis "Correlation Loss"',
+)
+def _correlation(
+    matched: MatchedPredictions, *, state, coefficient, strength, gradient, global_batch, memory
+) -> Tensor:
+    scores, ious = scores_and_ious(matched, global_batch, memory, state, gradient)
+    return correlation_loss(scores, ious, coefficient, strength, gradient)
+
+
+def scores_and_ious(
+    matched: MatchedPredictions, global_batch: bool, memory: int, state: dict, gradient: str
+) -> tuple[Tensor, Tensor]:
+    """Scores and IoUs of the positives that a correlation is taken of.
+
+    Args:
+        matched: the batch of this process.
+        global_batch: add the positives of the other processes.
+        memory: add those of this many batches before, as constants.
+        state: where they are kept.
+        gradient: which of them carry it: "scores", "ious" or "both".
+
+    Returns:
+        (n,) scores and (n,) IoUs.
     """
-    Raises:
-        ValueError: :func:`correlation_loss` cannot work with these.
-    """
-    if coefficient not in COEFFICIENTS:
-        raise ValueError(unknown_name("coefficient", str(coefficient), COEFFICIENTS))
-    if gradient not in GRADIENTS:
-        raise ValueError(unknown_name("gradient", str(gradient), GRADIENTS))
-    _check_strength(strength)
+    # Detached before they are gathered: a branch that is not to be trained gets no gradient at all,
+    # rather than zeros.
+    scores = matched.scores.detach() if gradient == "ious" else matched.scores
+    ious = matched.ious.detach() if gradient == "scores" else matched.ious
+    ious = ious.to(scores.dtype)
+    if global_batch:
+        scores, ious = of_all_ranks(torch.stack([scores, ious], dim=1)).unbind(dim=1)
+    if memory:
+        scores_before = remember(state, "scores", scores, memory)
+        ious_before = remember(state, "ious", ious, memory)
+        scores, ious = torch.cat([scores, scores_before]), torch.cat([ious, ious_before])
+    return scores, ious
 
 
 def average_ranks(values: Tensor) -> Tensor:
@@ -182,16 +225,7 @@ def _soft_ranks(x: Tensor, strength: float | None) -> Tensor:
     return soft_rank(x / scale)
 
 
-def _check_strength(strength: float | None) -> None:
-    if strength is None:
-        return
-    if not isinstance(strength, int | float) or not strength > 0 or math.isinf(strength):
-        raise ValueError(
-            f"strength must be positive and finite, or None for that of the data, got {strength!r}"
-        )
-
-
-def _checked(x: Tensor, y: Tensor):
+def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both as vectors of one floating dtype of at least 32 bits."""
     for value in (x, y):
         if not torch.is_tensor(value) or not value.is_floating_point():

@@ -13,119 +13,81 @@ options, registered under a name:
   scalar, which is added as it is. If it has arguments ``classification`` and ``localization``, it
   is given the two losses of each positive, and returns what is to take their place.
 
-A loss with an argument ``state`` is given a dict of its own, in which it may keep tensors, lists
-and numbers from step to step.
+A loss with an argument ``state`` is given a dict of its own, in which it may keep tensors and lists
+of tensors from step to step.
 
 In a config, the options of the loss ``some_loss`` are the keys of ``MODEL.CRITERION.SOME_LOSS``,
-with the function's defaults; couplings have ``WEIGHT``, ``WARMUP_ITERS`` and ``SCHEDULE`` as well.
+with the declared defaults; couplings have ``WEIGHT``, ``WARMUP_ITERS`` and ``SCHEDULE`` as well.
 Losses that are registered before :func:`corrdet.add_corrdet_config` is called get these keys by
 themselves.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from corrdet.names import unknown_name
+from corrdet.options import (
+    NOT_NEGATIVE,
+    Key,
+    OptionError,
+    check_options,
+    declared_options,
+    one_of,
+)
 
 from .matched_predictions import MatchedPredictions
 from .registry import (
     CLASSIFICATION_LOSSES,
     COUPLINGS,
     LOCALIZATION_LOSSES,
-    LossRegistry,
     RegisteredLoss,
+    find_loss,
     refusal,
 )
-
-WEIGHTED_BY = ("none", "iou", "score")
-
-# Keys of a coupling that are no options of its function, and their defaults.
-COUPLING_KEYS = {"WEIGHT": 1.0, "WARMUP_ITERS": 0, "SCHEDULE": ()}
+from .weight import Weight
 
 
-@dataclass(frozen=True)
-class Weight:
-    """The weight of a coupling over the iterations of a training.
+@dataclass
+class BoundLoss:
+    """A loss with its options, and what it keeps from step to step.
 
     Attributes:
-        value: the weight.
-        warmup_iters: it rises linearly from 0 over so many iterations.
-        schedule: (iteration, factor) pairs, ascending; the weight is multiplied by the factor,
-            which is linear between them and constant before the first and after the last.
-
-    Raises:
-        ValueError: a value or factor that is negative or not finite, or a schedule of another form.
+        loss: from a registry.
+        options: all of them.
+        state: of a loss that has one.
     """
 
-    value: float = 1.0
-    warmup_iters: int = 0
-    schedule: Sequence[tuple[int, float]] = ()
+    loss: RegisteredLoss
+    options: dict[str, Any]
+    state: dict[str, Any]
 
-    def __post_init__(self):
-        if not (math.isfinite(self.value) and self.value >= 0):
-            raise ValueError(f"the weight must be finite and >= 0, got {self.value}")
-        if not isinstance(self.warmup_iters, int) or self.warmup_iters < 0:
-            raise ValueError(
-                f"the warm-up must be a number of iterations, 0 or more, got {self.warmup_iters!r}"
-            )
-        for point in self.schedule:
-            if not (
-                isinstance(point, tuple | list)
-                and len(point) == 2
-                and isinstance(point[0], int)
-                and all(isinstance(value, int | float) and value >= 0 for value in point)
-                and math.isfinite(point[1])
-            ):
-                raise ValueError(
-                    "the schedule must be pairs of an iteration and a factor, both >= 0, such as "
-                    f"((0, 1.0), (5000, 0.5)), got {tuple(self.schedule)!r}"
-                )
-        iterations = [iteration for iteration, _ in self.schedule]
-        if sorted(set(iterations)) != iterations:
-            raise ValueError(f"the schedule's iterations must ascend, got {iterations}")
-
-    @property
-    def is_constant(self) -> bool:
-        return not self.warmup_iters and not self.schedule
-
-    def at(self, iteration: int) -> float:
-        """The weight at an iteration, from 0."""
-        factor = min(1.0, iteration / self.warmup_iters) if self.warmup_iters else 1.0
-        return self.value * factor * self._scheduled(iteration)
-
-    def _scheduled(self, iteration: int) -> float:
-        before = [point for point in self.schedule if point[0] <= iteration]
-        after = [point for point in self.schedule if point[0] > iteration]
-        if not before or not after:
-            return before[-1][1] if before else after[0][1] if after else 1.0
-        (start, first), (end, last) = before[-1], after[0]
-        return first + (last - first) * (iteration - start) / (end - start)
+    def __call__(self, matched: MatchedPredictions, **losses: Tensor) -> Any:
+        state = {"state": self.state} if self.loss.has_state else {}
+        return self.loss.function(matched, **self.options, **state, **losses)
 
 
 class Criterion(nn.Module):
     """The losses of one training step, each under a name.
 
-    Functions are those of the registries, with their options bound; see the module.
-
     Args:
         classification: name of a registered classification loss.
         localization: name of a registered localization loss.
-        couplings: names, or name -> weight, a number or a :class:`Weight`.
+        couplings: names, or name -> weight, a number or a :class:`Weight`; names alone have the
+            weights that they are registered with, of most 1.
         options: of each loss, by its name.
         classification_weight: factor of ``loss_cls``.
         localization_weight: factor of ``loss_box_reg``.
         localization_weighted_by: "iou" or "score": the localization loss of each positive is
-            weighted by its IoU or by its score, divided by the mean of these over the positives;
-            "none": it is not.
+            weighted by its IoU or by its score, divided by the mean of these over the positives
+            (APE paper, Sec. 7, FCOS 800 and PAA*); "none": it is not.
 
     Raises:
-        ValueError: an unknown name, losses that cannot be composed, or a value out of range.
+        OptionError: a ValueError: an unknown name, losses that cannot be composed, or a value out
+            of range.
     """
 
     def __init__(
@@ -135,66 +97,53 @@ class Criterion(nn.Module):
         couplings: Sequence[str] | Mapping[str, float | Weight] = (),
         options: Mapping[str, Mapping[str, Any]] = {},  # noqa: B006  (never written to)
         *,
-        classification_weight: float = 1.0,
-        localization_weight: float = 1.0,
-        localization_weighted_by: str = "none",
+        classification_weight: Annotated[float, NOT_NEGATIVE, "factor of `loss_cls`"] = 1.0,
+        localization_weight: Annotated[float, NOT_NEGATIVE, "factor of `loss_box_reg`"] = 1.0,
+        localization_weighted_by: Annotated[
+            str,
+            one_of(("none", "iou", "score")),
+            "what weights the localization loss of each positive; the mean weight is 1",
+        ] = "none",
     ):
-        if isinstance(couplings, str):
-            raise ValueError(f"couplings must be a list of names, got the text {couplings!r}")
-        if not isinstance(couplings, Mapping):
-            if len(set(couplings)) != len(couplings):
-                raise ValueError(f"couplings name one twice: {list(couplings)}")
-            couplings = dict.fromkeys(couplings, 1.0)
-        reason = refusal(classification, localization, list(couplings))
-        if reason:
-            raise ValueError(reason)
-        for name in options:
-            if name not in (classification, localization, *couplings):
-                used = [classification, localization, *couplings]
-                raise ValueError("options: " + unknown_name("loss", name, used))
-        weights = {"classification": classification_weight, "localization": localization_weight}
-        for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"the weight of {name} must be finite and >= 0, got {weight}")
-        if localization_weighted_by not in WEIGHTED_BY:
-            raise ValueError(
-                unknown_name("weight", localization_weighted_by, WEIGHTED_BY)
-                + " (the localization loss is weighted by)"
-            )
-        if localization_weighted_by != "none" and not LOCALIZATION_LOSSES[localization].per_sample:
-            raise ValueError(
-                f"the localization loss {localization!r} cannot be weighted by "
-                f"{localization_weighted_by}: it is one sum over all positives"
-            )
         super().__init__()
         self.classification_weight = classification_weight
         self.localization_weight = localization_weight
         self.localization_weighted_by = localization_weighted_by
-        self._state: dict[str, dict] = {}
-        self._classification = CLASSIFICATION_LOSSES[classification]
-        self._localization = LOCALIZATION_LOSSES[localization]
-        self._losses_by_name = {
-            classification: self._classification,
-            localization: self._localization,
-            **{name: COUPLINGS[name] for name in couplings},
-        }
-        self.classification = self._bind(classification, self._classification, options)
-        self.localization = self._bind(localization, self._localization, options)
-        self.couplings: dict[str, tuple[Callable, Weight]] = {}
-        for name, weight in couplings.items():
-            weight = weight if isinstance(weight, Weight) else Weight(float(weight))
-            self.couplings[name] = self._bind(name, COUPLINGS[name], options), weight
+        for name, key in COMPOSITION_OPTIONS.items():
+            problem = key.range.problem(getattr(self, name))
+            if problem:
+                raise OptionError(name, problem)
 
-    def _bind(self, name: str, loss: RegisteredLoss, options: Mapping) -> Callable:
-        given = dict(options.get(name, {}))
-        for option in given:
-            if option not in loss.options:
-                raise ValueError(unknown_name(f"option of {name}", option, loss.options))
-        if loss.check is not None:
-            loss.check(**{**loss.options, **given})
-        if loss.has_state:
-            given["state"] = self._state[name] = {}
-        return partial(loss.function, **given)
+        losses = {
+            classification: find_loss("classification", CLASSIFICATION_LOSSES, classification),
+            localization: find_loss("localization", LOCALIZATION_LOSSES, localization),
+        }
+        for name in distinct_names(couplings):
+            losses[name] = find_loss("couplings", COUPLINGS, name)
+        for name in options:
+            if name not in losses:
+                raise OptionError("options", ": " + unknown_name("loss", name, losses))
+        self._losses = {
+            name: _bind(name, loss, options.get(name, {})) for name, loss in losses.items()
+        }
+        reason = refusal(classification, localization, list(couplings))
+        if reason:
+            raise OptionError("", reason)
+        if localization_weighted_by != "none" and not losses[localization].per_sample:
+            raise OptionError(
+                "localization_weighted_by",
+                f": the localization loss {localization!r} cannot be weighted by "
+                f"{localization_weighted_by}: it is one sum over all positives",
+            )
+        self.classification = self._losses[classification]
+        self.localization = self._losses[localization]
+        self.couplings = {name: self._losses[name] for name in couplings}
+        self.coupling_weights = {
+            name: _weight(
+                name, couplings[name] if isinstance(couplings, Mapping) else losses[name].weight
+            )
+            for name in couplings
+        }
 
     def forward(
         self,
@@ -233,13 +182,13 @@ class Criterion(nn.Module):
             the losses; and by how much each coupling that changes them has multiplied those of the
             positives, (P,) without gradient, such as ``harmonic_localization``.
         """
-        for name, loss in self._losses_by_name.items():
-            if matched.activation not in loss.activations:
+        for name, bound in self._losses.items():
+            if matched.activation not in bound.loss.activations:
                 raise ValueError(
-                    f"{name!r} works on {' or '.join(loss.activations)} heads, got "
+                    f"{name!r} works on {' or '.join(bound.loss.activations)} heads, got "
                     f"MatchedPredictions of a {matched.activation} head"
                 )
-            if loss.needs_deltas and (matched.deltas is None or matched.gt_deltas is None):
+            if bound.loss.needs_deltas and (matched.deltas is None or matched.gt_deltas is None):
                 raise ValueError(
                     f"{name!r} compares box deltas, got MatchedPredictions without deltas and "
                     "gt_deltas"
@@ -247,35 +196,24 @@ class Criterion(nn.Module):
         if normalizer is None:
             normalizer = max(len(matched.positives), 1)
         with torch.autocast(matched.logits.device.type, enabled=False):
-            return self._losses(matched, normalizer, iteration)
+            return self._losses_and_factors(matched, normalizer, iteration)
 
-    def _losses(
+    def _losses_and_factors(
         self, matched: MatchedPredictions, normalizer: float | Tensor, iteration: int | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        samples, positives = (len(matched.labels),), (len(matched.positives),)
-        localization = self._localization_loss(matched, positives)
-        if self._classification.takes_localization:
-            both = self.classification(matched, localization=localization)
-            classification, localization = _two("classification loss", self.classification, both)
-            _check_shape("classification loss", self.classification, classification, ())
-            _check_shape("classification loss", self.classification, localization, (), positives)
-        else:
-            classification = self.classification(matched)
-            shape = samples if self._classification.per_sample else ()
-            _check_shape("classification loss", self.classification, classification, shape)
-
+        classification, localization = self._classification_and_localization(matched)
         added, factors = {}, {}
-        for name, (coupling, weight) in self.couplings.items():
-            factor = self._factor(name, weight, iteration)
-            if COUPLINGS[name].takes_localization:
+        for name, coupling in self.couplings.items():
+            weight = self._weight_at(name, iteration)
+            if coupling.loss.takes_localization:
                 classification, localization, changed = self._coupled(
-                    name, factor, matched, classification, localization
+                    name, weight, matched, classification, localization
                 )
                 factors |= changed
             else:
                 loss = coupling(matched)
-                _check_shape("coupling", coupling, loss, (), positives)
-                added[f"loss_{name}"] = _total(loss, normalizer) * factor
+                _check_shape("coupling", coupling, loss, (), (len(matched.positives),))
+                added[f"loss_{name}"] = _total(loss, normalizer) * weight
         losses = {
             "loss_cls": _total(classification, normalizer) * self.classification_weight,
             "loss_box_reg": _total(localization, normalizer) * self.localization_weight,
@@ -283,11 +221,25 @@ class Criterion(nn.Module):
         }
         return losses, factors
 
-    def _localization_loss(self, matched: MatchedPredictions, positives: tuple) -> Tensor:
-        losses = self.localization(matched)
-        shape = positives if self._localization.per_sample else ()
-        _check_shape("localization loss", self.localization, losses, shape)
-        return self._weighted(matched, losses)
+    def _classification_and_localization(
+        self, matched: MatchedPredictions
+    ) -> tuple[Tensor, Tensor]:
+        """(S,) and (P,) losses; scalars of those that are not per sample."""
+        samples, positives = (len(matched.labels),), (len(matched.positives),)
+        localization = self.localization(matched)
+        shape = positives if self.localization.loss.per_sample else ()
+        _check_shape("localization loss", self.localization, localization, shape)
+        localization = self._weighted(matched, localization)
+        if not self.classification.loss.takes_localization:
+            classification = self.classification(matched)
+            shape = samples if self.classification.loss.per_sample else ()
+            _check_shape("classification loss", self.classification, classification, shape)
+            return classification, localization
+        both = self.classification(matched, localization=localization)
+        classification, localization = _two("classification loss", self.classification, both)
+        _check_shape("classification loss", self.classification, classification, ())
+        _check_shape("classification loss", self.classification, localization, (), positives)
+        return classification, localization
 
     def _weighted(self, matched: MatchedPredictions, losses: Tensor) -> Tensor:
         if self.localization_weighted_by == "none":
@@ -300,7 +252,7 @@ class Criterion(nn.Module):
     def _coupled(
         self,
         name: str,
-        factor: float,
+        weight: float,
         matched: MatchedPredictions,
         classification: Tensor,
         localization: Tensor,
@@ -310,31 +262,34 @@ class Criterion(nn.Module):
         Third, by how much it has multiplied them, by name.
         """
         per_sample = classification.dim() > 0
-        of_positives = classification[matched.positives] if per_sample else classification
-        coupling = self.couplings[name][0]
-        coupled = coupling(matched, classification=of_positives, localization=localization)
-        coupled = _two("coupling", coupling, coupled)
-        for old, new in zip((of_positives, localization), coupled, strict=True):
-            _check_shape("coupling", coupling, new, tuple(old.shape))
-        new_classification, new_localization = (
-            # By how far the coupling is switched on.
-            new if factor == 1 else old + factor * (new - old)
-            for old, new in zip((of_positives, localization), coupled, strict=True)
+        positives_classification = (
+            classification[matched.positives] if per_sample else classification
         )
+        coupling = self.couplings[name]
+        coupled = coupling(
+            matched, classification=positives_classification, localization=localization
+        )
+        coupled = _two("coupling", coupling, coupled)
+        before = positives_classification, localization
+        after = []
+        for old, new in zip(before, coupled, strict=True):
+            _check_shape("coupling", coupling, new, tuple(old.shape))
+            # By how far the coupling is switched on.
+            after.append(new if weight == 1 else old + weight * (new - old))
         factors = {
             f"{name}_{part}": _ratio(old, new)
-            for part, old, new in (
-                ("classification", of_positives, new_classification),
-                ("localization", localization, new_localization),
+            for part, old, new in zip(
+                ("classification", "localization"), before, after, strict=True
             )
             if new is not old and old.dim() > 0
         }
+        new_classification, new_localization = after
         if per_sample:
             new_classification = classification.index_put((matched.positives,), new_classification)
         return new_classification, new_localization, factors
 
-    @staticmethod
-    def _factor(name: str, weight: Weight, iteration: int | None) -> float:
+    def _weight_at(self, name: str, iteration: int | None) -> float:
+        weight = self.coupling_weights[name]
         if weight.is_constant:
             return weight.value
         if iteration is None:
@@ -349,35 +304,96 @@ class Criterion(nn.Module):
     # none, and so have other losses' checkpoints: neither is an error.
 
     def restore(self, states: Mapping[str, Mapping[str, Any]]) -> None:
-        """Go on with the states of losses, by their names; others are left as they are."""
-        for loss, state in states.items():
-            if loss in self._state:
-                self._state[loss].update(state)
+        """Go on with the states of losses, by their names, as checkpoints of version 0.1 have them.
+
+        States of other losses than these are left out.
+        """
+        for name, state in states.items():
+            if name in self._losses and self._losses[name].loss.has_state:
+                self._losses[name].state.update(state)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for loss, state in self._state.items():
-            for name, value in state.items():
+        for loss, bound in self._losses.items():
+            for name, value in bound.state.items():
+                start = f"{prefix}state.{loss}.{name}"
                 if isinstance(value, list):
-                    entries = {f"{name}.{index}": item for index, item in enumerate(value)}
+                    for index, item in enumerate(value):
+                        destination[f"{start}.{index}"] = torch.as_tensor(item).detach()
                 else:
-                    entries = {name: value}
-                for key, item in entries.items():
-                    destination[f"{prefix}state.{loss}.{key}"] = torch.as_tensor(item)
+                    destination[start] = torch.as_tensor(value).detach()
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        for loss, state in self._state.items():
-            state.clear()
+        for loss, bound in self._losses.items():
+            if not bound.loss.has_state:
+                continue
+            bound.state.clear()
             start = f"{prefix}state.{loss}."
             lists: dict[str, dict[int, Tensor]] = {}
             for key in [key for key in state_dict if key.startswith(start)]:
                 name, _, index = key.removeprefix(start).partition(".")
+                # A copy: losses may write into what they keep.
+                value = state_dict[key].clone()
                 if index:
-                    lists.setdefault(name, {})[int(index)] = state_dict[key]
+                    lists.setdefault(name, {})[int(index)] = value
                 else:
-                    state[name] = state_dict[key]
+                    bound.state[name] = value
             for name, items in lists.items():
-                state[name] = [items[index] for index in sorted(items)]
+                bound.state[name] = [items[index] for index in sorted(items)]
+
+    def _apply(self, fn, recurse=True):
+        """States follow to another device, but keep their precision: they are of float32 losses."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, list):
+                return [moved(item) for item in value]
+            if isinstance(value, Tensor):
+                return value.to(fn(value.flatten()[:0]).device)
+            return value
+
+        super()._apply(fn, recurse)
+        for bound in self._losses.values():
+            for name, value in bound.state.items():
+                bound.state[name] = moved(value)
+        return self
+
+
+# What the config has beside the names of the losses and their own options.
+COMPOSITION_OPTIONS: dict[str, Key] = declared_options(Criterion)
+
+
+def distinct_names(couplings: Iterable[str]) -> list[str]:
+    """The names of couplings.
+
+    Raises:
+        OptionError: no list of names, or one that is in it twice.
+    """
+    if isinstance(couplings, str) or not isinstance(couplings, Iterable):
+        raise OptionError("couplings", f" must be a list of names, got {couplings!r}")
+    names = list(couplings)
+    if len({repr(name) for name in names}) != len(names):
+        raise OptionError("couplings", f" names one twice: {names}")
+    return names
+
+
+def _bind(name: str, loss: RegisteredLoss, given: Mapping[str, Any]) -> BoundLoss:
+    check_options(name, loss.options, given)
+    options = {**{option: key.default for option, key in loss.options.items()}, **given}
+    if loss.check is not None:
+        try:
+            loss.check(**options)
+        except ValueError as error:
+            raise OptionError(name, f": {error}") from error
+    return BoundLoss(loss, options, {})
+
+
+def _weight(name: str, weight: float | Weight) -> Weight:
+    if isinstance(weight, Weight):
+        return weight
+    try:
+        return Weight(weight)
+    except OptionError as error:
+        raise OptionError(f"{name}.{error.name}", error.problem) from error
 
 
 def _total(losses: Tensor, normalizer: float | Tensor) -> Tensor:
@@ -391,129 +407,24 @@ def _ratio(old: Tensor, new: Tensor) -> Tensor:
     return torch.where(is_zero, 1.0, new / torch.where(is_zero, 1.0, old))
 
 
-def _check_shape(what: str, function: Callable, value: Any, *shapes: tuple) -> None:
+def _check_shape(what: str, bound: BoundLoss, value: Any, *shapes: tuple[int, ...]) -> None:
     """Raise a ValueError unless a loss returned a tensor of one of the shapes."""
     if isinstance(value, Tensor) and tuple(value.shape) in shapes:
         return
     expected = " or ".join(f"a tensor of shape {shape}" for shape in shapes)
     got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    function = getattr(function, "func", function)
-    raise ValueError(f"the {what} {function.__name__!r} must return {expected}, got {got}")
+    raise ValueError(f"the {what} {_function_name(bound)} must return {expected}, got {got}")
 
 
-def _two(what: str, function: Callable, value: Any) -> tuple:
+def _two(what: str, bound: BoundLoss, value: Any) -> tuple[Tensor, Tensor]:
     """Raise a ValueError unless a loss returned a classification and a localization loss."""
     if isinstance(value, tuple) and len(value) == 2:
         return value
-    function = getattr(function, "func", function)
     raise ValueError(
-        f"the {what} {function.__name__!r} must return (classification, localization), got "
+        f"the {what} {_function_name(bound)} must return (classification, localization), got "
         f"{type(value).__name__}"
     )
 
 
-def build_criterion(
-    cfg, *, activation: str, has_deltas: bool, key: str = "CRITERION", owner: str | None = None
-) -> Criterion:
-    """The Criterion that a config's ``MODEL.CRITERION`` describes.
-
-    Args:
-        cfg: a config with :func:`corrdet.add_corrdet_config`'s keys.
-        activation: "sigmoid" or "softmax", what the detector's head is made for.
-        has_deltas: whether the detector regresses deltas.
-        key: of the node in ``MODEL``.
-        owner: whose losses they are, for messages; None for the meta-architecture.
-
-    Raises:
-        ValueError: an unknown loss (with the nearest valid name), an option that the loss does not
-            have or a value that it cannot have, losses that cannot be composed, or one that cannot
-            work with the detector; the message starts with the config's key.
-    """
-    node, path = cfg.MODEL[key], f"MODEL.{key}"
-    owner = owner or cfg.MODEL.META_ARCHITECTURE
-    for name in ("CLASSIFICATION_WEIGHT", "LOCALIZATION_WEIGHT", "COUPLINGS"):
-        if node[name] is None:
-            raise ValueError(f"{path}.{name} must have a value, got None")
-    couplings = list(node.COUPLINGS)
-    chosen = [
-        ("CLASSIFICATION", CLASSIFICATION_LOSSES, node.CLASSIFICATION),
-        ("LOCALIZATION", LOCALIZATION_LOSSES, node.LOCALIZATION),
-        *(("COUPLINGS", COUPLINGS, name) for name in couplings),
-    ]
-    options, weights = {}, {}
-    for kind, registry, name in chosen:
-        loss = _usable(f"{path}.{kind}", registry, name, activation, has_deltas, owner)
-        given = dict(node.get(name.upper(), {}))
-        if registry is COUPLINGS:
-            values = {key: given.pop(key, default) for key, default in COUPLING_KEYS.items()}
-            for key, value in values.items():
-                if value is None:
-                    raise ValueError(f"{path}.{name.upper()}.{key} must have a value, got None")
-            with _ErrorsNaming(f"{path}.{name.upper()}"):
-                weights[name] = Weight(
-                    float(values["WEIGHT"]), values["WARMUP_ITERS"], tuple(values["SCHEDULE"])
-                )
-        options[name] = {option.lower(): value for option, value in given.items()}
-        for option in options[name]:
-            if option not in loss.options:
-                raise ValueError(
-                    f"{path}.{name.upper()}.{option.upper()}: "
-                    + unknown_name(f"option of {name}", option, loss.options)
-                )
-            if options[name][option] is None and not loss.may_be_none(option):
-                raise ValueError(
-                    f"{path}.{name.upper()}.{option.upper()} must have a value, got None"
-                )
-        if loss.check is not None:
-            with _ErrorsNaming(f"{path}.{name.upper()}"):
-                loss.check(**{**loss.options, **options[name]})
-    if len(set(couplings)) != len(couplings):
-        raise ValueError(f"{path}.COUPLINGS names one twice: {couplings}")
-    with _ErrorsNaming(path):
-        return Criterion(
-            node.CLASSIFICATION,
-            node.LOCALIZATION,
-            weights,
-            options,
-            classification_weight=node.CLASSIFICATION_WEIGHT,
-            localization_weight=node.LOCALIZATION_WEIGHT,
-            localization_weighted_by=node.LOCALIZATION_WEIGHTED_BY,
-        )
-
-
-def _usable(
-    key: str, registry: LossRegistry, name: str, activation: str, has_deltas: bool, owner: str
-) -> RegisteredLoss:
-    """The loss of that name, if the detector can be trained with it."""
-    if not isinstance(name, str):
-        raise ValueError(f"{key}: expected the name of a {registry.what}, got {name!r}")
-    for other in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
-        if name not in registry and name in other:
-            raise ValueError(f"{key}: {name!r} is a {other.what}, expected a {registry.what}")
-    with _ErrorsNaming(key):
-        loss = registry[name]
-    if activation not in loss.activations:
-        raise ValueError(
-            f"{key}: the {registry.what} {name!r} works on {' or '.join(loss.activations)} heads, "
-            f"but {owner} has a {activation} head"
-        )
-    if loss.needs_deltas and not has_deltas:
-        raise ValueError(
-            f"{key}: the {registry.what} {name!r} compares box deltas, which {owner} does not "
-            "regress; use an IoU loss"
-        )
-    return loss
-
-
-class _ErrorsNaming:
-    """Puts a config's key in front of the message of a ValueError."""
-
-    def __init__(self, key: str):
-        self._key = key
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, ValueError):
-            raise ValueError(f"{self._key}: {error}") from error
+def _function_name(bound: BoundLoss) -> str:
+    return repr(getattr(bound.loss.function, "__name__", str(bound.loss.function)))

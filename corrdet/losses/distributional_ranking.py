@@ -1,20 +1,27 @@
 """DR loss (Qian et al. 2020, "DR Loss: Improving Object Detection by Distributional Ranking",
 https://arxiv.org/abs/1907.10156)."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corrdet.options import NOT_NEGATIVE, POSITIVE, checked
+
 from ._checks import check_same_shape, widened
+from .matched_predictions import MatchedPredictions
+from .registry import CLASSIFICATION_LOSSES
 
 
+@checked
 def dr_loss(
     logits: Tensor,
     labels: Tensor,
-    margin: float = 0.5,
-    smoothness: float = 6.0,
-    lam_pos: float = 1.0,
-    lam_neg: float = 0.0798,
+    margin: Annotated[float, NOT_NEGATIVE, "by which P+ is to exceed P-"] = 0.5,
+    smoothness: Annotated[float, POSITIVE, "L, of the hinge"] = 6.0,
+    lam_pos: Annotated[float, POSITIVE, "how much weights spread over easy positives"] = 1.0,
+    lam_neg: Annotated[float, POSITIVE, "how much weights spread over easy negatives"] = 0.0798,
 ) -> Tensor:
     """Rank the expected score of the worst positives above that of the worst negatives.
 
@@ -36,7 +43,6 @@ def dr_loss(
     Raises:
         TypeError, ValueError: shapes that differ, or options that are not positive.
     """
-    check_dr_options(margin, smoothness, lam_pos, lam_neg)
     check_same_shape(logits=logits)
     if labels.shape != logits.shape:
         raise ValueError(
@@ -55,19 +61,22 @@ def dr_loss(
         mean = (weights * scores).sum() / torch.where(total == 0, 1.0, total)
         return torch.where(total == 0, otherwise, mean)
 
-    of_positives = expected(labels > 0, -lam_pos, 1.0)
-    of_negatives = expected(labels == 0, lam_neg, 0.0)
-    gap = of_negatives - of_positives + margin
+    positives_score = expected(labels > 0, -lam_pos, 1.0)
+    negatives_score = expected(labels == 0, lam_neg, 0.0)
+    gap = negatives_score - positives_score + margin
     return F.softplus(smoothness * gap) / smoothness
 
 
-def check_dr_options(margin: float, smoothness: float, lam_pos: float, lam_neg: float) -> None:
-    """
-    Raises:
-        ValueError: a negative margin, or one of the others not positive.
-    """
-    if not margin >= 0:
-        raise ValueError(f"margin must not be negative, got {margin}")
-    for name, value in (("smoothness", smoothness), ("lam_pos", lam_pos), ("lam_neg", lam_neg)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+@CLASSIFICATION_LOSSES.register(
+    "dr",
+    options_from=(dr_loss,),
+    activations=("sigmoid",),
+    per_sample=False,
+    definition="`softplus(L (P- - P+ + margin)) / L`, expected scores of the hardest negatives and "
+    "positives",
+    use="baseline; the authors weight it by 4",
+    source="Qian et al. 2020",
+)
+def _dr(matched: MatchedPredictions, *, margin, smoothness, lam_pos, lam_neg) -> Tensor:
+    labels = matched.binary_labels.flatten()
+    return dr_loss(matched.logits.flatten(), labels, margin, smoothness, lam_pos, lam_neg)

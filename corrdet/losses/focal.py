@@ -5,15 +5,30 @@ https://arxiv.org/abs/2006.04388) and Varifocal Loss (Zhang et al. 2021,
 https://arxiv.org/abs/2008.13367).
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corrdet.options import NOT_NEGATIVE, at_most, checked
+
 from ._checks import check_same_shape, power, widened
+from .cross_entropy import class_targets, sum_over_classes
+from .matched_predictions import MatchedPredictions
+from .registry import CLASSIFICATION_LOSSES
 
 
+@checked
 def sigmoid_focal_loss(
-    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    targets: Tensor,
+    alpha: Annotated[
+        float, at_most(1), "weight of positives, that of negatives is 1 - alpha; below 0: none"
+    ] = 0.25,
+    gamma: Annotated[
+        float, NOT_NEGATIVE, "how strongly well-classified samples are weighted down"
+    ] = 2.0,
 ) -> Tensor:
     """Focal loss of each element, without reduction (Lin et al. 2017, Eq. 5).
 
@@ -40,7 +55,27 @@ def sigmoid_focal_loss(
     return loss
 
 
-def quality_focal_loss(logits: Tensor, targets: Tensor, beta: float = 2.0) -> Tensor:
+@CLASSIFICATION_LOSSES.register(
+    "sigmoid_focal",
+    options_from=(sigmoid_focal_loss,),
+    activations=("sigmoid",),
+    definition="`-alpha_t (1 - p_t)^gamma log p_t`",
+    use="the usual one of dense detectors",
+    source="Lin et al. 2017, Eq. 5",
+)
+def _sigmoid_focal(matched: MatchedPredictions, *, alpha, gamma) -> Tensor:
+    losses = sigmoid_focal_loss(matched.logits, class_targets(matched), alpha, gamma)
+    return sum_over_classes(matched, losses)
+
+
+@checked
+def quality_focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    beta: Annotated[
+        float, NOT_NEGATIVE, "how strongly samples near their target are weighted down"
+    ] = 2.0,
+) -> Tensor:
     """Quality Focal Loss of each element (Li et al. 2020): ``|y - p|^beta`` times cross entropy.
 
     Args:
@@ -59,8 +94,27 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, beta: float = 2.0) -> Te
     return cross_entropy * power((targets - logits.sigmoid()).abs(), beta)
 
 
+@CLASSIFICATION_LOSSES.register(
+    "quality_focal",
+    options_from=(quality_focal_loss,),
+    activations=("sigmoid",),
+    definition="`abs(y - p)^beta` x cross entropy, `y = I` at the class of a positive, else 0",
+    use="the score is to be the IoU, without a coupling",
+    source="Li et al. 2020",
+)
+def _quality_focal(matched: MatchedPredictions, *, beta) -> Tensor:
+    targets = class_targets(matched, matched.ious.detach())
+    return sum_over_classes(matched, quality_focal_loss(matched.logits, targets, beta))
+
+
+@checked
 def varifocal_loss(
-    logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0
+    logits: Tensor,
+    targets: Tensor,
+    alpha: Annotated[float, NOT_NEGATIVE, "weight of the negatives"] = 0.75,
+    gamma: Annotated[
+        float, NOT_NEGATIVE, "how strongly well-classified negatives are weighted down"
+    ] = 2.0,
 ) -> Tensor:
     """Varifocal Loss of each element (Zhang et al. 2021).
 
@@ -81,8 +135,22 @@ def varifocal_loss(
     """
     logits, targets = _checked(logits, targets)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    of_negatives = alpha * power(logits.sigmoid(), gamma)
-    return cross_entropy * torch.where(targets > 0, targets, of_negatives)
+    negative_weights = alpha * power(logits.sigmoid(), gamma)
+    return cross_entropy * torch.where(targets > 0, targets, negative_weights)
+
+
+@CLASSIFICATION_LOSSES.register(
+    "varifocal",
+    options_from=(varifocal_loss,),
+    activations=("sigmoid",),
+    definition="cross entropy with `y`, weighted by `y` for positives, `alpha p^gamma` for "
+    "negatives",
+    use="likewise; good positives count more",
+    source="Zhang et al. 2021",
+)
+def _varifocal(matched: MatchedPredictions, *, alpha, gamma) -> Tensor:
+    targets = class_targets(matched, matched.ious.detach())
+    return sum_over_classes(matched, varifocal_loss(matched.logits, targets, alpha, gamma))
 
 
 def _checked(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,28 @@
 """Gradient Harmonizing Mechanism (Li et al. 2019, "Gradient Harmonized Single-stage Detector",
 https://arxiv.org/abs/1811.05181)."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corrdet.options import POSITIVE, SHARE_BELOW_1, at_least, checked
+
 from ._checks import check_same_shape, widened
+from .matched_predictions import MatchedPredictions
+from .registry import CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES
+
+Bins = Annotated[int, at_least(1), "of the gradient norm"]
+Momentum = Annotated[float, SHARE_BELOW_1, "of the running mean of the counts"]
 
 
+@checked
 def ghm_c_loss(
     logits: Tensor,
     targets: Tensor,
-    bins: int = 30,
-    momentum: float = 0.0,
+    bins: Bins = 30,
+    momentum: Momentum = 0.75,
     counts: Tensor | None = None,
 ) -> Tensor:
     """GHM-C: cross entropy of each element over the density of elements with a gradient like its.
@@ -26,7 +36,7 @@ def ghm_c_loss(
         bins: in which [0, 1] is divided.
         momentum: of the running mean of the counts over batches, in [0, 1).
         counts: (bins,) that running mean, updated in place; all -1 before the first batch, which is
-            then taken as it is. Needed with a momentum.
+            then taken as it is. None: the counts are those of this batch, whatever the momentum.
 
     Returns:
         scalar, at least float32; 0 for no samples.
@@ -34,7 +44,6 @@ def ghm_c_loss(
     Raises:
         TypeError, ValueError: wrong dtypes, shapes or options.
     """
-    check_ghm_options(bins, momentum)
     check_same_shape(logits=logits, targets=targets)
     logits, targets = widened(logits), widened(targets)
     norm = (logits.detach().sigmoid() - targets).abs()
@@ -43,12 +52,37 @@ def ghm_c_loss(
     return (cross_entropy / density).sum()
 
 
+@CLASSIFICATION_LOSSES.register(
+    "ghm_c",
+    options_from=(ghm_c_loss,),
+    activations=("sigmoid",),
+    per_sample=False,
+    definition="cross entropy over the density of gradient norms `abs(p - y)`",
+    use="baseline",
+    source="Li et al. 2019",
+)
+def _ghm_c(matched: MatchedPredictions, *, state, bins, momentum) -> Tensor:
+    counts = _running_counts(state, bins, matched.logits)
+    keep = matched.labels >= 0
+    targets = matched.binary_labels[keep].to(matched.logits.dtype)
+    return ghm_c_loss(matched.logits[keep].flatten(), targets.flatten(), bins, momentum, counts)
+
+
+def _running_counts(state: dict[str, Tensor], bins: int, like: Tensor) -> Tensor:
+    if "counts" not in state:
+        state["counts"] = torch.full((bins,), -1.0, dtype=like.dtype)
+    # A copy: what was saved before is not to change.
+    state["counts"] = state["counts"].to(like.device, copy=True)
+    return state["counts"]
+
+
+@checked
 def ghm_r_loss(
     pred: Tensor,
     target: Tensor,
-    mu: float = 0.02,
-    bins: int = 10,
-    momentum: float = 0.0,
+    mu: Annotated[float, POSITIVE, "where the loss passes from quadratic to linear"] = 0.02,
+    bins: Bins = 10,
+    momentum: Momentum = 0.7,
     counts: Tensor | None = None,
 ) -> Tensor:
     """GHM-R: authentic smooth L1, ``sqrt(d^2 + mu^2) - mu``, over the gradient density.
@@ -67,8 +101,6 @@ def ghm_r_loss(
     Raises:
         TypeError, ValueError: wrong dtypes, shapes or options.
     """
-    check_ghm_options(bins, momentum)
-    check_mu(mu)
     check_same_shape(pred=pred, target=target)
     difference = widened(pred) - widened(target)
     # Not sqrt(d^2 + mu^2), whose square overflows.
@@ -78,9 +110,21 @@ def ghm_r_loss(
     return ((root - mu) / density).sum()
 
 
-def gradient_density(
-    norm: Tensor, bins: int, momentum: float = 0.0, counts: Tensor | None = None
-) -> Tensor:
+@LOCALIZATION_LOSSES.register(
+    "ghm_r",
+    options_from=(ghm_r_loss,),
+    needs_deltas=True,
+    per_sample=False,
+    definition="`sqrt(d^2 + mu^2) - mu` over the density of gradient norms; one sum over all "
+    "positives",
+    source="Li et al. 2019",
+)
+def _ghm_r(matched: MatchedPredictions, *, state, mu, bins, momentum) -> Tensor:
+    counts = _running_counts(state, bins, matched.deltas)
+    return ghm_r_loss(matched.deltas, matched.gt_deltas, mu, bins, momentum, counts)
+
+
+def gradient_density(norm: Tensor, bins: int, momentum: float, counts: Tensor | None) -> Tensor:
     """Elements per unit of gradient norm around each element: those in its bin, times ``bins``.
 
     Args:
@@ -91,38 +135,17 @@ def gradient_density(
         (...) densities; NaN where the norm is.
 
     Raises:
-        ValueError: a momentum without counts, or counts of another shape.
+        ValueError: counts of another shape.
     """
     index = (norm * bins).nan_to_num(0).long().clamp(0, bins - 1)
     now = torch.zeros(bins, dtype=norm.dtype, device=norm.device)
     # Whole numbers, so that the order of the additions does not matter.
     now.scatter_add_(0, index.flatten(), torch.ones_like(norm).flatten())
-    if momentum > 0:
-        if counts is None or tuple(counts.shape) != (bins,):
-            got = None if counts is None else tuple(counts.shape)
-            raise ValueError(f"a momentum needs counts of shape ({bins},), got {got}")
+    if counts is not None and tuple(counts.shape) != (bins,):
+        raise ValueError(f"counts must have shape ({bins},), got {tuple(counts.shape)}")
+    if counts is not None and momentum > 0:
         started = counts[0] >= 0
         counts.copy_(torch.where(started, momentum * counts + (1 - momentum) * now, now))
         now = counts.clone()
     # `norm * 0` carries a NaN over.
     return now[index] * bins + norm * 0
-
-
-def check_ghm_options(bins: int, momentum: float) -> None:
-    """
-    Raises:
-        ValueError: there is no bin, or a momentum outside [0, 1).
-    """
-    if not bins >= 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-
-
-def check_mu(mu: float) -> None:
-    """
-    Raises:
-        ValueError: mu is not positive.
-    """
-    if not mu > 0:
-        raise ValueError(f"mu must be positive, got {mu}")

@@ -1,9 +1,16 @@
 """HarmonicDet ("Reconcile Prediction Consistency for Balanced Object Detection")."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from corrdet.options import NOT_NEGATIVE, at_most, checked
+
 from ._checks import check_per_positive, widened
+from .matched_predictions import MatchedPredictions
+from .registry import COUPLINGS, LOCALIZATION_LOSSES
+from .smooth_l1 import smooth_l1_loss
 
 
 def harmonic_factors(classification: Tensor, localization: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,12 +40,31 @@ def harmonic_loss(classification: Tensor, localization: Tensor) -> Tensor:
     Returns:
         (P,) losses, at least float32.
     """
-    of_classification, of_localization = harmonic_factors(classification, localization)
-    return of_classification * widened(classification) + of_localization * widened(localization)
+    factors = harmonic_factors(classification, localization)
+    return factors[0] * widened(classification) + factors[1] * widened(localization)
 
 
+@COUPLINGS.register(
+    "harmonic",
+    needs=("classification", "localization"),
+    definition="`(1 + exp(-L)) CE + (1 + exp(-CE)) L` of positives in place of `CE + L`",
+    reaches="both branches, from both losses",
+    use="each task learns from the other",
+    source="HarmonicDet, Eq. 2 to 7",
+)
+def _harmonic(
+    matched: MatchedPredictions, *, classification, localization
+) -> tuple[Tensor, Tensor]:
+    factors = harmonic_factors(classification, localization)
+    return factors[0] * classification, factors[1] * localization
+
+
+@checked
 def task_contrastive_loss(
-    probabilities: Tensor, labels: Tensor, ious: Tensor, margin: float = 0.2
+    probabilities: Tensor,
+    labels: Tensor,
+    ious: Tensor,
+    margin: Annotated[float, NOT_NEGATIVE, "differences up to this cost nothing"] = 0.2,
 ) -> Tensor:
     """Task-contrastive loss of each positive, Eq. 8: ``max(0, |p - I| - margin) / (1 + exp(E))``.
 
@@ -57,7 +83,6 @@ def task_contrastive_loss(
     Raises:
         TypeError, ValueError: wrong dtypes or shapes, or a negative margin.
     """
-    check_task_contrastive_options(margin)
     if not isinstance(probabilities, Tensor) or not probabilities.is_floating_point():
         raise TypeError("probabilities must be a floating-point tensor")
     if probabilities.dim() != 2:
@@ -77,16 +102,23 @@ def task_contrastive_loss(
     return gap * torch.sigmoid(-entropy)
 
 
-def check_task_contrastive_options(margin: float) -> None:
-    """
-    Raises:
-        ValueError: a negative margin.
-    """
-    if not margin >= 0:
-        raise ValueError(f"margin must not be negative, got {margin}")
+@COUPLINGS.register(
+    "task_contrastive",
+    options_from=(task_contrastive_loss,),
+    definition="`max(0, abs(p - I) - margin) / (1 + exp(entropy))`, over `N`",
+    reaches="scores",
+    use="with `harmonic`",
+    source="HarmonicDet, Eq. 8",
+)
+def _task_contrastive(matched: MatchedPredictions, *, margin) -> Tensor:
+    return task_contrastive_loss(matched.probabilities, matched.classes, matched.ious, margin)
 
 
-def harmonic_iou_loss(ious: Tensor, gamma: float = 0.8) -> Tensor:
+@checked
+def harmonic_iou_loss(
+    ious: Tensor,
+    gamma: Annotated[float, at_most(1), "how much more boxes of high IoU weigh"] = 0.8,
+) -> Tensor:
     """Harmonic IoU loss of each positive, Eq. 10: ``(1 + I)^gamma (1 - I)``.
 
     Args:
@@ -102,18 +134,35 @@ def harmonic_iou_loss(ious: Tensor, gamma: float = 0.8) -> Tensor:
         TypeError: not floating point.
         ValueError: gamma above 1, or a shape other than (P,).
     """
-    check_harmonic_iou_options(gamma)
     check_per_positive(ious=ious)
     ious = widened(ious)
     return (1 + ious) ** gamma * (1 - ious)
 
 
-def check_harmonic_iou_options(gamma: float) -> None:
-    """
-    Raises:
-        ValueError: gamma for which :func:`harmonic_iou_loss` is not monotonic.
-    """
-    if not gamma <= 1:
-        raise ValueError(
-            f"gamma must be at most 1, so that the loss falls with the IoU everywhere, got {gamma}"
-        )
+@LOCALIZATION_LOSSES.register(
+    "harmonic_iou",
+    options_from=(harmonic_iou_loss,),
+    bounded=True,
+    definition="`(1 + I)^gamma (1 - I)`, gamma at most 1, so that it falls with the IoU",
+    source="HarmonicDet, Eq. 10",
+)
+def _harmonic_iou(matched: MatchedPredictions, *, gamma) -> Tensor:
+    return harmonic_iou_loss(matched.box_ious, gamma)
+
+
+@LOCALIZATION_LOSSES.register(
+    "smooth_l1_harmonic_iou",
+    options_from=(smooth_l1_loss, harmonic_iou_loss),
+    needs_deltas=True,
+    definition="smooth L1 of the deltas + `alpha` x harmonic IoU of the boxes",
+    source="HarmonicDet, Eq. 11",
+)
+def _smooth_l1_harmonic_iou(
+    matched: MatchedPredictions,
+    *,
+    beta,
+    alpha: Annotated[float, NOT_NEGATIVE, "weight of the harmonic IoU loss"] = 1.5,
+    gamma,
+) -> Tensor:
+    smooth_l1 = smooth_l1_loss(matched.deltas, matched.gt_deltas, beta).sum(dim=1)
+    return smooth_l1 + alpha * harmonic_iou_loss(matched.box_ious, gamma)

@@ -1,14 +1,27 @@
 """IoU-balanced classification and localization loss ("IoU-balanced Loss Functions for
 Single-stage Object Detection")."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from corrdet.options import NOT_NEGATIVE, POSITIVE, checked
+
 from ._checks import check_per_positive, check_same_shape, power, widened
-from .localization import smooth_l1_loss
+from .matched_predictions import MatchedPredictions
+from .registry import COUPLINGS, LOCALIZATION_LOSSES
+from .smooth_l1 import smooth_l1_loss
 
 
-def iou_balanced_weights(losses: Tensor, ious: Tensor, eta: float = 1.5) -> Tensor:
+@checked
+def iou_balanced_weights(
+    losses: Tensor,
+    ious: Tensor,
+    eta: Annotated[
+        float, NOT_NEGATIVE, "how strongly positives of high IoU are preferred; 0: not at all"
+    ] = 1.5,
+) -> Tensor:
     """Weights of the positives' losses by IoU that leave their sum unchanged, Eq. 2.
 
     ``w_i = I_i^eta * sum(losses) / sum(I^eta * losses)``. The weights are constants: no gradient
@@ -25,7 +38,6 @@ def iou_balanced_weights(losses: Tensor, ious: Tensor, eta: float = 1.5) -> Tens
     Raises:
         TypeError, ValueError: not floating point, shapes other than the same (P,), a negative eta.
     """
-    check_exponent(eta=eta)
     check_per_positive(losses=losses, ious=ious)
     losses, ious = widened(losses.detach()), widened(ious.detach())
     weights = power(ious, eta)
@@ -34,13 +46,34 @@ def iou_balanced_weights(losses: Tensor, ious: Tensor, eta: float = 1.5) -> Tens
     return torch.where(weighted == 0, 1.0, weights * (losses.sum() / weighted))
 
 
+@COUPLINGS.register(
+    "iou_balanced",
+    options_from=(iou_balanced_weights,),
+    needs=("classification",),
+    definition="losses of positives weighted by `I^eta sum(CE) / sum(I^eta CE)`",
+    reaches="as the classification loss",
+    use="good boxes get higher scores, at the same loss",
+    source="IoU-balanced, Eq. 1, 2",
+)
+def _iou_balanced(
+    matched: MatchedPredictions, *, classification, localization, eta
+) -> tuple[Tensor, Tensor]:
+    weights = iou_balanced_weights(classification, matched.ious, eta)
+    return classification * weights, localization
+
+
+@checked
 def iou_balanced_smooth_l1_loss(
     pred: Tensor,
     target: Tensor,
     ious: Tensor,
-    lam: float = 1.5,
-    weight: float | None = 3.049,
-    delta: float = 0.111,
+    lam: Annotated[float, NOT_NEGATIVE, "how strongly positives of high IoU are preferred"] = 1.5,
+    weight: Annotated[
+        float | None, POSITIVE.or_none(), "w_loc of Eq. 4; None: normalized, Eq. 5"
+    ] = 3.049,
+    delta: Annotated[
+        float, NOT_NEGATIVE, "where smooth L1 passes from quadratic to linear"
+    ] = 0.111,
 ) -> Tensor:
     """IoU-balanced smooth L1 loss of each positive, Eq. 3 with the weights of Eq. 4 or Eq. 5.
 
@@ -62,7 +95,6 @@ def iou_balanced_smooth_l1_loss(
     Raises:
         TypeError, ValueError: not floating point, shapes that do not fit, a negative lam or delta.
     """
-    check_iou_balanced_options(lam, weight, delta)
     check_same_shape(pred=pred, target=target)
     if pred.dim() != 2 or pred.shape[1] != 4:
         raise ValueError(f"pred must have shape (P, 4), got {tuple(pred.shape)}")
@@ -73,21 +105,14 @@ def iou_balanced_smooth_l1_loss(
     return losses * (weight * power(widened(ious.detach()), lam))
 
 
-def check_exponent(**exponents: float) -> None:
-    """
-    Raises:
-        ValueError: one is negative.
-    """
-    for name, value in exponents.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
-
-
-def check_iou_balanced_options(lam: float, weight: float | None, delta: float) -> None:
-    """
-    Raises:
-        ValueError: :func:`iou_balanced_smooth_l1_loss` cannot work with these.
-    """
-    check_exponent(lam=lam, delta=delta)
-    if weight is not None and not weight > 0:
-        raise ValueError(f"weight must be positive, or None to be normalized, got {weight}")
+@LOCALIZATION_LOSSES.register(
+    "iou_balanced_smooth_l1",
+    options_from=(iou_balanced_smooth_l1_loss,),
+    needs_deltas=True,
+    definition="`w_loc I^lam` x smooth L1; `WEIGHT` None: the sum is that of smooth L1",
+    source="IoU-balanced, Eq. 3 to 5",
+)
+def _iou_balanced_smooth_l1(matched: MatchedPredictions, *, lam, weight, delta) -> Tensor:
+    return iou_balanced_smooth_l1_loss(
+        matched.deltas, matched.gt_deltas, matched.box_ious, lam, weight, delta
+    )

@@ -1,22 +1,35 @@
 """Pairwise errors and Adaptive Pairwise Error ("Revisiting AP Loss for Dense Object Detection:
 Adaptive Ranking Pair Selection")."""
 
+from typing import Annotated
+
 from torch import Tensor
 
 from corrdet.ops import smooth_error, step_error
-from corrdet.ops._checks import check_positive
+from corrdet.ops.pairwise_error import BALANCES, DISTANCES
+from corrdet.options import BOOL, POSITIVE, checked, one_of
 
-DISTANCES = ("step", "sigmoid", "cross_entropy")
-BALANCES = ("rank", "negatives")
+from .global_batch import GLOBAL_BATCH_OPTIONS
+from .matched_predictions import MatchedPredictions
+from .ranking import nan_without_positives, ranked_samples
+from .registry import CLASSIFICATION_LOSSES
 
 
+@checked
 def pairwise_error_loss(
     logits: Tensor,
     labels: Tensor,
-    distance: str = "cross_entropy",
-    balance: str = "rank",
-    lam: float = 8.0,
-    delta: float = 0.5,
+    distance: Annotated[
+        str, one_of(("step", *DISTANCES)), "of s_v - s_u, what a pair adds"
+    ] = "cross_entropy",
+    balance: Annotated[str, one_of(BALANCES), "what the sum of a positive is divided by"] = "rank",
+    lam: Annotated[float, POSITIVE, "slope of the sigmoid"] = 8.0,
+    delta: Annotated[
+        float,
+        POSITIVE,
+        "half of the width in which the step rises; of the smooth distances, how far below a "
+        "positive negatives count",
+    ] = 0.5,
 ) -> Tensor:
     """Pairwise error of positives u and negatives v, Eq. 8.
 
@@ -45,23 +58,45 @@ def pairwise_error_loss(
     Raises:
         TypeError, ValueError: an unknown distance or balance, or as the operators.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
-    if balance not in BALANCES:
-        raise ValueError(f"balance must be one of {BALANCES}, got {balance!r}")
     if distance == "step":
-        return step_error(logits, labels, "step" if balance == "rank" else "step_negatives", delta)[
-            0
-        ]
+        loss = "step" if balance == "rank" else "step_negatives"
+        return step_error(logits, labels, loss, delta)[0]
     return smooth_error(logits, labels, distance, balance, lam, delta)
 
 
+@CLASSIFICATION_LOSSES.register(
+    "pairwise_error",
+    options_from=(pairwise_error_loss, GLOBAL_BATCH_OPTIONS),
+    activations=("sigmoid",),
+    per_sample=False,
+    definition="mean over positives of the sum over negatives of `distance(s_v - s_u)`, over a "
+    "balance",
+    use="the ablation of the APE paper",
+    source="APE paper, Eq. 8, Tables 1, 2",
+)
+def _pairwise_error(
+    matched: MatchedPredictions,
+    *,
+    state,
+    distance,
+    balance,
+    lam,
+    delta,
+    global_batch,
+    memory,
+) -> Tensor:
+    logits, labels, ious = ranked_samples(matched, delta, global_batch, memory, state)
+    loss = pairwise_error_loss(logits, labels, distance, balance, lam, delta)
+    return loss + nan_without_positives(logits, labels, ious)
+
+
+@checked
 def ape_loss(
     logits: Tensor,
     labels: Tensor,
     ious: Tensor,
-    lam: float = 8.0,
-    weight_by_iou: bool = True,
+    lam: Annotated[float, POSITIVE, "slope of the sigmoid"] = 8.0,
+    weight_by_iou: Annotated[bool, BOOL, "weight the loss of each positive by its IoU"] = True,
 ) -> Tensor:
     """Adaptive Pairwise Error, Eq. 9 and 10, as its authors run it.
 
@@ -85,5 +120,26 @@ def ape_loss(
     Raises:
         TypeError, ValueError: as :func:`corrdet.ops.smooth_error`.
     """
-    check_positive("lam", lam)
-    return smooth_error(logits, labels, "cross_entropy", "rank", lam, 4 / lam, ious, weight_by_iou)
+    return smooth_error(
+        logits, labels, "cross_entropy", "rank", lam, _margin(lam), ious, weight_by_iou
+    )
+
+
+def _margin(lam: float) -> float:
+    """How far below a positive other samples count."""
+    return 4 / lam
+
+
+@CLASSIFICATION_LOSSES.register(
+    "ape",
+    options_from=(ape_loss, GLOBAL_BATCH_OPTIONS),
+    activations=("sigmoid",),
+    per_sample=False,
+    definition="the same, where positives of lower IoU are negatives too, weighted by `I`",
+    use="ranks by IoU: the best of the ranking losses in its paper",
+    source="APE paper, Eq. 9, 10",
+)
+def _ape(matched: MatchedPredictions, *, state, lam, weight_by_iou, global_batch, memory) -> Tensor:
+    logits, labels, ious = ranked_samples(matched, _margin(lam), global_batch, memory, state)
+    loss = ape_loss(logits, labels, ious, lam, weight_by_iou)
+    return loss + nan_without_positives(logits, labels, ious)

@@ -264,9 +264,11 @@ def test_options_are_checked_whatever_the_coefficient():
         for strength in (0, -3, math.nan, math.inf, "abc"):
             with pytest.raises(ValueError, match=f"strength must be positive.* got {strength!r}"):
                 correlation_loss(scores, ious, coefficient, strength=strength)
-    with pytest.raises(ValueError, match="coefficient 'spaerman'; did you mean 'spearman'"):
+    with pytest.raises(
+        ValueError, match="coefficient: unknown name 'spaerman'; did you mean 'spearman'"
+    ):
         correlation_loss(scores, ious, "spaerman")
-    with pytest.raises(ValueError, match="gradient 'iou'; did you mean 'ious'"):
+    with pytest.raises(ValueError, match="gradient: unknown name 'iou'; did you mean 'ious'"):
         correlation_loss(scores, ious, gradient="iou")
 
 

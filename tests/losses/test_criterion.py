@@ -3,56 +3,19 @@ import re
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 
-from corrdet import add_corrdet_config
 from corrdet.losses import (
     CLASSIFICATION_LOSSES,
     COUPLINGS,
     LOCALIZATION_LOSSES,
     Criterion,
-    MatchedPredictions,
     build_criterion,
     correlation_loss,
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
-from corrdet.losses.criterion import COUPLING_KEYS
 from corrdet.losses.registry import LossRegistry
-
-
-def matched_predictions(num_positives=5, dtype=torch.float32, **changes):
-    """20 samples of 3 classes: positives first, then two ignored, then background."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.full((20,), 3)
-    labels[:num_positives] = torch.arange(num_positives) % 3
-    labels[num_positives : num_positives + 2] = -1
-    gt_boxes = torch.tensor([10.0, 10, 30, 40]).repeat(num_positives, 1)
-    shifts = torch.rand(num_positives, 4, generator=generator) * 8
-    fields = {
-        "logits": torch.randn(20, 3, generator=generator).to(dtype).requires_grad_(),
-        "labels": labels,
-        "positives": torch.arange(num_positives),
-        "boxes": (gt_boxes + shifts).to(dtype).requires_grad_(),
-        "gt_boxes": gt_boxes,
-        "image_ids": torch.zeros(num_positives, dtype=torch.int64),
-        "normalizer": 4.0,
-        "deltas": shifts.to(dtype).requires_grad_(),
-        "gt_deltas": torch.full((num_positives, 4), 0.3),
-    }
-    return MatchedPredictions(**{**fields, **changes})
-
-
-def config(**criterion):
-    cfg = get_cfg()
-    add_corrdet_config(cfg)
-    for key, value in criterion.items():
-        cfg.MODEL.CRITERION[key] = value
-    return cfg
-
-
-def build(activation="sigmoid", has_deltas=True, **criterion):
-    return build_criterion(config(**criterion), activation=activation, has_deltas=has_deltas)
+from tests.helpers.losses import NORMALIZER, build, config, matched_predictions
 
 
 class TestMatchedPredictions:
@@ -128,7 +91,7 @@ class TestCriterion:
         matched = matched_predictions()
         losses = build(
             COUPLINGS=("correlation",), CLASSIFICATION_WEIGHT=2.0, LOCALIZATION_WEIGHT=0.5
-        )(matched)
+        )(matched, NORMALIZER)
         targets = torch.zeros(20, 3)
         for i in range(5):
             targets[i, i % 3] = 1
@@ -150,7 +113,7 @@ class TestCriterion:
         criterion.SMOOTH_L1.BETA = 4.0
         criterion.CORRELATION.COEFFICIENT, criterion.CORRELATION.STRENGTH = "spearman", 0.5
         criterion.CORRELATION.WEIGHT = 1.0
-        losses = build_criterion(cfg, activation="sigmoid", has_deltas=True)(matched)
+        losses = build_criterion(cfg, activation="sigmoid", has_deltas=True)(matched, NORMALIZER)
         targets = torch.zeros(20, 3)
         targets[matched.positives, matched.classes] = 1
         focal = sigmoid_focal_loss(matched.logits, targets, alpha=0.6, gamma=1.0)
@@ -166,7 +129,7 @@ class TestCriterion:
 
     def test_gradient_of_correlation_reaches_the_classifier_only(self):
         matched = matched_predictions()
-        build(COUPLINGS=("correlation",))(matched)["loss_correlation"].backward()
+        build(COUPLINGS=("correlation",))(matched, NORMALIZER)["loss_correlation"].backward()
         assert matched.boxes.grad is None
         assert matched.logits.grad[:5].abs().sum() > 0
         assert matched.logits.grad[5:].abs().sum() == 0
@@ -179,20 +142,20 @@ class TestCriterion:
             cfg.MODEL.CRITERION.CORRELATION.GRADIENT = gradient
             cfg.MODEL.CRITERION.CORRELATION.GLOBAL_BATCH = global_batch
             criterion = build_criterion(cfg, activation="sigmoid", has_deltas=True)
-            criterion(matched)["loss_correlation"].backward()
+            criterion(matched, NORMALIZER)["loss_correlation"].backward()
             reached = [matched.logits.grad is not None, matched.boxes.grad is not None]
             assert reached == expected
 
     def test_ignored_samples_get_no_gradient(self):
         matched = matched_predictions()
-        build()(matched)["loss_cls"].backward()
+        build()(matched, NORMALIZER)["loss_cls"].backward()
         assert matched.logits.grad[5:7].abs().sum() == 0
         assert matched.logits.grad[7:].abs().sum() > 0
 
     @pytest.mark.parametrize("localization", ["smooth_l1", "giou"])
     def test_without_positives_all_is_finite_and_attached(self, localization):
         matched = matched_predictions(num_positives=0)
-        losses = build(COUPLINGS=("correlation",), LOCALIZATION=localization)(matched)
+        losses = build(COUPLINGS=("correlation",), LOCALIZATION=localization)(matched, NORMALIZER)
         assert losses["loss_box_reg"].item() == losses["loss_correlation"].item() == 0
         sum(losses.values()).backward()
         assert matched.logits.grad.isfinite().all()
@@ -206,9 +169,9 @@ class TestCriterion:
 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             matched = matched_predictions(dtype=torch.bfloat16)
-            losses = build(COUPLINGS=("correlation",))(matched)
+            losses = build(COUPLINGS=("correlation",))(matched, NORMALIZER)
             # Autocast lets elementwise functions be, and would run this in bfloat16.
-            losses |= build(COUPLINGS=("test_only_product",))(matched)
+            losses |= build(COUPLINGS=("test_only_product",))(matched, NORMALIZER)
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
     def test_nan_is_never_hidden(self):
@@ -216,15 +179,15 @@ class TestCriterion:
             matched = matched_predictions()
             with torch.no_grad():
                 matched.logits[sample, 0] = math.nan
-            assert build()(matched)["loss_cls"].isnan()
+            assert build()(matched, NORMALIZER)["loss_cls"].isnan()
 
     def test_weights_must_make_sense(self):
         for weight in (-1.0, math.nan, math.inf):
-            with pytest.raises(ValueError, match="weight of localization must be finite and >= 0"):
+            with pytest.raises(ValueError, match="LOCALIZATION_WEIGHT must be finite and not neg"):
                 build(LOCALIZATION_WEIGHT=weight)
             cfg = config(COUPLINGS=("correlation",))
             cfg.MODEL.CRITERION.CORRELATION.WEIGHT = weight
-            with pytest.raises(ValueError, match="CORRELATION: the weight must be finite and >= 0"):
+            with pytest.raises(ValueError, match="CORRELATION.WEIGHT must be finite and not neg"):
                 build_criterion(cfg, activation="sigmoid", has_deltas=True)
 
 
@@ -267,7 +230,7 @@ def test_ones_own_loss_is_a_function_and_a_name():
         return (matched.scores - matched.ious.detach()).abs().pow(power).sum()
 
     matched = matched_predictions()
-    losses = build(COUPLINGS=("test_only_gap",))(matched)
+    losses = build(COUPLINGS=("test_only_gap",))(matched, NORMALIZER)
     expected = (matched.scores - matched.ious).square().sum()
     torch.testing.assert_close(losses["loss_test_only_gap"], expected)
 
@@ -276,12 +239,41 @@ def test_every_registered_default_is_in_the_config():
     cfg = config()
     for registry in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
         for name, loss in registry.items():
-            expected = {key.upper(): default for key, default in loss.options.items()}
+            expected = {option.upper(): key.default for option, key in loss.options.items()}
             if registry is COUPLINGS:
-                expected |= COUPLING_KEYS
-                if name == "correlation":
-                    expected["WEIGHT"] = 0.1
+                expected |= {"WEIGHT": loss.weight, "WARMUP_ITERS": 0, "SCHEDULE": ()}
             assert dict(cfg.MODEL.CRITERION[name.upper()]) == expected, name
+            assert dict(cfg.MODEL.RPN_CRITERION[name.upper()]) == expected, name
+
+
+def test_defaults_of_the_config():
+    """As published, and as configs and checkpoints of version 0.1 had them."""
+    node = config().MODEL.CRITERION
+    assert (node.CLASSIFICATION, node.LOCALIZATION) == ("sigmoid_focal", "smooth_l1")
+    assert config().MODEL.RPN_CRITERION.CLASSIFICATION == "sigmoid_cross_entropy"
+    assert node.COUPLINGS == () and node.LOCALIZATION_WEIGHTED_BY == "none"
+    assert node.CLASSIFICATION_WEIGHT == node.LOCALIZATION_WEIGHT == 1.0
+    assert dict(node.SIGMOID_FOCAL) == {"ALPHA": 0.25, "GAMMA": 2.0}
+    assert dict(node.GHM_C) == {"BINS": 30, "MOMENTUM": 0.75}
+    assert dict(node.GHM_R) == {"MU": 0.02, "BINS": 10, "MOMENTUM": 0.7}
+    assert dict(node.APE) == {
+        "LAM": 8.0, "WEIGHT_BY_IOU": True, "GLOBAL_BATCH": False, "MEMORY": 0,
+    }  # fmt: skip
+    assert dict(node.IOU_BALANCED_SMOOTH_L1) == {"LAM": 1.5, "WEIGHT": 3.049, "DELTA": 0.111}
+    assert dict(node.CORRELATION) == {
+        "COEFFICIENT": "concordance", "STRENGTH": None, "GRADIENT": "scores",
+        "GLOBAL_BATCH": False, "MEMORY": 0, "WEIGHT": 0.1, "WARMUP_ITERS": 0, "SCHEDULE": (),
+    }  # fmt: skip
+    assert node.ASSOCIATION.WEIGHT == node.HARMONIC.WEIGHT == 1.0
+
+
+def test_weights_of_couplings_by_name_alone_are_those_of_the_config():
+    matched = matched_predictions()
+    plain = Criterion("sigmoid_focal", "giou", ["correlation", "association"])(matched)
+    by_config = build(LOCALIZATION="giou", COUPLINGS=("correlation", "association"))(matched)
+    assert plain == by_config
+    weights = {"correlation": 0.1, "association": 1.0}
+    assert plain == Criterion("sigmoid_focal", "giou", weights)(matched)
 
 
 def test_criterion_without_a_config():
@@ -298,10 +290,11 @@ def test_ones_own_loss_has_its_options_in_the_config():
 
     cfg = config(COUPLINGS=("test_only_power",))
     node = cfg.MODEL.CRITERION.TEST_ONLY_POWER
-    assert dict(node) == {"POWER": 2.0, "KIND": "mean", **COUPLING_KEYS}
+    defaults = {"WEIGHT": 1.0, "WARMUP_ITERS": 0, "SCHEDULE": ()}
+    assert dict(node) == {"POWER": 2.0, "KIND": "mean", **defaults}
     node.POWER, node.KIND, node.WEIGHT = 3.0, "sum", 0.5
     matched = matched_predictions()
-    losses = build_criterion(cfg, activation="sigmoid", has_deltas=True)(matched)
+    losses = build_criterion(cfg, activation="sigmoid", has_deltas=True)(matched, NORMALIZER)
     expected = 0.5 * (matched.scores - matched.ious).abs().pow(3).sum()
     torch.testing.assert_close(losses["loss_test_only_power"], expected)
 
@@ -316,17 +309,17 @@ def test_options_need_defaults():
 @pytest.mark.parametrize(
     "node, option, value, message",
     [
-        ("CORRELATION", "COEFFICIENT", "spaerman", "CORRELATION: .*did you mean 'spearman'"),
-        ("CORRELATION", "STRENGTH", 0, "CORRELATION: strength must be positive.*got 0"),
-        ("CORRELATION", "STRENGTH", "abc", "CORRELATION: strength must be positive.*got 'abc'"),
-        ("CORRELATION", "WEIGHT", -1.0, "CORRELATION: the weight must be finite and >= 0"),
-        ("SMOOTH_L1", "BETA", -1.0, "SMOOTH_L1: beta must not be negative, got -1.0"),
+        ("CORRELATION", "COEFFICIENT", "spaerman", ".COEFFICIENT: .*did you mean 'spearman'"),
+        ("CORRELATION", "STRENGTH", 0, ".STRENGTH must be positive.*None, got 0"),
+        ("CORRELATION", "STRENGTH", "abc", ".STRENGTH must be positive.*None, got 'abc'"),
+        ("CORRELATION", "WEIGHT", -1.0, ".WEIGHT must be finite and not negative, got"),
+        ("SMOOTH_L1", "BETA", -1.0, ".BETA must be finite and not negative, got -1.0"),
     ],
 )
 def test_values_are_checked_when_the_criterion_is_built(node, option, value, message):
     cfg = config(COUPLINGS=("correlation",))
     setattr(cfg.MODEL.CRITERION[node], option, value)
-    with pytest.raises(ValueError, match=f"^MODEL.CRITERION.*{message}"):
+    with pytest.raises(ValueError, match=f"^MODEL.CRITERION.{node}{message}"):
         build_criterion(cfg, activation="sigmoid", has_deltas=True)
 
 
@@ -405,20 +398,20 @@ def test_a_batch_that_a_loss_cannot_work_with():
 def test_options_of_losses_that_are_not_used():
     with pytest.raises(ValueError, match="unknown loss 'corelation'"):
         Criterion("sigmoid_focal", "giou", options={"corelation": {"strength": 1.0}})
-    with pytest.raises(ValueError, match="list of names, got the text 'correlation'"):
+    with pytest.raises(ValueError, match="couplings must be a list of names, got 'correlation'"):
         Criterion("sigmoid_focal", "giou", "correlation")
 
 
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("COUPLINGS", None, "COUPLINGS must have a value"),
+        ("COUPLINGS", None, "COUPLINGS must be a list of names, got None"),
         ("CLASSIFICATION", None, "expected the name of a classification loss, got None"),
-        ("LOCALIZATION_WEIGHT", None, "LOCALIZATION_WEIGHT must have a value, got None"),
+        ("LOCALIZATION_WEIGHT", None, "LOCALIZATION_WEIGHT must be finite .*, got None"),
         ("COUPLINGS", (1,), "COUPLINGS: expected the name of a coupling, got 1"),
         ("CLASSIFICATION", "giou", "'giou' is a localization loss, expected a classification"),
-        ("CORRELATION.WEIGHT", None, "CORRELATION.WEIGHT must have a value, got None"),
-        ("SIGMOID_FOCAL.GAMMA", None, "SIGMOID_FOCAL.GAMMA must have a value, got None"),
+        ("CORRELATION.WEIGHT", None, "CORRELATION.WEIGHT must be finite .*, got None"),
+        ("SIGMOID_FOCAL.GAMMA", None, "SIGMOID_FOCAL.GAMMA must be finite .*, got None"),
     ],
 )
 def test_values_that_are_missing_or_of_another_kind(key, value, message):

@@ -45,7 +45,6 @@ def batch(part=None, positives=(0, 3, 4, 11, 25), seed=0, spread=2.0):
         boxes=boxes[of_part].requires_grad_(),
         gt_boxes=torch.tensor([10.0, 10, 30, 40]).double().repeat(len(of_part), 1),
         image_ids=torch.zeros(len(of_part), dtype=torch.int64),
-        normalizer=1.0,
     )
 
 
@@ -54,7 +53,7 @@ def build(name, **changes):
     return Criterion(
         classification,
         localization,
-        [coupling] if coupling else [],
+        {coupling: 1.0} if coupling else {},
         {coupling or classification: {**options, **changes}},
     )
 
@@ -166,8 +165,9 @@ def test_memory_of_rankings_has_negatives_only():
         expected = Criterion("ap", "giou")(_with_negatives(matched, kept[-2:]))["loss_cls"]
         torch.testing.assert_close(loss, expected)
         kept.append(logits[(labels == 0) & (logits > lowest)].detach())
-    (state,) = criterion.state_dict().values()
-    assert [len(tensor) for tensor in state["negatives"]] == [len(k) for k in kept[-2:]]
+    state = criterion.state_dict()
+    assert list(state) == ["state.ap.negatives.0", "state.ap.negatives.1"]
+    assert [len(tensor) for tensor in state.values()] == [len(k) for k in kept[-2:]]
 
 
 def _with_negatives(matched, kept):
@@ -182,7 +182,6 @@ def _with_negatives(matched, kept):
         boxes=matched.boxes,
         gt_boxes=matched.gt_boxes,
         image_ids=matched.image_ids,
-        normalizer=1.0,
     )
 
 
@@ -223,9 +222,9 @@ def test_remember_keeps_no_graph():
 
 def test_options_are_checked():
     for memory in (-1, 1.5, True):
-        with pytest.raises(ValueError, match="memory must be a number of batches"):
+        with pytest.raises(ValueError, match=f"^ap.memory must be >= 0, got {memory}"):
             build("ap", memory=memory)
-    with pytest.raises(ValueError, match="global_batch must be True or False, got 1"):
+    with pytest.raises(ValueError, match="^correlation.global_batch must be True or False, got 1"):
         build("spearman", global_batch=1)
 
 
@@ -239,7 +238,7 @@ class TestWeight:
     def test_the_criterion_follows(self):
         weight = Weight(0.5, warmup_iters=4)
         criterion = Criterion("sigmoid_focal", "giou", {"correlation": weight})
-        losses = [criterion(batch(), i)["loss_correlation"].item() for i in range(6)]
+        losses = [criterion(batch(), iteration=i)["loss_correlation"].item() for i in range(6)]
         factors = [0, 0.25, 0.5, 0.75, 1, 1]
         assert losses == pytest.approx([factor * losses[-1] for factor in factors])
         with pytest.raises(ValueError, match="correlation changes over the iterations"):
@@ -248,10 +247,10 @@ class TestWeight:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({"value": -1.0}, "finite and >= 0, got -1.0"),
-            ({"warmup_iters": -1}, "warm-up must be a number of iterations.*got -1"),
-            ({"warmup_iters": 2.5}, "warm-up must be a number of iterations.*got 2.5"),
-            ({"schedule": ((0, 1.0), (0, 2.0))}, r"iterations must ascend, got \[0, 0\]"),
+            ({"value": -1.0}, "weight must be finite and not negative, got -1.0"),
+            ({"warmup_iters": -1}, "warmup_iters must be >= 0, got -1"),
+            ({"warmup_iters": 2.5}, "warmup_iters must be >= 0, got 2.5"),
+            ({"schedule": ((0, 1.0), (0, 2.0))}, r"iterations ascending,.* got \(\(0, 1.0\), "),
             ({"schedule": (0, 1.0)}, r"must be pairs of an iteration and a factor.*got \(0, 1.0\)"),
             ({"schedule": ((0, -1.0),)}, r"got \(\(0, -1.0\),\)"),
             ({"schedule": ((5.5, 1.0),)}, r"got \(\(5.5, 1.0\),\)"),

@@ -1,5 +1,6 @@
 """Losses by name: that the Criterion calls the functions with the right parts of the batch."""
 
+import math
 from itertools import product
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from corrdet import losses as L
+from corrdet.errors import ConfigError
 from corrdet.losses import (
     CLASSIFICATION_LOSSES,
     COUPLINGS,
@@ -15,17 +17,15 @@ from corrdet.losses import (
     Weight,
     build_criterion,
 )
-from corrdet.losses.criterion import COUPLING_KEYS
 from corrdet.losses.registry import refusal
-from tests.losses.test_criterion import build, config, matched_predictions
-
-NORMALIZER = 4.0  # of matched_predictions
-
-
-def softmax_predictions(num_positives=5):
-    generator = torch.Generator().manual_seed(5)
-    logits = torch.randn(20, 4, generator=generator).requires_grad_()
-    return matched_predictions(num_positives, logits=logits, activation="softmax")
+from corrdet.losses.weight import WEIGHT_OPTIONS
+from tests.helpers.losses import (
+    NORMALIZER,
+    build,
+    config,
+    matched_predictions,
+    softmax_predictions,
+)
 
 
 def one_hot(matched, value=1.0):
@@ -39,9 +39,9 @@ def keep():
     return [i for i in range(20) if i not in (5, 6)]
 
 
-def of_classification(name, matched=None, **options):
+def classification_loss(name, matched=None, **options):
     matched = matched or matched_predictions()
-    return Criterion(name, "giou", options={name: options})(matched)["loss_cls"]
+    return Criterion(name, "giou", options={name: options})(matched, NORMALIZER)["loss_cls"]
 
 
 class TestClassification:
@@ -57,11 +57,13 @@ class TestClassification:
             "varifocal": L.varifocal_loss(logits, one_hot(matched, ious)),
         }
         for name, value in expected.items():
-            torch.testing.assert_close(of_classification(name), value.sum() / NORMALIZER, msg=name)
+            torch.testing.assert_close(
+                classification_loss(name), value.sum() / NORMALIZER, msg=name
+            )
 
     def test_softmax(self):
         matched = softmax_predictions()
-        value = of_classification("softmax_cross_entropy", matched)
+        value = classification_loss("softmax_cross_entropy", matched)
         expected = F.cross_entropy(matched.logits[keep()], matched.labels[keep()], reduction="sum")
         torch.testing.assert_close(value, expected / NORMALIZER)
 
@@ -85,7 +87,7 @@ class TestClassification:
             if not CLASSIFICATION_LOSSES[n].per_sample
         }
         for name, value in expected.items():
-            torch.testing.assert_close(of_classification(name), value, msg=name)
+            torch.testing.assert_close(classification_loss(name), value, msg=name)
 
     def test_options_arrive(self):
         matched = matched_predictions()
@@ -106,14 +108,15 @@ class TestClassification:
             ("dr", {"margin": 0.1}, L.dr_loss(logits, labels, 0.1)),
         ]
         for name, options, expected in cases:
-            torch.testing.assert_close(of_classification(name, **options), expected, msg=name)
+            torch.testing.assert_close(classification_loss(name, **options), expected, msg=name)
 
     def test_ghm_keeps_counts(self):
         criterion = Criterion("ghm_c", "ghm_r")
         for _ in range(2):
             criterion(matched_predictions())
         state = criterion.state_dict()
-        assert state["ghm_c"]["counts"].sum() == 18 * 3 and state["ghm_r"]["counts"].sum() == 5 * 4
+        assert state["state.ghm_c.counts"].sum() == 18 * 3
+        assert state["state.ghm_r.counts"].sum() == 5 * 4
         other = Criterion("ghm_c", "ghm_r")
         other.load_state_dict(state)
         matched = matched_predictions(logits=torch.randn(20, 3))
@@ -123,7 +126,7 @@ class TestClassification:
 class TestSelfBalance:
     def test_rank_sort(self):
         matched = matched_predictions()
-        losses = Criterion("rank_sort", "giou")(matched)
+        losses = Criterion("rank_sort", "giou")(matched, NORMALIZER)
         torch.testing.assert_close(losses["loss_box_reg"], losses["loss_cls"])
         (gradient,) = torch.autograd.grad(
             losses["loss_box_reg"], matched.boxes, retain_graph=True
@@ -134,9 +137,9 @@ class TestSelfBalance:
 
     def test_alrp(self):
         matched = matched_predictions()
-        losses = Criterion("alrp", "giou")(matched)
+        losses = Criterion("alrp", "giou")(matched, NORMALIZER)
         options = {"alrp": {"self_balance": False}}
-        plain = Criterion("alrp", "giou", options=options)(matched)
+        plain = Criterion("alrp", "giou", options=options)(matched, NORMALIZER)
         torch.testing.assert_close(losses["loss_cls"], plain["loss_cls"])
         torch.testing.assert_close(losses["loss_box_reg"], sum(plain.values()))
         localization = L.giou_loss(matched.boxes, matched.gt_boxes)
@@ -147,7 +150,7 @@ class TestSelfBalance:
     def test_off(self):
         matched = matched_predictions()
         options = {"rank_sort": {"self_balance": False}}
-        losses = Criterion("rank_sort", "giou", options=options)(matched)
+        losses = Criterion("rank_sort", "giou", options=options)(matched, NORMALIZER)
         expected = L.giou_loss(matched.boxes, matched.gt_boxes).sum() / NORMALIZER
         torch.testing.assert_close(losses["loss_box_reg"], expected)
 
@@ -156,7 +159,7 @@ class TestSelfBalance:
         """A box loss of 0 cannot be scaled."""
         matched = matched_predictions()
         matched.boxes = matched.gt_boxes.clone().requires_grad_()
-        losses = Criterion(name, "giou")(matched)
+        losses = Criterion(name, "giou")(matched, NORMALIZER)
         assert losses["loss_box_reg"] == 0 and losses["loss_cls"].isfinite()
 
 
@@ -182,7 +185,7 @@ def test_localization():
     }
     assert set(expected) == set(LOCALIZATION_LOSSES)
     for name, value in expected.items():
-        loss = Criterion("sigmoid_focal", name)(matched)["loss_box_reg"]
+        loss = Criterion("sigmoid_focal", name)(matched, NORMALIZER)["loss_box_reg"]
         torch.testing.assert_close(loss, value, msg=name)
 
 
@@ -191,7 +194,7 @@ def test_localization_weighted_by(by):
     matched = matched_predictions()
     weights = (matched.ious if by == "iou" else matched.scores).detach()
     criterion = Criterion("sigmoid_focal", "giou", localization_weighted_by=by)
-    loss = criterion(matched)["loss_box_reg"]
+    loss = criterion(matched, NORMALIZER)["loss_box_reg"]
     losses = L.giou_loss(matched.boxes, matched.gt_boxes)
     torch.testing.assert_close(loss, (losses * weights).sum() / weights.mean() / NORMALIZER)
     # No gradient flows through the weight.
@@ -208,14 +211,14 @@ class TestCouplings:
             "sigmoid_focal", "giou", {"association": 0.25}, {"association": options}
         )
         expected = L.association_loss(matched.scores, matched.ious, **options).sum()
-        loss = criterion(matched)["loss_association"]
+        loss = criterion(matched, NORMALIZER)["loss_association"]
         torch.testing.assert_close(loss, 0.25 * expected / NORMALIZER)
         assert torch.autograd.grad(loss, matched.boxes, allow_unused=True)[0] is None
 
     def test_association_of_the_highest_score(self):
         matched = matched_predictions()
         options = {"association": {"max_score": True}}
-        loss = Criterion("sigmoid_focal", "giou", ["association"], options)(matched)
+        loss = Criterion("sigmoid_focal", "giou", ["association"], options)(matched, NORMALIZER)
         highest = matched.logits[:5].sigmoid().amax(dim=1)
         assert (highest > matched.scores).any()
         expected = L.association_loss(highest, matched.ious).sum() / NORMALIZER
@@ -232,7 +235,7 @@ class TestCouplings:
         probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
         name = "sigmoid_focal" if sigmoid else "softmax_cross_entropy"
         options = {"task_contrastive": {"margin": 0.05}}
-        loss = Criterion(name, "giou", ["task_contrastive"], options)(matched)
+        loss = Criterion(name, "giou", ["task_contrastive"], options)(matched, NORMALIZER)
         classes = torch.arange(5) % 3
         expected = L.task_contrastive_loss(probabilities, classes, matched.ious, 0.05).sum()
         torch.testing.assert_close(loss["loss_task_contrastive"], expected / NORMALIZER)
@@ -246,7 +249,7 @@ class TestCouplings:
             "smooth_l1_harmonic_iou",
             {"harmonic": weight, "task_contrastive": 1.0},
         )
-        loss = sum(criterion(matched).values())
+        loss = sum(criterion(matched, NORMALIZER).values())
         entropy = F.cross_entropy(
             matched.logits, matched.labels, ignore_index=-1, reduction="none"
         )  # fmt: skip
@@ -272,25 +275,27 @@ class TestCouplings:
         """What the training logs of the harmonic loss, 1 + exp(-L) and 1 + exp(-CE)."""
         matched = matched_predictions()
         criterion = Criterion("sigmoid_cross_entropy", "smooth_l1", ["harmonic"])
-        criterion(matched)
+        losses, factors = criterion.losses_and_factors(matched, NORMALIZER)
+        assert losses == criterion(matched, NORMALIZER)
         targets = torch.zeros(5, 3)
         targets[range(5), matched.classes] = 1
         entropy = F.binary_cross_entropy_with_logits(matched.logits[:5], targets, reduction="none")
         localization = L.smooth_l1_loss(matched.deltas, matched.gt_deltas).sum(dim=1)
         expected = L.harmonic_factors(entropy.sum(dim=1), localization)
-        factors = criterion.latest_factors
         assert factors.keys() == {"harmonic_classification", "harmonic_localization"}
         for ours, theirs in zip(factors.values(), expected, strict=True):
             torch.testing.assert_close(ours, theirs.detach())
             assert not ours.requires_grad
         criterion = Criterion("sigmoid_focal", "giou", ["iou_balanced", "correlation"])
-        criterion(matched)
-        assert criterion.latest_factors.keys() == {"iou_balanced_classification"}
+        _, factors = criterion.losses_and_factors(matched, NORMALIZER)
+        assert factors.keys() == {"iou_balanced_classification"}
 
     def test_iou_balanced_keeps_the_sum(self):
         matched = matched_predictions()
-        plain = Criterion("sigmoid_cross_entropy", "smooth_l1")(matched)
-        balanced = Criterion("sigmoid_cross_entropy", "smooth_l1", ["iou_balanced"])(matched)
+        plain = Criterion("sigmoid_cross_entropy", "smooth_l1")(matched, NORMALIZER)
+        balanced = Criterion("sigmoid_cross_entropy", "smooth_l1", ["iou_balanced"])(
+            matched, NORMALIZER
+        )
         torch.testing.assert_close(balanced, plain)
         ours, theirs = (
             torch.autograd.grad(losses["loss_cls"], matched.logits, retain_graph=True)[0]
@@ -329,7 +334,7 @@ def test_every_composition_is_finite(activation, num_positives):
             continue
         matched = make(num_positives)
         matched.logits = (matched.logits.detach() * scale).requires_grad_()
-        loss = sum(Criterion(classification, localization, coupled)(matched).values())
+        loss = sum(Criterion(classification, localization, coupled)(matched, NORMALIZER).values())
         loss.backward()
         what = (classification, localization, coupled, scale)
         assert loss.isfinite(), what
@@ -352,14 +357,14 @@ def test_nan_is_never_hidden(name):
         matched = make(num_positives)
         with torch.no_grad():
             matched.logits[sample] = torch.nan
-        assert of_classification(name, matched).isnan()
+        assert classification_loss(name, matched).isnan()
     for localization in names(LOCALIZATION_LOSSES, "sigmoid"):
         if refusal(name, localization):
             continue
         matched = make()
         with torch.no_grad():
             matched.boxes[2] = matched.deltas[2] = torch.nan
-        assert Criterion(name, localization)(matched)["loss_box_reg"].isnan()
+        assert Criterion(name, localization)(matched, NORMALIZER)["loss_box_reg"].isnan()
 
 
 def test_half_precision():
@@ -369,7 +374,9 @@ def test_half_precision():
         if refusal(classification, localization):
             continue
         matched = matched_predictions(dtype=torch.float16)
-        losses = Criterion(classification, localization, ["correlation", "association"])(matched)
+        losses = Criterion(classification, localization, ["correlation", "association"])(
+            matched, NORMALIZER
+        )
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
@@ -400,39 +407,51 @@ class TestRefusals:
             build(LOCALIZATION_WEIGHTED_BY="scores")
 
     def test_unknown_options(self):
-        with pytest.raises(ValueError, match="unknown option of ap 'dleta'.*'delta'"):
+        with pytest.raises(ValueError, match="^ap.dleta: unknown option of ap 'dleta'.*'delta'"):
             Criterion("ap", "giou", options={"ap": {"dleta": 1.0}})
-        with pytest.raises(ValueError, match="couplings name one twice"):
+        with pytest.raises(ValueError, match="couplings names one twice"):
             Criterion("ap", "giou", ["correlation", "correlation"])
 
     @pytest.mark.parametrize(
         "name, option, value, message",
         [
-            ("SIGMOID_FOCAL", "GAMMA", -1.0, "gamma must not be negative"),
-            ("QUALITY_FOCAL", "BETA", -1.0, "beta must not be negative"),
-            ("VARIFOCAL", "GAMMA", -1.0, "gamma must not be negative"),
-            ("GHM_C", "MOMENTUM", 1.0, "momentum must be in"),
-            ("DR", "LAM_NEG", 0.0, "lam_neg must be positive"),
-            ("AP", "DELTA", 0.0, "delta must be positive"),
-            ("AP", "MEMORY", -1, "memory must be a number of batches"),
-            ("PAIRWISE_ERROR", "DISTANCE", "stepp", "unknown distance 'stepp'.*'step'"),
-            ("PAIRWISE_ERROR", "BALANCE", "ranks", "unknown balance 'ranks'.*'rank'"),
-            ("PAIRWISE_ERROR", "LAM", -1.0, "lam must be positive"),
-            ("APE", "LAM", 0.0, "lam must be positive"),
-            ("RANK_SORT", "DELTA", -0.5, "delta must be positive"),
-            ("ALRP", "DELTA", 0.0, "delta must be positive"),
-            ("BALANCED_L1", "ALPHA", 0.0, "alpha must be positive"),
-            ("GHM_R", "MU", 0.0, "mu must be positive"),
-            ("IOU_BALANCED_SMOOTH_L1", "LAM", -1.0, "lam must not be negative"),
-            ("HARMONIC_IOU", "GAMMA", 1.5, "gamma must be at most 1"),
-            ("SMOOTH_L1_HARMONIC_IOU", "GAMMA", 1.5, "gamma must be at most 1"),
-            ("SMOOTH_L1_HARMONIC_IOU", "ALPHA", -1.0, "alpha must be finite"),
-            ("ASSOCIATION", "KIND", "pze", "unknown kind of association loss 'pze'"),
-            ("TASK_CONTRASTIVE", "MARGIN", -0.1, "margin must not be negative"),
-            ("IOU_BALANCED", "ETA", -0.1, "eta must not be negative"),
-            ("CORRELATION", "MEMORY", -1, "memory must be a number of batches"),
-            ("HARMONIC", "WARMUP_ITERS", -1, "warm-up must be a number of iter"),
-            ("HARMONIC", "SCHEDULE", (1, 2), "schedule must be pairs"),
+            ("SIGMOID_FOCAL", "ALPHA", 2.0, "must be finite and at most 1, got 2.0"),
+            ("SIGMOID_FOCAL", "GAMMA", -1.0, "must be finite and not negative, got -1.0"),
+            ("QUALITY_FOCAL", "BETA", -1.0, "must be finite and not negative, got -1.0"),
+            ("VARIFOCAL", "ALPHA", -1.0, "must be finite and not negative, got -1.0"),
+            ("VARIFOCAL", "GAMMA", math.inf, "must be finite and not negative, got inf"),
+            ("GHM_C", "BINS", 0, "must be >= 1, got 0"),
+            ("GHM_C", "MOMENTUM", 1.0, r"must be in \[0, 1\), got 1.0"),
+            ("DR", "MARGIN", math.nan, "must be finite and not negative, got nan"),
+            ("DR", "LAM_NEG", 0.0, "must be positive and finite, got 0.0"),
+            ("AP", "DELTA", 0.0, "must be positive and finite, got 0.0"),
+            ("AP", "INTERPOLATE", 1, "must be True or False, got 1"),
+            ("AP", "MEMORY", -1, "must be >= 0, got -1"),
+            ("PAIRWISE_ERROR", "DISTANCE", "stepp", ": unknown name 'stepp'; did you mean 'step'"),
+            ("PAIRWISE_ERROR", "BALANCE", "ranks", ": unknown name 'ranks'; did you mean 'rank'"),
+            ("PAIRWISE_ERROR", "LAM", -1.0, "must be positive and finite, got -1.0"),
+            ("APE", "LAM", 0.0, "must be positive and finite, got 0.0"),
+            ("APE", "LAM", "8", "must be positive and finite, got '8'"),
+            ("RANK_SORT", "DELTA", -0.5, "must be positive and finite, got -0.5"),
+            ("RANK_SORT", "SELF_BALANCE", None, "must be True or False, got None"),
+            ("ALRP", "DELTA", 0.0, "must be positive and finite, got 0.0"),
+            ("SMOOTH_L1", "BETA", math.inf, "must be finite and not negative, got inf"),
+            ("BALANCED_L1", "ALPHA", 0.0, "must be positive and finite, got 0.0"),
+            ("GHM_R", "MU", 0.0, "must be positive and finite, got 0.0"),
+            ("IOU_BALANCED_SMOOTH_L1", "LAM", -1.0, "must be finite and not negative, got -1.0"),
+            ("IOU_BALANCED_SMOOTH_L1", "WEIGHT", 0.0, "must be positive.* or None, got 0.0"),
+            ("HARMONIC_IOU", "GAMMA", 1.5, "must be finite and at most 1, got 1.5"),
+            ("SMOOTH_L1_HARMONIC_IOU", "GAMMA", 1.5, "must be finite and at most 1, got 1.5"),
+            ("SMOOTH_L1_HARMONIC_IOU", "ALPHA", -1.0, "must be finite and not negative, got -1.0"),
+            ("ASSOCIATION", "KIND", "pze", ": unknown name 'pze'; did you mean 'pse'"),
+            ("ASSOCIATION", "BETA", math.inf, "must be finite and not negative, got inf"),
+            ("TASK_CONTRASTIVE", "MARGIN", -0.1, "must be finite and not negative, got -0.1"),
+            ("IOU_BALANCED", "ETA", -0.1, "must be finite and not negative, got -0.1"),
+            ("CORRELATION", "MEMORY", -1, "must be >= 0, got -1"),
+            ("CORRELATION", "GLOBAL_BATCH", 1, "must be True or False, got 1"),
+            ("HARMONIC", "WEIGHT", -1.0, "must be finite and not negative, got -1.0"),
+            ("HARMONIC", "WARMUP_ITERS", -1, "must be >= 0, got -1"),
+            ("HARMONIC", "SCHEDULE", (1, 2), r"must be pairs .* got \(1, 2\)"),
         ],
     )
     def test_values(self, name, option, value, message):
@@ -447,7 +466,7 @@ class TestRefusals:
         if name.lower() in COUPLINGS:
             cfg.MODEL.CRITERION.COUPLINGS = (name.lower(),)
         setattr(cfg.MODEL.CRITERION[name], option, value)
-        with pytest.raises(ValueError, match=f"^MODEL.CRITERION.{name}: .*{message}"):
+        with pytest.raises(ConfigError, match=rf"^MODEL\.CRITERION\.{name}\.{option} ?{message}"):
             build_criterion(cfg, activation="sigmoid", has_deltas=True)
 
 
@@ -461,13 +480,15 @@ def test_weights_and_schedules_by_config():
         ]
     )  # fmt: skip
     criterion = build_criterion(cfg, activation="sigmoid", has_deltas=True)
-    assert criterion.couplings["association"][1] == Weight(0.5, 10, ((10, 1.0), (20, 0.0)))
+    assert criterion.coupling_weights["association"] == Weight(0.5, 10, ((10, 1.0), (20, 0.0)))
     matched = matched_predictions()
-    plain = Criterion("sigmoid_focal", "smooth_l1", ["association"])(matched)["loss_association"]
+    plain = Criterion("sigmoid_focal", "smooth_l1", ["association"])(matched, NORMALIZER)[
+        "loss_association"
+    ]
     for iteration, factor in ((0, 0.0), (5, 0.25), (10, 0.5), (15, 0.25), (20, 0.0)):
-        loss = criterion(matched, iteration)["loss_association"]
+        loss = criterion(matched, NORMALIZER, iteration)["loss_association"]
         torch.testing.assert_close(loss, factor * plain)
-    assert COUPLING_KEYS.keys() == {"WEIGHT", "WARMUP_ITERS", "SCHEDULE"}
+    assert WEIGHT_OPTIONS.keys() == {"weight", "warmup_iters", "schedule"}
 
 
 def test_none_for_a_number_by_config():
@@ -477,4 +498,4 @@ def test_none_for_a_number_by_config():
     criterion = build_criterion(cfg, activation="sigmoid", has_deltas=True)
     matched = matched_predictions()
     expected = L.smooth_l1_loss(matched.deltas, matched.gt_deltas, 0.111).sum() / NORMALIZER
-    torch.testing.assert_close(criterion(matched)["loss_box_reg"], expected)
+    torch.testing.assert_close(criterion(matched, NORMALIZER)["loss_box_reg"], expected)

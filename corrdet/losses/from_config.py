@@ -1,0 +1,138 @@
+"""From a config to a Criterion: the keys that there are, and the losses that they ask for."""
+
+from dataclasses import replace
+
+from corrdet.errors import ConfigError
+from corrdet.options import Key, OptionError, Range, one_of
+
+from .criterion import COMPOSITION_OPTIONS, Criterion, distinct_names
+from .registry import (
+    CLASSIFICATION_LOSSES,
+    COUPLINGS,
+    LOCALIZATION_LOSSES,
+    REGISTRIES,
+    find_loss,
+)
+from .weight import WEIGHT_OPTIONS, Weight
+
+# The nodes of Criterions in MODEL, what they are of, and their default classification loss. Both
+# have all keys, as both may be used with options of their own.
+CRITERIA = {
+    "CRITERION": ("the losses of the detector", "sigmoid_focal"),
+    "RPN_CRITERION": ("the losses of the region proposals of CorrdetRPN", "sigmoid_cross_entropy"),
+}
+
+
+def criterion_sections() -> dict[str, dict[str, Key]]:
+    """The keys of all Criterions, with those of every loss that is registered now.
+
+    Returns:
+        full name of the node, such as ``MODEL.CRITERION.APE`` -> its keys.
+    """
+    sections: dict[str, dict[str, Key]] = {}
+    for node, (_, classification) in CRITERIA.items():
+        sections[f"MODEL.{node}"] = _composition_keys(classification)
+        for registry in REGISTRIES:
+            for name, loss in registry.items():
+                keys = sections.setdefault(f"MODEL.{node}.{name.upper()}", {})
+                keys |= {option.upper(): key for option, key in loss.options.items()}
+                if registry is COUPLINGS:
+                    keys |= coupling_keys(name)
+    return sections
+
+
+def coupling_keys(name: str) -> dict[str, Key]:
+    """The keys of a coupling that are no options of its function."""
+    keys = {option.upper(): key for option, key in WEIGHT_OPTIONS.items()}
+    return {**keys, "WEIGHT": replace(keys["WEIGHT"], default=COUPLINGS[name].weight)}
+
+
+def _composition_keys(classification: str) -> dict[str, Key]:
+    return {
+        "CLASSIFICATION": Key(
+            classification, one_of(CLASSIFICATION_LOSSES), "the classification loss"
+        ),
+        "LOCALIZATION": Key("smooth_l1", one_of(LOCALIZATION_LOSSES), "the localization loss"),
+        "COUPLINGS": Key(
+            (),
+            Range("a list of couplings", lambda v: isinstance(v, list | tuple)),
+            'such as `("correlation",)`',
+        ),
+        **{option.upper(): key for option, key in COMPOSITION_OPTIONS.items()},
+    }
+
+
+def build_criterion(
+    cfg, *, activation: str, has_deltas: bool, key: str = "CRITERION", owner: str | None = None
+) -> Criterion:
+    """The Criterion that a config's ``MODEL.CRITERION`` describes.
+
+    Args:
+        cfg: a config with :func:`corrdet.add_corrdet_config`'s keys.
+        activation: "sigmoid" or "softmax", what the detector's head is made for.
+        has_deltas: whether the detector regresses deltas.
+        key: of the node in ``MODEL``.
+        owner: whose losses they are, for messages; None for the meta-architecture.
+
+    Raises:
+        ConfigError: an unknown loss (with the nearest valid name), an option that the loss does not
+            have or a value that it cannot have, losses that cannot be composed, or one that cannot
+            work with the detector; the message starts with the config's key.
+    """
+    node, path = cfg.MODEL[key], f"MODEL.{key}"
+    try:
+        couplings = distinct_names(node.COUPLINGS)
+        _check_usable(node, couplings, activation, has_deltas, owner or cfg.MODEL.META_ARCHITECTURE)
+        options, weights = {}, {}
+        for name in (node.CLASSIFICATION, node.LOCALIZATION, *couplings):
+            options[name] = {
+                key.lower(): value for key, value in node.get(name.upper(), {}).items()
+            }
+        for name in couplings:
+            weights[name] = _weight(name, options[name])
+        return Criterion(
+            node.CLASSIFICATION,
+            node.LOCALIZATION,
+            weights,
+            options,
+            **{option: node[option.upper()] for option in COMPOSITION_OPTIONS},
+        )
+    except OptionError as error:
+        where = f"{path}.{error.name.upper()}" if error.name else f"{path}: "
+        raise ConfigError(where + error.problem) from error
+
+
+def _weight(name: str, options: dict) -> Weight:
+    """The weight of a coupling; takes its options out of the others."""
+    given = {option: options.pop(option) for option in WEIGHT_OPTIONS if option in options}
+    try:
+        return Weight.from_options({"weight": COUPLINGS[name].weight, **given})
+    except OptionError as error:
+        raise OptionError(f"{name}.{error.name}", error.problem) from error
+
+
+def _check_usable(
+    node, couplings: list[str], activation: str, has_deltas: bool, owner: str
+) -> None:
+    """
+    Raises:
+        OptionError: an unknown loss, or one that the detector cannot be trained with.
+    """
+    for argument, registry, name in (
+        ("classification", CLASSIFICATION_LOSSES, node.CLASSIFICATION),
+        ("localization", LOCALIZATION_LOSSES, node.LOCALIZATION),
+        *(("couplings", COUPLINGS, name) for name in couplings),
+    ):
+        loss = find_loss(argument, registry, name)
+        if activation not in loss.activations:
+            raise OptionError(
+                argument,
+                f": the {registry.what} {name!r} works on {' or '.join(loss.activations)} heads, "
+                f"but {owner} has a {activation} head",
+            )
+        if loss.needs_deltas and not has_deltas:
+            raise OptionError(
+                argument,
+                f": the {registry.what} {name!r} compares box deltas, which {owner} does not "
+                "regress; use an IoU loss",
+            )

@@ -1,0 +1,64 @@
+"""What the ranking losses have in common: the samples that are ranked, and the value of none."""
+
+import torch
+from torch import Tensor
+
+from .global_batch import of_all_ranks, remember
+from .matched_predictions import MatchedPredictions
+
+
+def ranked_samples(
+    matched: MatchedPredictions, margin: float, global_batch: bool, memory: int, state: dict
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, labels and IoUs that a ranking loss is taken of.
+
+    Args:
+        matched: the batch of this process, of a sigmoid head.
+        margin: negatives that are further than this below every positive do not count in the loss;
+            they are not sent, nor kept.
+        global_batch: add the samples of the other processes.
+        memory: add the negatives of this many batches before, as constants.
+        state: where they are kept.
+
+    Returns:
+        (S,) logits, (S,) int8 labels, 1, 0 or -1, and (P,) IoUs of the positives in their order.
+    """
+    logits, labels = matched.logits.flatten(), matched.binary_labels.flatten()
+    if not global_batch and not memory:
+        return logits, labels, matched.ious.detach()
+    positives = matched.logits[matched.positives, matched.classes]
+    ious = matched.ious.detach().to(positives.dtype)
+    if global_batch:
+        positives, ious = of_all_ranks(torch.stack([positives, ious], dim=1)).unbind(dim=1)
+        ious = ious.detach()
+    negatives = logits[labels == 0]
+    if len(positives):
+        lowest = positives.detach().amin() - margin
+        # A little more than counts, so that rounding decides in the loss alone. Not `>`: NaN stays.
+        negatives = negatives[~(negatives < lowest - 1e-5 * (lowest.abs() + margin))]
+    else:
+        negatives = negatives[:0]
+    if global_batch:
+        negatives = of_all_ranks(negatives)
+    if memory:
+        negatives = torch.cat([negatives, remember(state, "negatives", negatives, memory)])
+    labels = torch.ones(len(positives) + len(negatives), dtype=torch.int8, device=logits.device)
+    labels[len(positives) :] = 0
+    return torch.cat([positives, negatives]), labels, ious.detach()
+
+
+def nan_without_positives(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+    """0; or NaN, where logits are not finite and, without positives, a ranking does not show it.
+
+    Args:
+        logits, labels, ious: as :func:`ranked_samples` returns them.
+    """
+    if len(ious):
+        return ious.new_zeros(())
+    return torch.where(labels < 0, 0.0, logits.detach() * 0).sum()
+
+
+def scaled_to(reference: Tensor, loss: Tensor) -> Tensor:
+    """The loss scaled to the value of a reference, by a constant; scalars."""
+    reference, value = reference.detach(), loss.detach()
+    return loss * torch.where(value == 0, 1.0, reference / torch.where(value == 0, 1.0, value))
