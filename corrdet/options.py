@@ -220,8 +220,8 @@ def check_options(name: str, options: Mapping[str, Key], given: Mapping[str, Any
     """
     for option, value in given.items():
         if option not in options:
-            problem = ": " + unknown_name(f"option of {name}", option, options)
-            raise OptionError(f"{name}.{option}", problem)
+            unknown = unknown_name(f"option of {name}", option, options)
+            raise OptionError(f"{name}.{option}", ": " + unknown)
         problem = options[option].range.problem(value)
         if problem:
             raise OptionError(f"{name}.{option}", problem)

@@ -54,4 +54,4 @@ def balanced_l1_loss(
     source="Pang et al. 2019",
 )
 def _balanced_l1(matched: MatchedPredictions, *, alpha, gamma) -> Tensor:
-    return balanced_l1_loss(matched.deltas, matched.gt_deltas, alpha, gamma).sum(dim=1)
+    return balanced_l1_loss(*matched.delta_pairs, alpha, gamma).sum(dim=1)

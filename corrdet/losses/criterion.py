@@ -22,7 +22,7 @@ Losses that are registered before :func:`corrdet.add_corrdet_config` is called g
 themselves.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -202,7 +202,8 @@ class Criterion(nn.Module):
         self, matched: MatchedPredictions, normalizer: float | Tensor, iteration: int | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         classification, localization = self._classification_and_localization(matched)
-        added, factors = {}, {}
+        added: dict[str, Tensor] = {}
+        factors: dict[str, Tensor] = {}
         for name, coupling in self.couplings.items():
             weight = self._weight_at(name, iteration)
             if coupling.loss.takes_localization:
@@ -300,8 +301,9 @@ class Criterion(nn.Module):
         return weight.at(iteration)
 
     # What losses keep from step to step is in checkpoints as parameters are, under
-    # ``state.<loss>.<name>``, lists with a number behind it. A training that has just begun has
-    # none, and so have other losses' checkpoints: neither is an error.
+    # ``state.<loss>.<name>[<shape>]``, lists with their index behind the name. A training that has
+    # just begun has none, and so have other losses' checkpoints: neither is an error. The shape is
+    # in the key since Detectron2's checkpointer drops what has another shape than in the model now.
 
     def restore(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on with the states of losses, by their names, as checkpoints of version 0.1 have them.
@@ -312,18 +314,20 @@ class Criterion(nn.Module):
             if name in self._losses and self._losses[name].loss.has_state:
                 self._losses[name].state.update(state)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for loss, bound in self._losses.items():
             for name, value in bound.state.items():
-                start = f"{prefix}state.{loss}.{name}"
+                entries = {name: value}
                 if isinstance(value, list):
-                    for index, item in enumerate(value):
-                        destination[f"{start}.{index}"] = torch.as_tensor(item).detach()
-                else:
-                    destination[start] = torch.as_tensor(value).detach()
+                    entries = {f"{name}.{index}": item for index, item in enumerate(value)}
+                for entry, item in entries.items():
+                    tensor = torch.as_tensor(item).detach()
+                    destination[f"{prefix}state.{loss}.{entry}{list(tensor.shape)}"] = tensor
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for loss, bound in self._losses.items():
             if not bound.loss.has_state:
                 continue
@@ -331,7 +335,7 @@ class Criterion(nn.Module):
             start = f"{prefix}state.{loss}."
             lists: dict[str, dict[int, Tensor]] = {}
             for key in [key for key in state_dict if key.startswith(start)]:
-                name, _, index = key.removeprefix(start).partition(".")
+                name, _, index = key.removeprefix(start).partition("[")[0].partition(".")
                 # A copy: losses may write into what they keep.
                 value = state_dict[key].clone()
                 if index:
@@ -341,7 +345,7 @@ class Criterion(nn.Module):
             for name, items in lists.items():
                 bound.state[name] = [items[index] for index in sorted(items)]
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Criterion":
         """States follow to another device, but keep their precision: they are of float32 losses."""
 
         def moved(value: Any) -> Any:

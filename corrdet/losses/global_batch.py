@@ -48,10 +48,10 @@ def of_all_ranks(tensor: Tensor) -> Tensor:
         return tensor
     world = dist.get_world_size()
     count = torch.tensor([len(tensor)], device=tensor.device)
-    counts = [torch.empty_like(count) for _ in range(world)]
-    dist.all_gather(counts, count)
-    counts = [int(count) for count in counts]
-    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    all_counts = [torch.empty_like(count) for _ in range(world)]
+    dist.all_gather(all_counts, count)
+    counts = [int(count) for count in all_counts]
+    padded = tensor.new_zeros((max(counts), *tensor.shape[1:]))
     padded[: len(tensor)] = tensor.detach()
     gathered = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(gathered, padded)

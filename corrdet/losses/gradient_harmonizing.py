@@ -120,8 +120,9 @@ def ghm_r_loss(
     source="Li et al. 2019",
 )
 def _ghm_r(matched: MatchedPredictions, *, state, mu, bins, momentum) -> Tensor:
-    counts = _running_counts(state, bins, matched.deltas)
-    return ghm_r_loss(matched.deltas, matched.gt_deltas, mu, bins, momentum, counts)
+    deltas, targets = matched.delta_pairs
+    counts = _running_counts(state, bins, deltas)
+    return ghm_r_loss(deltas, targets, mu, bins, momentum, counts)
 
 
 def gradient_density(norm: Tensor, bins: int, momentum: float, counts: Tensor | None) -> Tensor:

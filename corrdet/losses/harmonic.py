@@ -164,5 +164,5 @@ def _smooth_l1_harmonic_iou(
     alpha: Annotated[float, NOT_NEGATIVE, "weight of the harmonic IoU loss"] = 1.5,
     gamma,
 ) -> Tensor:
-    smooth_l1 = smooth_l1_loss(matched.deltas, matched.gt_deltas, beta).sum(dim=1)
+    smooth_l1 = smooth_l1_loss(*matched.delta_pairs, beta).sum(dim=1)
     return smooth_l1 + alpha * harmonic_iou_loss(matched.box_ious, gamma)

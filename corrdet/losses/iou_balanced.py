@@ -113,6 +113,5 @@ def iou_balanced_smooth_l1_loss(
     source="IoU-balanced, Eq. 3 to 5",
 )
 def _iou_balanced_smooth_l1(matched: MatchedPredictions, *, lam, weight, delta) -> Tensor:
-    return iou_balanced_smooth_l1_loss(
-        matched.deltas, matched.gt_deltas, matched.box_ious, lam, weight, delta
-    )
+    deltas, targets = matched.delta_pairs
+    return iou_balanced_smooth_l1_loss(deltas, targets, matched.box_ious, lam, weight, delta)

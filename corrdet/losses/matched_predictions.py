@@ -117,6 +117,17 @@ class MatchedPredictions:
         return elementwise_iou(self.boxes, self.gt_boxes)
 
     @property
+    def delta_pairs(self) -> tuple[Tensor, Tensor]:
+        """(P, 4) deltas as predicted, and (P, 4) their targets.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.deltas is None or self.gt_deltas is None:
+            raise ValueError("these MatchedPredictions have no deltas and gt_deltas")
+        return self.deltas, self.gt_deltas
+
+    @property
     def ious(self) -> Tensor:
         """(P,) how well each positive is localized: ``mask_ious`` where given, else ``box_ious``.
 

@@ -49,4 +49,4 @@ def smooth_l1_loss(
     source="Girshick 2015, Eq. 3",
 )
 def _smooth_l1(matched: MatchedPredictions, *, beta) -> Tensor:
-    return smooth_l1_loss(matched.deltas, matched.gt_deltas, beta).sum(dim=1)
+    return smooth_l1_loss(*matched.delta_pairs, beta).sum(dim=1)

@@ -166,7 +166,8 @@ def test_memory_of_rankings_has_negatives_only():
         torch.testing.assert_close(loss, expected)
         kept.append(logits[(labels == 0) & (logits > lowest)].detach())
     state = criterion.state_dict()
-    assert list(state) == ["state.ap.negatives.0", "state.ap.negatives.1"]
+    names = [f"state.ap.negatives.{index}[{len(k)}]" for index, k in enumerate(kept[-2:])]
+    assert list(state) == names
     assert [len(tensor) for tensor in state.values()] == [len(k) for k in kept[-2:]]
 
 
