@@ -23,7 +23,7 @@ CUDA_BUILT = $(BIN)/python -c 'import sys, torch, corrdet._C as c; sys.exit(not 
 # ninja, ruff and clang-format are called from the environment, activated or not.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo compare test lint format cuda-report sanitize benchmark clean
+.PHONY: help setup demo compare test lint format docs-tables cuda-report sanitize benchmark clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo 'make setup        set up $(VENV): torch, Detectron2, corrdet'
 	@echo 'make lint         style checks alone'
 	@echo 'make format       rewrite the code in style'
+	@echo 'make docs-tables  write the tables of the docs that are made from the code'
 	@echo 'make cuda-report  registers and spills of the CUDA kernels; fails on spills'
 	@echo 'make sanitize     tests of the operators, their CPU code built with GCC sanitizers'
 	@echo 'make benchmark    time the operators, into docs/benchmarks.md (on an idle machine)'
@@ -59,6 +60,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(if $(NATIVE),$(BIN)/clang-format -i $(NATIVE))
+
+docs-tables: setup
+	$(BIN)/python tools/docs_tables.py
 
 cuda-report: setup
 	$(BIN)/python tools/cuda_report.py

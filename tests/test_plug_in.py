@@ -15,10 +15,11 @@ from detectron2.utils.events import EventStorage
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from corrdet.losses import Criterion
+from tests.helpers.losses import config, matched_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "plug-in.md"
-SECTIONS = ("plain PyTorch", "torchvision", "Detectron2 ROI head")
+SECTIONS = ("plain PyTorch", "torchvision", "Detectron2 ROI head", "loss of your own")
 
 
 def run_section(title: str) -> dict:
@@ -236,3 +237,16 @@ class TestDetectron2:
         sum(losses.values()).backward()
         for parameter in predictor.parameters():
             assert parameter.grad.isfinite().all()
+
+
+def test_a_loss_of_ones_own():
+    names = run_section(SECTIONS[3])
+    assert names["message"] == "gap.power must be positive and finite, got -1.0"
+    matched = matched_predictions()
+    loss = names["criterion"](matched)["loss_gap"]
+    gaps = (matched.scores - matched.ious).abs() - 0.1
+    torch.testing.assert_close(loss, 0.5 * gaps.clamp(min=0).sum() / 5)
+    node = config().MODEL.CRITERION.GAP
+    assert dict(node) == {
+        "POWER": 2.0, "MARGIN": 0.1, "WEIGHT": 0.5, "WARMUP_ITERS": 0, "SCHEDULE": (),
+    }  # fmt: skip

@@ -165,27 +165,6 @@ def test_the_demo_ends_with_a_report(tiny_digits, tmp_path, monkeypatch, capsys)
     assert "beta_cls" in capsys.readouterr().out
 
 
-def test_the_table_of_what_goes_together_is_up_to_date():
-    """docs/losses.md; python tools/losses_matrix.py rewrites it."""
-    module = load("losses_matrix")
-    shown = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
-    shown = shown.partition(module.BEGIN)[2].partition(module.END)[0].strip()
-    assert shown == module.matrix()
-
-
-def test_every_loss_has_its_row():
-    """docs/losses.md names each registered loss and each of its options."""
-    from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
-
-    lines = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8").splitlines()
-    general = {"GLOBAL_BATCH", "MEMORY"}  # described once
-    for registry in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS):
-        for name, loss in registry.items():
-            rows = [line for line in lines if line.startswith("|") and f"`{name}`" in line]
-            options = {option.upper() for option in loss.options} - general
-            assert any(all(f"`{option}`" in row for option in options) for row in rows), name
-
-
 class TestExport:
     CONFIG = str(ROOT / "configs/quick/atss_concordance.yaml")
     SPARSE_RCNN = str(ROOT / "configs/quick/sparse_rcnn_baseline.yaml")

@@ -19,7 +19,9 @@ from .registry import COUPLINGS
 
 COEFFICIENTS = ("pearson", "spearman", "concordance")
 Strength = Annotated[
-    float | None, POSITIVE.or_none(), "of the soft ranks of `spearman`; None: from the data"
+    float | None,
+    POSITIVE.or_none(),
+    "strength of the soft ranks of `spearman`; None: from the data",
 ]
 
 
@@ -108,7 +110,9 @@ def correlation_loss(
     ] = "concordance",
     strength: Strength = None,
     gradient: Annotated[
-        str, one_of(("scores", "ious", "both")), "what it reaches (Sec. 5.5.4: scores do best)"
+        str,
+        one_of(("scores", "ious", "both")),
+        "what the gradient reaches (Sec. 5.5.4: scores do best)",
     ] = "scores",
 ) -> Tensor:
     """Correlation Loss, ``1 - rho(IoU, score)``; by default the gradient reaches the scores only.

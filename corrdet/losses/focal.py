@@ -145,7 +145,7 @@ def varifocal_loss(
     activations=("sigmoid",),
     definition="cross entropy with `y`, weighted by `y` for positives, `alpha p^gamma` for "
     "negatives",
-    use="likewise; good positives count more",
+    use="as `quality_focal`; good positives count more",
     source="Zhang et al. 2021",
 )
 def _varifocal(matched: MatchedPredictions, *, alpha, gamma) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from corrdet.errors import ConfigError
-from corrdet.options import Key, OptionError, Range, one_of
+from corrdet.options import Key, OptionError, Range
 
 from .criterion import COMPOSITION_OPTIONS, Criterion, distinct_names
 from .registry import (
@@ -11,6 +11,7 @@ from .registry import (
     COUPLINGS,
     LOCALIZATION_LOSSES,
     REGISTRIES,
+    LossRegistry,
     find_loss,
 )
 from .weight import WEIGHT_OPTIONS, Weight
@@ -49,17 +50,21 @@ def coupling_keys(name: str) -> dict[str, Key]:
 
 def _composition_keys(classification: str) -> dict[str, Key]:
     return {
-        "CLASSIFICATION": Key(
-            classification, one_of(CLASSIFICATION_LOSSES), "the classification loss"
-        ),
-        "LOCALIZATION": Key("smooth_l1", one_of(LOCALIZATION_LOSSES), "the localization loss"),
-        "COUPLINGS": Key(
-            (),
-            Range("a list of couplings", lambda v: isinstance(v, list | tuple)),
-            'such as `("correlation",)`',
-        ),
+        "CLASSIFICATION": Key(classification, _name_in(CLASSIFICATION_LOSSES), "it has `loss_cls`"),
+        "LOCALIZATION": Key("smooth_l1", _name_in(LOCALIZATION_LOSSES), "it has `loss_box_reg`"),
+        "COUPLINGS": Key((), _NAMES_OF_COUPLINGS, 'such as `("correlation",)`'),
         **{option.upper(): key for option, key in COMPOSITION_OPTIONS.items()},
     }
+
+
+def _name_in(registry: LossRegistry) -> Range:
+    return Range(f"the name of a {registry.what}", lambda v: v in registry)
+
+
+_NAMES_OF_COUPLINGS = Range(
+    "a list of names of couplings",
+    lambda v: isinstance(v, list | tuple) and all(name in COUPLINGS for name in v),
+)
 
 
 def build_criterion(

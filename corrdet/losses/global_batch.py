@@ -12,7 +12,7 @@ from corrdet.options import BOOL, Key, at_least
 
 # Options of all losses that can read more than their own batch.
 GLOBAL_BATCH_OPTIONS = {
-    "global_batch": Key(False, BOOL, "of the batches of all processes together"),
+    "global_batch": Key(False, BOOL, "take it of the batches of all processes together"),
     "memory": Key(0, at_least(0), "add those of so many batches before, as constants"),
 }
 

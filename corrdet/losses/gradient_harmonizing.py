@@ -13,8 +13,8 @@ from ._checks import check_same_shape, widened
 from .matched_predictions import MatchedPredictions
 from .registry import CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES
 
-Bins = Annotated[int, at_least(1), "of the gradient norm"]
-Momentum = Annotated[float, SHARE_BELOW_1, "of the running mean of the counts"]
+Bins = Annotated[int, at_least(1), "bins of the gradient norm"]
+Momentum = Annotated[float, SHARE_BELOW_1, "momentum of the running mean of the counts of the bins"]
 
 
 @checked

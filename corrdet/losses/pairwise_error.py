@@ -20,7 +20,7 @@ def pairwise_error_loss(
     logits: Tensor,
     labels: Tensor,
     distance: Annotated[
-        str, one_of(("step", *DISTANCES)), "of s_v - s_u, what a pair adds"
+        str, one_of(("step", *DISTANCES)), "what a pair adds, of s_v - s_u"
     ] = "cross_entropy",
     balance: Annotated[str, one_of(BALANCES), "what the sum of a positive is divided by"] = "rank",
     lam: Annotated[float, POSITIVE, "slope of the sigmoid"] = 8.0,
@@ -135,7 +135,8 @@ def _margin(lam: float) -> float:
     options_from=(ape_loss, GLOBAL_BATCH_OPTIONS),
     activations=("sigmoid",),
     per_sample=False,
-    definition="the same, where positives of lower IoU are negatives too, weighted by `I`",
+    definition="as `pairwise_error`, where positives of lower IoU are negatives too, weighted by "
+    "`I`",
     use="ranks by IoU: the best of the ranking losses in its paper",
     source="APE paper, Eq. 9, 10",
 )

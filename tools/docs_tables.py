@@ -1,0 +1,239 @@
+"""Tables of the docs that are made from the code: docs/losses.md's, and docs/config.md.
+
+``python tools/docs_tables.py`` (``make docs-tables``) writes them, ``--check`` only says which are
+out of date.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from corrdet.config import ABOUT, SECTIONS, add_corrdet_config  # noqa: E402
+from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES  # noqa: E402
+from corrdet.losses.from_config import CRITERIA, criterion_sections  # noqa: E402
+from corrdet.losses.global_batch import GLOBAL_BATCH_OPTIONS  # noqa: E402
+from corrdet.losses.registry import LossRegistry, RegisteredLoss, refusal  # noqa: E402
+from corrdet.losses.weight import WEIGHT_OPTIONS, Weight  # noqa: E402
+from corrdet.options import Key  # noqa: E402
+
+LOSSES = ROOT / "docs" / "losses.md"
+CONFIG = ROOT / "docs" / "config.md"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def shown(value: Any) -> str:
+    """A default as one would write it in a config."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str):
+        return value or "''"
+    return str(value)
+
+
+def in_order(registry: LossRegistry) -> list[tuple[str, RegisteredLoss]]:
+    """Losses per sample first, each kind by name."""
+    return sorted(registry.items(), key=lambda item: (not item[1].per_sample, item[0]))
+
+
+def options(loss: RegisteredLoss) -> str:
+    """With their defaults; those that several losses share are described once."""
+    shown_options = [
+        f"`{option.upper()}` {shown(key.default)}"
+        for option, key in loss.options.items()
+        if option not in GLOBAL_BATCH_OPTIONS
+    ]
+    if loss.weight != Weight.value:
+        shown_options.append(f"`WEIGHT` {shown(loss.weight)}")
+    return ", ".join(shown_options)
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def classification_table() -> str:
+    header = ["name", "definition", "options", "per sample", "when to use it", "source"]
+    return table(
+        header,
+        (
+            [
+                f"`{name}`",
+                loss.definition,
+                options(loss),
+                yes(loss.per_sample),
+                loss.use,
+                loss.source,
+            ]
+            for name, loss in in_order(CLASSIFICATION_LOSSES)
+        ),
+    )
+
+
+def localization_table() -> str:
+    header = ["name", "definition", "options", "per positive", "of", "bounded", "source"]
+    return table(
+        header,
+        (
+            [
+                f"`{name}`",
+                loss.definition,
+                options(loss),
+                yes(loss.per_sample),
+                "deltas" if loss.needs_deltas else "boxes",
+                yes(loss.bounded),
+                loss.source,
+            ]
+            for name, loss in in_order(LOCALIZATION_LOSSES)
+        ),
+    )
+
+
+def couplings_table() -> str:
+    header = ["name", "definition", "options", "gradient reaches", "when to use it", "source"]
+    return table(
+        header,
+        (
+            [f"`{name}`", loss.definition, options(loss), loss.reaches, loss.use, loss.source]
+            for name, loss in in_order(COUPLINGS)
+        ),
+    )
+
+
+def matrix() -> str:
+    """Which losses go together: a row per classification loss, a column per localization loss."""
+    localizations = [name for name, _ in in_order(LOCALIZATION_LOSSES)]
+    return table(
+        ["", *(f"`{name}`" for name in localizations)],
+        (
+            [f"`{name}`", *(matrix_cell(name, other) for other in localizations)]
+            for name, _ in in_order(CLASSIFICATION_LOSSES)
+        ),
+    )
+
+
+def matrix_cell(classification: str, localization: str) -> str:
+    if refusal(classification, localization):
+        return "no"
+    refused = [
+        f"`{name}`"
+        for name, _ in in_order(COUPLINGS)
+        if refusal(classification, localization, [name])
+    ]
+    return f"not {', '.join(refused)}" if refused else "all"
+
+
+TABLES = {
+    "classification": classification_table,
+    "localization": localization_table,
+    "couplings": couplings_table,
+    "matrix": matrix,
+}
+
+
+def losses_page(page: str) -> str:
+    """docs/losses.md with the tables of now between their marks."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        head, _, rest = page.partition(begin)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise SystemExit(f"{LOSSES}: expected {begin} and {end}")
+        page = f"{head}{begin}\n{make()}\n{end}{tail}"
+    return page
+
+
+def keys_table(keys: dict[str, Key]) -> str:
+    rows = (
+        [f"`{name}`", f"`{shown(key.default)}`", key.range.expected, key.line]
+        for name, key in keys.items()
+    )
+    return table(["key", "default", "must be", "what it is"], rows)
+
+
+def config_page() -> str:
+    """docs/config.md: every key that corrdet adds to Detectron2's."""
+    parts = [
+        "# The config\n\nWhat corrdet adds to [Detectron2's keys]"
+        "(https://detectron2.readthedocs.io/en/latest/modules/config.html).\n"
+        "Values out of their range are refused before training, with the name of the key.\n"
+        "`make docs-tables` writes this page from the declarations, each beside the code that "
+        "reads the key.",
+        *criterion_parts(),
+    ]
+    for section in sorted(SECTIONS):
+        about = f"{ABOUT[section]}\n\n" if section in ABOUT else ""
+        parts.append(f"## {section}\n\n{about}{keys_table(SECTIONS[section])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def criterion_parts() -> list[str]:
+    """The keys of the Criterions; those of each loss once."""
+    sections = criterion_sections()
+    (node, (about, _)), *others = CRITERIA.items()
+    parts = [
+        f"## MODEL.{node}\n\nNames {about}; [losses.md](losses.md) says which there are.\n"
+        f"The keys of the loss `some_loss` are those of the node `MODEL.{node}.SOME_LOSS`.",
+        keys_table(sections[f"MODEL.{node}"]),
+    ]
+    for other, (about, classification) in others:
+        parts.append(
+            f"`MODEL.{other}` names {about}.\nIt has all of these keys, too; by default its "
+            f"`CLASSIFICATION` is\n`{classification}`."
+        )
+    for title, registry in (
+        ("Classification losses", CLASSIFICATION_LOSSES),
+        ("Localization losses", LOCALIZATION_LOSSES),
+        ("Couplings", COUPLINGS),
+    ):
+        keys = {
+            f"{name.upper()}.{option.upper()}": key
+            for name, loss in in_order(registry)
+            for option, key in loss.options.items()
+        }
+        parts.append(f"### {title}\n\n{keys_table(keys)}")
+    weights = ", ".join(
+        f"{shown(loss.weight)} of `{name}`"
+        for name, loss in in_order(COUPLINGS)
+        if loss.weight != Weight.value
+    )
+    keys = {name.upper(): key for name, key in WEIGHT_OPTIONS.items()}
+    parts.append(f"Every coupling also has these; the weight is {weights}.\n\n{keys_table(keys)}")
+    return parts
+
+
+def pages() -> dict[Path, str]:
+    """The pages as they should be."""
+    from detectron2.config import get_cfg
+
+    add_corrdet_config(get_cfg())  # imports all that declares keys
+    return {LOSSES: losses_page(LOSSES.read_text(encoding="utf-8")), CONFIG: config_page()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
+    args = parser.parse_args()
+    for path, page in pages().items():
+        if path.exists() and path.read_text(encoding="utf-8") == page:
+            continue
+        if args.check:
+            sys.exit(f"docs/{path.name} is out of date: run make docs-tables")
+        path.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
