@@ -117,9 +117,9 @@ class TestBadInput:
         ("MODEL.CRITERION.COUPLINGS", "('corelation',)", "did you mean 'correlation'"),
         ("MODEL.CRITERION.LOCALIZATION", "smoothl1", "did you mean 'smooth_l1'"),
         ("MODEL.CRITERION.CORRELATION.COEFFICIENT", "spaerman", "did you mean 'spearman'"),
-        ("MODEL.CRITERION.CORRELATION.STRENGTH", 0, "strength must be positive"),
-        ("MODEL.CRITERION.CORRELATION.STRENGTH", "abc", "strength must be positive"),
-        ("MODEL.CRITERION.CORRELATION.WEIGHT", -1.0, "must be finite and >= 0"),
+        ("MODEL.CRITERION.CORRELATION.STRENGTH", 0, "STRENGTH must be positive"),
+        ("MODEL.CRITERION.CORRELATION.STRENGTH", "abc", "STRENGTH must be positive"),
+        ("MODEL.CRITERION.CORRELATION.WEIGHT", -1.0, "must be finite and not negative"),
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", 0.1, "set MODEL.CRITERION.SMOOTH_L1.BETA"),
     ],
 )
