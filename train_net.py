@@ -4,24 +4,20 @@
 The arguments are Detectron2's own, with their own meaning, and ``--import``.
 """
 
-import logging
-import sys
-import traceback
-from pathlib import Path
-
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-import corrdet
-from corrdet.data import ImageReadError, load_dataset
+from corrdet.coco import read_once
+from corrdet.data import load_dataset
 from corrdet.engine import (
     CorrdetTrainer,
     StrictCheckpointer,
-    check_gpus,
     check_run,
     import_modules,
     load_config,
+    run_command,
+    shorten_logged_errors,
 )
 from corrdet.engine.evaluator import CorrelationEvaluator
 
@@ -45,18 +41,20 @@ def main(args):
     cfg = load_config(args)
     check_run(cfg, eval_only=args.eval_only, resume=args.resume)
     default_setup(cfg, args)
-    logging.getLogger("detectron2.engine.train_loop").addFilter(without_traceback)
+    shorten_logged_errors()
 
     if args.eval_only:
         model = CorrdetTrainer.build_model(cfg)
         checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         evaluators = None
-        if cfg.TEST.REPORT:
-            for name in cfg.DATASETS.TEST:
-                load_dataset(cfg, name)  # its checks say more than the evaluator would
-            evaluators = [CorrdetTrainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results = CorrdetTrainer.test(cfg, model, evaluators)
+        with read_once():  # by checks, evaluators and loaders
+            if cfg.TEST.REPORT:
+                names = cfg.DATASETS.TEST
+                for name in names:
+                    load_dataset(cfg, name)  # its checks say more than the evaluator would
+                evaluators = [CorrdetTrainer.build_evaluator(cfg, name) for name in names]
+            results = CorrdetTrainer.test(cfg, model, evaluators)
         if comm.is_main_process() and evaluators is not None:
             write_reports(cfg, evaluators, results)
         if cfg.TEST.AUG.ENABLED:
@@ -84,44 +82,5 @@ def write_reports(cfg, evaluators, results):
             print(f"report: {path}")
 
 
-def explains_itself(error: Exception) -> bool:
-    """Whether corrdet raised it on purpose: its message says it all, a traceback would bury it."""
-    if not isinstance(error, ValueError | OSError | FloatingPointError):
-        return False
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    # Errors of the loader's processes are raised once more by torch.
-    return isinstance(error, ImageReadError) or Path(corrdet.__file__).parent in raised_in.parents
-
-
-def message_of(error: BaseException) -> str:
-    """Its message; what a process of the loader raised comes with that process's traceback."""
-    message = str(error)
-    if message.startswith("Caught "):
-        message = message.rpartition(f"{type(error).__name__}: ")[2]
-    return message.strip()
-
-
-def without_traceback(record: logging.LogRecord) -> bool:
-    """A filter of the log: leaves the message of errors that explain themselves."""
-    error = record.exc_info[1] if record.exc_info else None
-    if error is not None and explains_itself(error):
-        record.msg, record.args, record.exc_info = f"{record.msg} {message_of(error)}", (), None
-    return True
-
-
 if __name__ == "__main__":
-    args = argument_parser().parse_args()
-    try:
-        check_gpus(args.num_gpus)
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except Exception as error:
-        if not explains_itself(error):
-            raise
-        sys.exit(f"error: {message_of(error)}")
+    run_command(main, argument_parser().parse_args())

@@ -375,37 +375,6 @@ def add_corrdet_config(cfg) -> None:
     cfg.MODEL.DETR.L1_COST = 5.0
     cfg.MODEL.DETR.GIOU_COST = 2.0
 
-    # ---- Data.
-    # One's own COCO-format data sets, each "name=annotations.json:image_folder".
-    cfg.DATASETS.REGISTER = ()
-    # True: images that cannot be read are found before training, named and left out.
-    # False: missing ones are an error before training, a damaged one when it is read.
-    cfg.DATASETS.SKIP_UNREADABLE = False
-    # True: degenerate or out-of-image boxes are named and left out. False: they are an error.
-    cfg.DATASETS.SKIP_BAD_ANNOTATIONS = False
-    # Detectron2's INPUT.CROP, for a share of the images only, and, if sizes are given, of the image
-    # with one of these as its shorter side. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
-    cfg.INPUT.CROP.PROBABILITY = 1.0
-    cfg.INPUT.CROP.MIN_SIZE_BEFORE = ()
-    # Augmentation as in SSD (Liu et al. 2016, Sec. 2.2 and 3.6) in training, before resizing and
-    # flipping: distorted colors, expansion, and crops by the IoU with the objects.
-    cfg.INPUT.SSD_AUGMENTATION = False
-    # (height, width) of all images in training and at test, in place of the keys MIN_SIZE_* and
-    # MAX_SIZE_*; the aspect ratio is not kept. () for none.
-    cfg.INPUT.FIXED_SIZE = ()
-
-    # ---- Training and evaluation.
-    # "SGD" (Detectron2's own, with momentum) or "ADAMW".
-    cfg.SOLVER.OPTIMIZER = "SGD"
-    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE, Detectron2's own key, can also be "full_model".
-    # Measure beta_img (the thesis, Eq. 3.1), which needs the ground truth at evaluation.
-    cfg.TEST.BETA_IMG = True
-    # Also measure the upper and lower bounds of AP at image level (the thesis, Table 3.1), which
-    # takes two more post-processings of every image; needs BETA_IMG.
-    cfg.TEST.IMAGE_BOUNDS = False
-    # With --eval-only, write OUTPUT_DIR/inference/<data set>/report.html: see corrdet.analysis.
-    cfg.TEST.REPORT = False
-
     for section, keys in SECTIONS.items():
         node = cfg
         for name in section.split("."):

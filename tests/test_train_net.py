@@ -1,6 +1,5 @@
 """The command line, in processes of its own."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -8,15 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
-from corrdet.data import ImageReadError
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.training import ROOT
 
 
 def run(arguments, **kwargs):
@@ -133,25 +129,6 @@ def test_errors_end_with_one_line_that_says_what_is_wrong(
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_which_errors_explain_themselves():
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
-
-    def raise_unreadable():
-        raise ImageReadError("as torch raises errors of the loader's processes")
-
-    arguments = Namespace(config_file="nowhere.yaml", opts=[])
-    for expected, function in [
-        (True, lambda: train_net.load_config(arguments)),
-        (True, raise_unreadable),
-        (False, lambda: int("x")),
-    ]:
-        with pytest.raises((ValueError, OSError)) as raised:
-            function()
-        assert train_net.explains_itself(raised.value) == expected
-
-
 def test_help_is_detectron2s():
     finished = run([sys.executable, str(ROOT / "train_net.py"), "--help"])
     for argument in ("--config-file", "--resume", "--eval-only", "--num-gpus", "--dist-url"):
@@ -234,3 +211,69 @@ def test_an_error_in_an_imported_file_keeps_its_traceback(tiny_command, tmp_path
     finished = run(tiny_command(tmp_path, flags=["--import", tmp_path / "mine.py"]))
     assert finished.returncode == 1
     assert "Traceback" in finished.stderr and finished.stderr.endswith("ValueError: mine\n")
+
+
+# Each has corrdet's own code raise a ValueError that is nobody's message to the user, or an error
+# that is one: in the training process, or where images are made ready.
+IN_TRAINING = """
+import torch
+from corrdet.engine import CorrdetTrainer
+from corrdet.errors import ConfigError
+from corrdet.losses import pearson_correlation
+
+def run_step(self):
+    {statement}
+
+CorrdetTrainer.run_step = run_step
+"""
+IN_THE_LOADER = """
+import torch
+from corrdet.data import ImageReadError, build_train_loader
+from corrdet.engine import CorrdetTrainer
+from corrdet.losses import pearson_correlation
+
+def mapper(record):
+    {statement}
+
+mapper.__module__ = "__main__"  # it is sent to processes that do not import this file
+CorrdetTrainer.build_train_loader = staticmethod(lambda cfg: build_train_loader(cfg, mapper))
+"""
+BUG = "pearson_correlation(torch.zeros(2), torch.zeros(3))"
+PLACES = {
+    "training": (IN_TRAINING, "raise ConfigError('first line\\nsecond line')"),
+    "loader": (IN_THE_LOADER, "raise ImageReadError('first line\\nsecond line')"),
+}
+
+
+@pytest.mark.parametrize("place", ["training", "loader"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_bug_keeps_its_traceback_and_a_users_error_has_none(
+    place, processes, tiny_command, tmp_path
+):
+    template, users_error = PLACES[place]
+
+    def train(statement):
+        (tmp_path / "patch.py").write_text(template.format(statement=statement))
+        command = tiny_command(
+            tmp_path / "output",
+            *("DATALOADER.NUM_WORKERS", 1, "DATASETS.TEST", "()"),
+            flags=["--import", tmp_path / "patch.py"],
+            script="train_net.py" if processes == 1 else "tests/helpers/two_processes.py",
+        )
+        finished = run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert finished.returncode == 1
+        return finished.stderr, finished.stdout + finished.stderr
+
+    errors, printed = train(BUG)
+    assert "Traceback" in errors and "error: " not in errors
+    assert re.search(r'corrdet/losses/correlation.py", line \d+, in .*\n.*raise ValueError', errors)
+    if place == "loader":
+        assert "in DataLoader worker process 0" in errors
+        assert re.search(r", line \d+, in mapper", errors)
+
+    errors, printed = train(users_error)
+    assert "Traceback" not in printed, printed
+    ranks = re.findall("^error: (?:rank ([01]): )?first line\nsecond line$", errors, re.MULTILINE)
+    assert ranks and len(ranks) == len(set(ranks)) and set(ranks) <= {"", "0", "1"}
+    assert (ranks == [""]) == (processes == 1)
+    assert "Exception during training: first line" in printed

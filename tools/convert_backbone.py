@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from corrdet.engine import CheckpointError
 from corrdet.engine.conversion import conversion_command
 
 BLOCK = r"layer([1-4])\.(\d+)\."
@@ -58,15 +59,15 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights: the original's, by name.
 
     Raises:
-        ValueError: they are of another network.
+        CheckpointError: they are of another network.
     """
     has_deep_stem = "conv1.0.weight" in weights
     has_parts = "layer1.0.convs.0.weight" in weights
     if has_parts != has_deep_stem:
         kind = "a Res2Net with the stem of ResNet" if has_parts else "a ResNet with another stem"
-        raise ValueError(f"it is {kind}; expected ResNet, ResNeXt or Res2Net v1b")
+        raise CheckpointError(f"it is {kind}; expected ResNet, ResNeXt or Res2Net v1b")
     if "conv1.weight" not in weights and not has_deep_stem:
-        raise ValueError("it has neither conv1.weight nor conv1.0.weight: it is no ResNet")
+        raise CheckpointError("it has neither conv1.weight nor conv1.0.weight: it is no ResNet")
     converted = {}
     for name, value in weights.items():
         layer, _, parameter = name.rpartition(".")
@@ -80,7 +81,7 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 converted[f"{new}.{parameter}"] = value
                 break
         else:
-            raise ValueError(f"{name!r} is no parameter of ResNet, ResNeXt or Res2Net v1b")
+            raise CheckpointError(f"{name!r} is no parameter of ResNet, ResNeXt or Res2Net v1b")
     return converted
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
+from corrdet.engine import CheckpointError
 from corrdet.engine.conversion import conversion_command
 
 BACKBONE = r"backbone\.0\.body\."
@@ -47,7 +48,7 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights: the original's, by name.
 
     Raises:
-        ValueError: a name that DETR does not have, one that it has and these have not, or a
+        CheckpointError: a name that DETR does not have, one that it has and these have not, or a
             classifier of other classes than COCO's.
     """
     converted = {}
@@ -59,13 +60,13 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 converted[match.expand(replacement).format(stage)] = value
                 break
         else:
-            raise ValueError(f"{name!r} is no parameter of the original DETR")
+            raise CheckpointError(f"{name!r} is no parameter of the original DETR")
     for name in REQUIRED:
         if name not in converted:
-            raise ValueError(f"it has no {name}: it is of another detector, or incomplete")
+            raise CheckpointError(f"it has no {name}: it is of another detector, or incomplete")
     for name in ("class_embed.weight", "class_embed.bias"):
         if len(converted[name]) != NUM_IDS + 1:
-            raise ValueError(
+            raise CheckpointError(
                 f"{name} is of {len(converted[name])} classes, expected the {NUM_IDS} ids of COCO "
                 "and no object"
             )

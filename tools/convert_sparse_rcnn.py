@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from corrdet.engine import CheckpointError
 from corrdet.engine.conversion import conversion_command
 
 STAGE = r"head\.head_series\.(\d+)\."
@@ -44,10 +45,10 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights: the original's, by name.
 
     Raises:
-        ValueError: a name that Sparse R-CNN does not have, or a softmax classifier.
+        CheckpointError: a name that Sparse R-CNN does not have, or a softmax classifier.
     """
     if "criterion.empty_weight" in weights:
-        raise ValueError(
+        raise CheckpointError(
             "its classifier is a softmax (USE_FOCAL False); corrdet's Sparse R-CNN has sigmoids"
         )
     converted = {}
@@ -58,10 +59,10 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 converted[new] = value
                 break
         else:
-            raise ValueError(f"{name!r} is no parameter of the original Sparse R-CNN")
+            raise CheckpointError(f"{name!r} is no parameter of the original Sparse R-CNN")
     for name in ("proposal_boxes", "proposal_features"):
         if name not in converted:
-            raise ValueError(f"it has no init_{name}.weight: it is of another detector")
+            raise CheckpointError(f"it has no init_{name}.weight: it is of another detector")
     return converted
 
 

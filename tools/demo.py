@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 from runs import ABOUT_BETAS, COLUMNS, ROOT, table_row, train
 from tabulate import tabulate
 
-import corrdet  # noqa: F401  (registers the data)
+import corrdet.data  # noqa: F401  (registers the data)
 from corrdet.analysis.__main__ import main as analysis
 
 

@@ -16,12 +16,12 @@ The file runs on the device of MODEL.DEVICE.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
 from corrdet.engine import CorrdetTrainer, StrictCheckpointer, check_run, load_config
+from corrdet.errors import ConfigError, errors_in_one_line
 from corrdet.files import atomic_write
 from corrdet.modeling import check_exportable, export_detector, trace_detector
 
@@ -49,29 +49,29 @@ def main() -> None:
         parser.error(f"--output must end with {' or '.join(SUFFIXES)}, got {args.output!r}")
     if args.image_size and (suffix != ".pt2" or min(args.image_size) < 1):
         parser.error("--image-size takes two positive numbers, for .pt2")
-    try:
+    with errors_in_one_line(f"{args.output} was not written: "):
         export(args, suffix)
-    except (OSError, TypeError, ValueError) as error:
-        sys.exit(f"{args.output} was not written: {error}")
     print(f"{args.output} written")
 
 
 def export(args: argparse.Namespace, suffix: str) -> None:
     """
     Raises:
-        OSError: the file cannot be written, or the weights not be read.
-        TypeError: the model is no dense detector.
-        ValueError: a config that cannot be used, or no weights.
+        ConfigError: a config that cannot be used, no weights, or no dense detector.
+        WeightsReadError, CheckpointError: weights that cannot be read, or of another model.
     """
     cfg = load_config(args)
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("it needs weights: MODEL.WEIGHTS path/to/model_final.pth")
+        raise ConfigError("it needs weights: MODEL.WEIGHTS path/to/model_final.pth")
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()  # it needs no data
     check_run(cfg, eval_only=True)
     with atomic_write(args.output, "wb") as file:  # an error now, not after minutes
         model = CorrdetTrainer.build_model(cfg)
-        check_exportable(model)
+        try:
+            check_exportable(model)
+        except TypeError as error:
+            raise ConfigError(str(error)) from error
         StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         if suffix == ".ts":
             torch.jit.save(trace_detector(model), file)

@@ -8,39 +8,36 @@ Importing this registers ``digits_train``, ``digits_val``, ``neon_trees_train``,
 - :mod:`~corrdet.data.register`: users' COCO files, named in the config.
 - :mod:`~corrdet.data.checks`: what is wrong with annotations and images, before training finds out.
 - :mod:`~corrdet.data.augmentation`: augmentation as in SSD.
+- :mod:`~corrdet.data.dataset`: a config's data sets, loaded, checked and joined.
 - :mod:`~corrdet.data.mapper`, :mod:`~corrdet.data.loader`: samples, and batches that survive a
   restart.
 """
 
+import sys
 from importlib.util import find_spec
 
 from corrdet.files import atomic_write, datasets_root
 
 __all__ = ["atomic_write", "datasets_root"]
 
-# Files and the VOC converter do without Detectron2, as the report on any detector's results must.
-if find_spec("detectron2") is not None:
-    from corrdet.data.checks import (
-        AnnotationError,
-        ImageReadError,
-        check_dataset,
-        filter_unreadable,
-    )
-    from corrdet.data.digits import prepare_digits, register_digits
-    from corrdet.data.loader import (
-        ResumableLoader,
-        build_train_loader,
-        load_dataset,
-        training_dicts,
-    )
-    from corrdet.data.mapper import CorrdetDatasetMapper
-    from corrdet.data.neon_trees import prepare_neon_trees, register_neon_trees
-    from corrdet.data.register import RegistrationError, register_from_config
+# Files and the VOC converter do without Detectron2. Python says "-m" for as long as it is on its
+# way to the module of `python -m corrdet.data.voc`, which would wait seconds for nothing.
+if sys.argv[:1] != ["-m"] and find_spec("detectron2") is not None:
+    from .checks import AnnotationError, ImageReadError, check_dataset, filter_unreadable
+    from .dataset import DatasetTypeError, EmptyDatasetError, load_dataset, training_dicts
+    from .digits import prepare_digits, register_digits
+    from .loader import ResumableLoader, build_train_loader
+    from .mapper import CorrdetDatasetMapper, ImageSizeError
+    from .neon_trees import prepare_neon_trees, register_neon_trees
+    from .register import RegistrationError, register_from_config
 
     __all__ += [
         "AnnotationError",
         "CorrdetDatasetMapper",
+        "DatasetTypeError",
+        "EmptyDatasetError",
         "ImageReadError",
+        "ImageSizeError",
         "RegistrationError",
         "ResumableLoader",
         "build_train_loader",

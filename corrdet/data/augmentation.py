@@ -9,8 +9,6 @@ Like Detectron2's, the augmentations draw from numpy's global generator, which t
 each sample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,18 +17,34 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform
 
+from corrdet.config import declare
+from corrdet.errors import ConfigError
 from corrdet.ops import pairwise_iou
+from corrdet.options import BOOL, Key, Range
 
-__all__ = [
-    "ColorTransform",
-    "Expand",
-    "ExpandTransform",
-    "MinIoUCrop",
-    "ObjectCropTransform",
-    "PhotometricDistortion",
-    "check_input",
-    "ssd_augmentations",
-]
+
+def _is_size(value) -> bool:
+    return len(value) in (0, 2) and all(type(side) is int and side > 0 for side in value)
+
+
+_KEYS = declare(
+    "INPUT",
+    SSD_AUGMENTATION=Key(
+        False,
+        BOOL,
+        "augmentation as in SSD (Liu et al. 2016, Sec. 2.2 and 3.6) in training, before resizing "
+        "and flipping: distorted colors, expansion, and crops by the IoU with the objects",
+    ),
+    FIXED_SIZE=Key(
+        (),
+        Range(
+            "(height, width) in pixels such as (512, 512), or () to keep the aspect ratio",
+            _is_size,
+        ),
+        "(height, width) of all images in training and at test, in place of the keys MIN_SIZE_* "
+        "and MAX_SIZE_*; the aspect ratio is not kept",
+    ),
+)
 
 
 class PhotometricDistortion(T.Augmentation):
@@ -340,23 +354,20 @@ def ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 def check_input(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: ``INPUT.FIXED_SIZE`` is no size, or ``INPUT.SSD_AUGMENTATION`` is on together
+        ConfigError: ``INPUT.FIXED_SIZE`` is no size, or ``INPUT.SSD_AUGMENTATION`` is on together
             with another crop, or for images without colors.
     """
-    size = cfg.INPUT.get("FIXED_SIZE", ())
-    if len(size) not in (0, 2) or not all(type(side) is int and side > 0 for side in size):
-        raise ValueError(
-            "INPUT.FIXED_SIZE: expected (height, width) in pixels such as (512, 512), or () to "
-            f"keep the aspect ratio, got {size}"
-        )
+    # A config without corrdet's keys is one with their defaults.
+    for name, key in _KEYS.items():
+        key.check(f"INPUT.{name}", cfg.INPUT.get(name, key.default))
     if not cfg.INPUT.get("SSD_AUGMENTATION", False):
         return
     if cfg.INPUT.CROP.ENABLED:
-        raise ValueError(
+        raise ConfigError(
             "INPUT.SSD_AUGMENTATION crops images itself: it does not go with INPUT.CROP.ENABLED"
         )
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise ValueError(
+        raise ConfigError(
             "INPUT.SSD_AUGMENTATION distorts colors: expected INPUT.FORMAT 'BGR' or 'RGB', got "
             f"{cfg.INPUT.FORMAT!r}"
         )

@@ -6,8 +6,6 @@ may not exist yet at that time and its place depends on an environment variable,
 out when asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,8 +13,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from corrdet.data.coco import load_coco
-
-__all__ = ["PreparedMetadata", "register_prepared"]
 
 
 class PreparedMetadata(Metadata):

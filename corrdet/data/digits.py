@@ -6,8 +6,6 @@ format with boxes and masks. It needs no download, takes a minute to make, and s
 learn it on a CPU. Train and val share neither a stroke nor a piece of a photograph.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,10 +18,9 @@ from pycocotools import mask as mask_util
 from scipy import ndimage
 from tqdm import tqdm
 
-from corrdet.data.catalog import register_prepared
 from corrdet.files import atomic_write, datasets_root, prepare_directory
 
-__all__ = ["CLASSES", "COUNTS", "IMAGE_SIZE", "VERSION", "prepare_digits", "register_digits"]
+from .catalog import register_prepared
 
 VERSION = 1  # raise it with every change that changes the files: they are then made again
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -69,7 +66,8 @@ def prepare_digits(
         The directory: ``annotations/{train,val}.json``, images in ``train/`` and ``val/``.
 
     Raises:
-        OSError: if the directory cannot be written, or holds something else.
+        WriteError: the directory cannot be written.
+        OtherFilesError: it holds something else.
     """
     directory = datasets_root() / "digits" if directory is None else Path(directory)
     counts = dict(COUNTS if counts is None else counts)

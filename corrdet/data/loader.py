@@ -6,10 +6,7 @@ n in one infinite shuffled stream names the image, and seeds the augmentation. A
 and resumed after k batches therefore sees what an uninterrupted run sees from batch k on.
 """
 
-from __future__ import annotations
-
 import itertools
-import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +15,7 @@ import numpy as np
 import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MetadataCatalog
-from detectron2.data.build import (
-    filter_images_with_few_keypoints,
-    filter_images_with_only_crowd_annotations,
-    load_proposals_into_dataset,
-    print_instances_class_histogram,
-)
-from detectron2.data.detection_utils import check_metadata_consistency
+from detectron2.data import DatasetFromList
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -35,26 +25,10 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.serialize import PicklableWrapper
 
-from corrdet.data.checks import (
-    check_dataset,
-    check_images_exist,
-    check_mask_format,
-    check_num_classes,
-)
-from corrdet.data.coco import load_registered
-from corrdet.data.mapper import CorrdetDatasetMapper
+from corrdet.errors import ConfigError
 
-__all__ = [
-    "PositionBatchSampler",
-    "ResumableLoader",
-    "build_sampler",
-    "build_train_loader",
-    "load_dataset",
-    "sample_random_state",
-    "training_dicts",
-]
-
-logger = logging.getLogger(__name__)
+from .dataset import training_dicts
+from .mapper import CorrdetDatasetMapper
 
 
 class ResumableLoader:
@@ -103,7 +77,7 @@ class ResumableLoader:
         self._iterator: Iterator[list[dict]] | None = None
         self._is_closed = False
 
-    def __iter__(self) -> ResumableLoader:
+    def __iter__(self) -> "ResumableLoader":
         return self
 
     def __next__(self) -> list[dict]:
@@ -133,7 +107,7 @@ class ResumableLoader:
             None  # the last reference: its destructor ends the workers and waits for them
         )
 
-    def __enter__(self) -> ResumableLoader:
+    def __enter__(self) -> "ResumableLoader":
         return self
 
     def __exit__(self, *_) -> None:
@@ -270,15 +244,15 @@ def build_train_loader(
         The loader of this process.
 
     Raises:
-        ValueError: if the batch cannot be divided among the processes, or the sampler is unknown.
-        AnnotationError, ImageReadError: see :func:`load_dataset`.
+        ConfigError: the batch cannot be divided among the processes, or the sampler is unknown.
+        EmptyDatasetError, AnnotationError, ImageReadError: see :func:`training_dicts`.
     """
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     world_size = comm.get_world_size()
     total = cfg.SOLVER.IMS_PER_BATCH
     if total <= 0 or total % world_size:
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {total}, which {world_size} process(es) cannot share equally"
         )
     dicts = training_dicts(cfg) if dataset is None else dataset
@@ -313,79 +287,12 @@ def build_sampler(cfg: CfgNode, dicts: Sequence[dict], seed: int) -> torchdata.S
         # Detectron2 reads this key, but its default config does not have it.
         ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO")
         if ratio is None:
-            raise ValueError("RandomSubsetTrainingSampler needs DATALOADER.RANDOM_SUBSET_RATIO")
+            raise ConfigError("RandomSubsetTrainingSampler needs DATALOADER.RANDOM_SUBSET_RATIO")
         return RandomSubsetTrainingSampler(len(dicts), ratio, seed_shuffle=seed, seed_subset=seed)
-    raise ValueError(
+    raise ConfigError(
         f"DATALOADER.SAMPLER_TRAIN is {name!r}; known are TrainingSampler, "
         "RepeatFactorTrainingSampler and RandomSubsetTrainingSampler"
     )
-
-
-def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
-    """Load a data set and check its classes, images and annotations.
-
-    ``DATASETS.SKIP_UNREADABLE`` and ``DATASETS.SKIP_BAD_ANNOTATIONS`` are off where the config
-    lacks them.
-
-    Raises:
-        AnnotationError: a file or annotations that cannot be used, or more classes than the model.
-        ImageReadError: missing images, without ``SKIP_UNREADABLE``.
-        ValueError: if there is no image.
-        TypeError: if it is not a list of dicts.
-        KeyError: if it is not registered.
-    """
-    skip_bad_annotations = cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False)
-    dicts = load_registered(name, skip_bad_annotations=skip_bad_annotations)
-    if not isinstance(dicts, list):
-        raise TypeError(f"data set {name!r} is a {type(dicts).__name__}, not a list of dicts")
-    if not dicts:
-        raise ValueError(f"data set {name!r} has no images")
-    check_num_classes(cfg, name)
-    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
-        check_mask_format(dicts)
-    skip_unreadable = cfg.DATASETS.get("SKIP_UNREADABLE", False)
-    if not skip_unreadable:
-        check_images_exist(name, dicts)
-    return check_dataset(
-        name,
-        dicts,
-        skip_unreadable=skip_unreadable,
-        skip_bad_annotations=skip_bad_annotations,
-        check_masks=cfg.MODEL.MASK_ON,
-    )
-
-
-def training_dicts(cfg: CfgNode) -> list[dict]:
-    """Load, check, filter and join the data sets ``DATASETS.TRAIN``.
-
-    Like :func:`detectron2.data.get_detection_dataset_dicts`, on :func:`load_dataset`.
-
-    Raises:
-        ValueError: if no data set is named, or no image is left.
-        AnnotationError, ImageReadError, TypeError, KeyError: see :func:`load_dataset`.
-    """
-    names = list(cfg.DATASETS.TRAIN)
-    if not names:
-        raise ValueError("DATASETS.TRAIN names no data set")
-    joined: list[dict] = []
-    for number, name in enumerate(names):
-        dicts = load_dataset(cfg, name)
-        if cfg.MODEL.LOAD_PROPOSALS:
-            dicts = load_proposals_into_dataset(dicts, cfg.DATASETS.PROPOSAL_FILES_TRAIN[number])
-        joined += dicts
-    if all("annotations" in record for record in joined):
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            joined = filter_images_with_only_crowd_annotations(joined)
-        if cfg.MODEL.KEYPOINT_ON:
-            minimum = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            joined = filter_images_with_few_keypoints(joined, minimum)
-        check_metadata_consistency("thing_classes", names)
-        classes = MetadataCatalog.get(names[0]).get("thing_classes")
-        if classes is not None and joined:
-            print_instances_class_histogram(joined, classes)
-    if not joined:
-        raise ValueError(f"no image of {', '.join(names)} has an object to train on")
-    return joined
 
 
 def _no_collation(batch: list[dict]) -> list[dict]:

@@ -1,7 +1,5 @@
 """Detectron2's dataset mapper, with errors that name the image, and empty images made trainable."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np
@@ -9,12 +7,30 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
 
-from corrdet.data.augmentation import check_input, ssd_augmentations
-from corrdet.data.checks import SKIP_ADVICE, ImageReadError, check_mask_format, unreadable_reason
+from corrdet.config import declare
+from corrdet.errors import CorrdetError
+from corrdet.options import SHARE, Key, at_least, numbers
 
-__all__ = ["CorrdetDatasetMapper"]
+from .augmentation import check_input, ssd_augmentations
+from .checks import SKIP_ADVICE, ImageReadError, check_mask_format, unreadable_reason
+
+# Beside Detectron2's own ENABLED, TYPE and SIZE. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
+declare(
+    "INPUT.CROP",
+    PROBABILITY=Key(1.0, SHARE, "share of the images that are cropped"),
+    MIN_SIZE_BEFORE=Key(
+        (),
+        numbers(each=at_least(1)),
+        "crop the image with one of these as its shorter side; () for its own size",
+    ),
+)
+
+
+class ImageSizeError(CorrdetError, SizeMismatchError):
+    """An image does not have the size that its data set states."""
 
 
 class CorrdetDatasetMapper(DatasetMapper):
@@ -22,8 +38,8 @@ class CorrdetDatasetMapper(DatasetMapper):
 
     It differs from :class:`detectron2.data.DatasetMapper` in five ways:
 
-    - An image that cannot be read raises :class:`ImageReadError` with the file's name and what to
-      do.
+    - An image that cannot be read, or has another size than stated, raises a
+      :class:`~corrdet.errors.CorrdetError` with the file's name.
     - An image without objects gets empty ``instances`` with every field that others have, so that
       it can be trained on (``DATALOADER.FILTER_EMPTY_ANNOTATIONS False``).
     - ``keep_instances``: at test time, too, the ground truth is returned as ``instances``, in the
@@ -35,8 +51,8 @@ class CorrdetDatasetMapper(DatasetMapper):
       one pixel.
 
     Augmentations and mask settings come from the config as they do there, with two more keys of
-    ``INPUT.CROP``, ``INPUT.SSD_AUGMENTATION`` and ``INPUT.FIXED_SIZE`` (see corrdet/config.py);
-    masks in COCO's RLE need ``INPUT.MASK_FORMAT "bitmask"``.
+    ``INPUT.CROP``, ``INPUT.SSD_AUGMENTATION`` and ``INPUT.FIXED_SIZE``; masks in COCO's RLE need
+    ``INPUT.MASK_FORMAT "bitmask"``.
     """
 
     @configurable
@@ -85,9 +101,9 @@ class CorrdetDatasetMapper(DatasetMapper):
             The dict with ``image``, (C, H, W) uint8, and ``instances`` (see the class).
 
         Raises:
-            ImageReadError: if the image cannot be read.
+            ImageReadError: the image cannot be read.
+            ImageSizeError: it does not have the stated size.
             AnnotationError: a mask is not of polygons, with ``INPUT.MASK_FORMAT "polygon"``.
-            detectron2.data.detection_utils.SizeMismatchError: if it does not have the stated size.
         """
         mapper = copy.copy(self)
         mapper.augmentations = T.AugmentationList(
@@ -103,6 +119,8 @@ class CorrdetDatasetMapper(DatasetMapper):
                 raise ImageReadError(
                     f"cannot read image {dataset_dict['file_name']} ({reason}). {SKIP_ADVICE}"
                 ) from error
+            if isinstance(error, SizeMismatchError):
+                raise ImageSizeError(str(error)) from error
             if self.use_instance_mask and self.instance_mask_format == "polygon":
                 check_mask_format([dataset_dict])
             raise
@@ -133,7 +151,7 @@ class CorrdetDatasetMapper(DatasetMapper):
 
 
 class _GiveBoxes(T.Augmentation):
-    """Tells the augmentations that come after it of the boxes, which Detectron2's mapper does not.
+    """Gives the boxes to the augmentations behind it, which Detectron2's mapper does not.
 
     Args:
         boxes: (N, 4), XYXY.

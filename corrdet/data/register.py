@@ -4,8 +4,6 @@
 Detectron2; ``DATASETS.TRAIN ("crates_train",)`` then uses it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable
@@ -14,16 +12,27 @@ from functools import partial
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from corrdet.data.coco import load_coco
+from corrdet.config import declare
+from corrdet.errors import CorrdetError
+from corrdet.options import Key, Range
 
-__all__ = ["RegistrationError", "parse_entry", "register_from_config"]
+from .coco import load_coco
+
+declare(
+    "DATASETS",
+    REGISTER=Key(
+        (),
+        Range("a tuple of texts", lambda v: all(isinstance(entry, str) for entry in v)),
+        'one\'s own COCO-format data sets, each "name=annotations.json:image_folder"',
+    ),
+)
 
 # The name ends at the first "=", the annotation file at the first ".json:"; a colon may thus be in
 # either path, as in "s3://bucket/train.json:s3://bucket/images".
 ENTRY = re.compile(r"(?P<name>[^=\s]+)=(?P<json>.+?\.json):(?P<root>.+)")
 
 
-class RegistrationError(ValueError):
+class RegistrationError(CorrdetError, ValueError):
     """An entry of DATASETS.REGISTER cannot be used."""
 
 

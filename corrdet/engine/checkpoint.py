@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from corrdet.errors import CorrdetError
 from corrdet.files import atomic_write
+
+
+class CheckpointError(CorrdetError, ValueError):
+    """A file of weights that cannot be used."""
+
+
+class WeightsReadError(CorrdetError, OSError):
+    """A file of weights cannot be read."""
+
+
+class MissingWeightsError(WeightsReadError, FileNotFoundError):
+    """There is no file of weights."""
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -43,8 +56,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         """As the base class.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a checkpoint, or one that would run code when loaded.
+            MissingWeightsError: no such file.
+            CheckpointError: not a checkpoint, or one that would run code when loaded.
         """
         path, self._match_by_name = split_weights(path)
         return super().load(path, *args, **kwargs)
@@ -78,14 +91,14 @@ class StrictCheckpointer(SafeCheckpointer):
     def _log_incompatible_keys(self, incompatible) -> None:
         """
         Raises:
-            ValueError: parameters or buffers are missing or of another shape. The state of losses,
-                which is neither, may be.
+            CheckpointError: parameters or buffers are missing or of another shape. The state of
+                losses, which is neither, may be.
         """
         names = {*dict(self.model.named_parameters()), *dict(self.model.named_buffers())}
         wrong = [name for name, *_ in incompatible.incorrect_shapes]
         wrong += [name for name in incompatible.missing_keys if name in names]
         if wrong:
-            raise ValueError(
+            raise CheckpointError(
                 f"the weights are of another model: {len(wrong)} parameters are missing or have "
                 f"another shape, {wrong[0]} among them"
             )
@@ -99,20 +112,23 @@ def load_tensors(path: str) -> dict[str, Any]:
         path: a ``.pth`` file.
 
     Raises:
-        ValueError: anything else is in the file, or it is damaged.
+        WeightsReadError: it cannot be read.
+        CheckpointError: anything else is in the file, or it is damaged.
     """
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+    except OSError as error:
+        raise WeightsReadError(f"{path} was not read: {error}") from error
     except Exception as error:  # damaged files make torch raise nearly anything
         # Without torch's own words, which advise to load it in the way that runs code.
-        raise ValueError(
+        raise CheckpointError(
             f"{path} was not loaded: it is damaged or no file of weights, or it holds other "
             f"objects, which could run code on this machine. ({type(error).__name__})"
         ) from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, expected a dictionary of weights")
+        raise CheckpointError(
+            f"{path} holds a {type(data).__name__}, expected a dictionary of weights"
+        )
     return data
 
 
@@ -125,14 +141,16 @@ def split_weights(path: str | None) -> tuple[str, bool]:
         path: as in ``MODEL.WEIGHTS``, for example ``weights.pth?matching_heuristics=True``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another option.
+        MissingWeightsError: no such file.
+        CheckpointError: another option.
     """
     path, _, query = (path or "").partition("?")
     if query not in ("", "matching_heuristics=True"):
-        raise ValueError(f"unknown option {query!r} of weights, expected matching_heuristics=True")
+        raise CheckpointError(
+            f"unknown option {query!r} of weights, expected matching_heuristics=True"
+        )
     if path and "://" not in path and not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingWeightsError(
             f"no weights at {path!r}; expected a .pth or .pkl file or an address such as "
             "detectron2://..."
         )
@@ -149,17 +167,20 @@ def load_array_pickle(path: str) -> dict[str, Any]:
         the dictionary in the file.
 
     Raises:
-        ValueError: anything else is in the file, or it is damaged.
+        WeightsReadError: it cannot be read.
+        CheckpointError: anything else is in the file, or it is damaged.
     """
     try:
         with open(path, "rb") as file:
             data = _ArrayUnpickler(file, encoding="latin1").load()
-    except OSError:
-        raise
+    except OSError as error:
+        raise WeightsReadError(f"{path} was not read: {error}") from error
     except Exception as error:  # damaged files make pickle raise nearly anything
-        raise ValueError(f"{path} was not loaded: {error or type(error).__name__}") from error
+        raise CheckpointError(f"{path} was not loaded: {error or type(error).__name__}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, expected a dictionary of weights")
+        raise CheckpointError(
+            f"{path} holds a {type(data).__name__}, expected a dictionary of weights"
+        )
     return data
 
 

@@ -21,9 +21,10 @@ from detectron2.modeling import (
 )
 from detectron2.utils.file_io import PathManager
 
-from corrdet.config import add_corrdet_config
+from corrdet.config import add_corrdet_config, check_keys
 from corrdet.data.augmentation import check_input
 from corrdet.data.register import register_from_config
+from corrdet.errors import ConfigError, CorrdetError
 from corrdet.modeling.dense import CorrdetDenseDetector, CriterionTraining
 from corrdet.names import config_value, unknown_name
 
@@ -34,10 +35,8 @@ _REGISTRIES = (
     ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
     ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
 )
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used, with what to change."""
+# Sections that every run reads; those of a detector are read by that detector only.
+_SECTIONS = ("DATASETS", "INPUT", "INPUT.CROP", "SOLVER", "TEST")
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -67,13 +66,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         )
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(args.opts))
     cfg = CfgNode(cfg)
+    check_keys(cfg, *_SECTIONS)
     register_from_config(cfg.DATASETS.REGISTER)
     check_names(cfg)
     check_losses(cfg)
-    try:
-        check_input(cfg)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_input(cfg)
     check_test_time_augmentation(cfg)
     cfg.freeze()
     return cfg
@@ -154,7 +151,7 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
             raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
         try:
             split_weights(cfg.MODEL.WEIGHTS)
-        except (ValueError, OSError) as error:
+        except CorrdetError as error:
             raise ConfigError(f"MODEL.WEIGHTS: {error}") from error
     for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:

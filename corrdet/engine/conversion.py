@@ -3,15 +3,15 @@
 import argparse
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from corrdet.errors import errors_in_one_line
 from corrdet.files import atomic_write
 
-from .checkpoint import load_tensors
+from .checkpoint import CheckpointError, load_tensors
 
 # Name of a stack of layers, number of the layer, what it has.
 LAYER = re.compile(r"((?:.+\.)?(?:layers|stages))\.(\d+)\.(.+)")
@@ -27,7 +27,7 @@ def conversion_command(
     Args:
         description: of the command, for ``--help``.
         convert: from parameters by name, those under ``model`` where the file has that, to the same
-            under corrdet's names; raises ValueError where they are of another model.
+            under corrdet's names; raises :class:`CheckpointError` where they are of another model.
         entries: what else the written checkpoint has.
     """
     parser = argparse.ArgumentParser(
@@ -38,14 +38,12 @@ def conversion_command(
     args = parser.parse_args()
     if os.path.realpath(args.output) == os.path.realpath(args.input):
         parser.error(f"OUT is IN, {args.input}: expected another file, as IN would be lost")
-    try:
+    with errors_in_one_line(f"{args.input} was not converted: "):
         weights = load_tensors(args.input)
         weights = weights.get("model", weights)
         _check_values(weights)
         converted = convert(weights)
         _check_layers(converted)
-    except (OSError, ValueError) as error:
-        sys.exit(f"{args.input} was not converted: {error}")
     with atomic_write(args.output, "wb") as file:
         torch.save({"model": converted, **entries}, file)
     print(f"{len(converted)} parameters written to {args.output}")
@@ -53,12 +51,14 @@ def conversion_command(
 
 def _check_values(weights) -> None:
     if not isinstance(weights, Mapping):
-        raise ValueError(f"its model is a {type(weights).__name__}, expected parameters by name")
+        raise CheckpointError(
+            f"its model is a {type(weights).__name__}, expected parameters by name"
+        )
     for name, value in weights.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"{name!r} is a {type(value).__name__}, expected a tensor")
+            raise CheckpointError(f"{name!r} is a {type(value).__name__}, expected a tensor")
         if not value.isfinite().all():
-            raise ValueError(f"{name!r} has values that are not finite")
+            raise CheckpointError(f"{name!r} has values that are not finite")
 
 
 def _check_layers(converted: Mapping[str, Tensor]) -> None:
@@ -71,4 +71,6 @@ def _check_layers(converted: Mapping[str, Tensor]) -> None:
         for number in range(max(layers) + 1):
             missing = set.union(*layers.values()) - layers.get(number, set())
             if missing:
-                raise ValueError(f"it has no {stack}.{number}.{min(missing)}: it is incomplete")
+                raise CheckpointError(
+                    f"it has no {stack}.{number}.{min(missing)}: it is incomplete"
+                )

@@ -20,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from corrdet.coco import CocoFileError, read_once
+from corrdet.config import check_keys, declare
 from corrdet.data import (
     CorrdetDatasetMapper,
     ResumableLoader,
@@ -27,13 +28,53 @@ from corrdet.data import (
     load_dataset,
 )
 from corrdet.data.coco import read_annotations
+from corrdet.errors import CorrdetError
 from corrdet.modeling import DenseDetectorWithTTA
-from corrdet.names import unknown_name
+from corrdet.options import BOOL, Key, Range
 
 from .checkpoint import SafeCheckpointer
 from .evaluator import CorrelationEvaluator
 from .hooks import RecentScalars, WriteEvaluations
 from .random_state import get_random_states, set_random_states
+
+OPTIMIZERS = ("SGD", "ADAMW")
+
+# SOLVER.CLIP_GRADIENTS.CLIP_TYPE, Detectron2's own key, can also be "full_model".
+declare(
+    "SOLVER",
+    OPTIMIZER=Key(
+        "SGD",
+        Range(
+            f"one of {', '.join(map(repr, OPTIMIZERS))}",
+            lambda v: isinstance(v, str) and v.upper() in OPTIMIZERS,
+            OPTIMIZERS,
+        ),
+        "SGD is Detectron2's own, with momentum",
+    ),
+)
+declare(
+    "TEST",
+    BETA_IMG=Key(
+        True,
+        BOOL,
+        "measure beta_img (the thesis, Eq. 3.1), which needs the ground truth at evaluation",
+    ),
+    IMAGE_BOUNDS=Key(
+        False,
+        BOOL,
+        "measure the upper and lower bounds of AP at image level, too (the thesis, Table 3.1), "
+        "which takes two more post-processings of every image; needs BETA_IMG",
+    ),
+    REPORT=Key(
+        False,
+        BOOL,
+        "with --eval-only, write OUTPUT_DIR/inference/<data set>/report.html: see corrdet.analysis",
+    ),
+)
+
+
+class DivergedError(CorrdetError, FloatingPointError):
+    """A loss is NaN or infinite."""
 
 
 class _KeepsLosses:
@@ -41,6 +82,7 @@ class _KeepsLosses:
 
     latest_losses: dict[str, Tensor] = {}
 
+    # Versions of Detectron2 differ in what comes behind the losses.
     def _write_metrics(self, loss_dict, *args, **kwargs):
         self.latest_losses = {name: loss.detach() for name, loss in loss_dict.items()}
         super()._write_metrics(loss_dict, *args, **kwargs)
@@ -144,13 +186,9 @@ class CorrdetTrainer(DefaultTrainer):
 
             optimizer.register_step_pre_hook(clip)
             return optimizer
-        name = cfg.SOLVER.OPTIMIZER.upper()
-        if name == "SGD":
+        check_keys(cfg, "SOLVER")
+        if cfg.SOLVER.OPTIMIZER.upper() == "SGD":
             return build_optimizer(cfg, model)
-        if name != "ADAMW":
-            raise ValueError(
-                "SOLVER.OPTIMIZER: " + unknown_name("optimizer", name, ["SGD", "ADAMW"])
-            )
         parameters = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -195,16 +233,16 @@ class CorrdetTrainer(DefaultTrainer):
     def run_step(self):
         """
         Raises:
-            FloatingPointError: a loss is NaN or infinite; names the losses, the iteration and the
+            DivergedError: a loss is NaN or infinite; names the losses, the iteration and the
                 images. The weights have not been changed by that iteration.
         """
         try:
             super().run_step()
         except FloatingPointError as error:
-            raise FloatingPointError(self._describe_failure(str(error))) from error
+            raise DivergedError(self._describe_failure(str(error))) from error
         # Detectron2 checks on the main process only, where the images of the others are not known.
         if not comm.is_main_process() and self._broken_losses():
-            raise FloatingPointError(self._describe_failure("a loss is not finite"))
+            raise DivergedError(self._describe_failure("a loss is not finite"))
 
     def _broken_losses(self) -> list[str]:
         values = {name: loss.item() for name, loss in self._trainer.latest_losses.items()}

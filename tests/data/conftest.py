@@ -1,11 +1,10 @@
 """Data for these tests, made once per run in a temporary folder."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from corrdet.data.digits import prepare_digits
 
@@ -40,3 +39,21 @@ def propagating_logs():
     logger.propagate = True
     yield
     logger.propagate = propagate
+
+
+@pytest.fixture
+def registered():
+    """Registers lists of dicts for the time of a test."""
+    names = []
+
+    def register(dicts, classes=("a",) * 10) -> str:
+        name = f"test_loader_{len(names)}"
+        DatasetCatalog.register(name, lambda: dicts)
+        MetadataCatalog.get(name).thing_classes = list(classes)
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

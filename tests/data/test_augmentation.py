@@ -1,7 +1,5 @@
 """SSD's augmentation, alone and on the way from a file to a batch."""
 
-from __future__ import annotations
-
 import colorsys
 import copy
 import itertools
@@ -28,7 +26,7 @@ from corrdet.data.augmentation import (
 from corrdet.data.loader import build_train_loader
 from corrdet.data.mapper import CorrdetDatasetMapper
 from corrdet.engine import ConfigError, load_config
-from tests.data.test_loader import same, take
+from tests.helpers.data import same, take
 
 
 def config(*options):
@@ -418,7 +416,7 @@ class TestFixedSize:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["INPUT.FIXED_SIZE", (300,)], r"expected \(height, width\).*got \(300,\)"),
+        (["INPUT.FIXED_SIZE", (300,)], r"must be \(height, width\).*got \(300,\)"),
         (["INPUT.FIXED_SIZE", (300, 0)], r"got \(300, 0\)"),
         (["INPUT.FIXED_SIZE", (300, -5)], r"got \(300, -5\)"),
         (["INPUT.FIXED_SIZE", (300, 300.5)], r"got \(300, 300.5\)"),

@@ -1,64 +1,23 @@
-from __future__ import annotations
-
 import itertools
-import json
 import multiprocessing
 import random
-import re
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
-from corrdet.data.checks import AnnotationError, ImageReadError
+from corrdet.data.checks import ImageReadError
 from corrdet.data.loader import (
     PositionBatchSampler,
     ResumableLoader,
     build_sampler,
     build_train_loader,
-    load_dataset,
     sample_random_state,
-    training_dicts,
 )
 from corrdet.data.mapper import CorrdetDatasetMapper
-from corrdet.data.register import register_from_config
-
-
-def config(**options):
-    cfg = get_cfg()
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 10
-    cfg.INPUT.MIN_SIZE_TRAIN = (96, 128, 160)
-    cfg.SOLVER.IMS_PER_BATCH = 3
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
-    for key, value in options.items():
-        cfg.merge_from_list([key.replace("__", "."), value])
-    return cfg
-
-
-def take(loader: ResumableLoader, count: int) -> list[list[dict]]:
-    with loader:
-        return list(itertools.islice(loader, count))
-
-
-def same(first: list[list[dict]], second: list[list[dict]]) -> bool:
-    """Whether the batches are equal in images, pixels and boxes."""
-    return len(first) == len(second) and all(
-        len(batch1) == len(batch2)
-        and all(
-            sample1["image_id"] == sample2["image_id"]
-            and torch.equal(sample1["image"], sample2["image"])
-            and torch.equal(
-                sample1["instances"].gt_boxes.tensor, sample2["instances"].gt_boxes.tensor
-            )
-            for sample1, sample2 in zip(batch1, batch2, strict=True)
-        )
-        for batch1, batch2 in zip(first, second, strict=True)
-    )
+from tests.helpers.data import loader_config, same, take
 
 
 def ids(batches: list[list[dict]]) -> list[list[int]]:
@@ -79,7 +38,7 @@ def world(monkeypatch):
 @pytest.mark.parametrize("grouping", [False, True])
 def test_workers_and_resuming_change_nothing(digits_dicts, grouping):
     dicts = [{**record, "group": n % 2} for n, record in enumerate(digits_dicts)]
-    cfg = config(DATALOADER__ASPECT_RATIO_GROUPING=grouping)
+    cfg = loader_config(DATALOADER__ASPECT_RATIO_GROUPING=grouping)
 
     def build(workers: int) -> ResumableLoader:
         cfg.DATALOADER.NUM_WORKERS = workers
@@ -100,20 +59,20 @@ def test_workers_and_resuming_change_nothing(digits_dicts, grouping):
 
 
 def test_augmentation_differs_between_epochs(digits_dicts):
-    cfg = config(SOLVER__IMS_PER_BATCH=1, INPUT__MIN_SIZE_TRAIN=(160,))
+    cfg = loader_config(SOLVER__IMS_PER_BATCH=1, INPUT__MIN_SIZE_TRAIN=(160,))
     loader = build_train_loader(cfg, seed=0, dataset=digits_dicts[:1])
     images = {batch[0]["image"].numpy().tobytes() for batch in take(loader, 20)}
     assert len(images) == 2  # as it is, and flipped
 
 
 def test_every_image_once_per_epoch(digits_dicts):
-    cfg = config(SOLVER__IMS_PER_BATCH=8)
+    cfg = loader_config(SOLVER__IMS_PER_BATCH=8)
     epoch = take(build_train_loader(cfg, seed=0, dataset=digits_dicts), 5)
     assert sorted(sum(ids(epoch), [])) == [record["image_id"] for record in digits_dicts]
 
 
 def test_processes_share_the_stream(digits_dicts, world):
-    cfg = config(SOLVER__IMS_PER_BATCH=4)
+    cfg = loader_config(SOLVER__IMS_PER_BATCH=4)
     alone = take(build_train_loader(cfg, seed=5, dataset=digits_dicts), 10)
     shares = []
     for rank in range(2):
@@ -131,13 +90,13 @@ def test_processes_share_the_stream(digits_dicts, world):
 def test_batch_must_be_divisible(digits_dicts, world):
     world(0, 2)
     with pytest.raises(ValueError, match="IMS_PER_BATCH is 3"):
-        build_train_loader(config(), seed=0, dataset=digits_dicts)
+        build_train_loader(loader_config(), seed=0, dataset=digits_dicts)
 
 
 def test_aspect_ratio_grouping():
     shapes = [(200, 100), (100, 200), (100, 100), (300, 100)] * 5
     dicts = [{"width": w, "height": h, "image_id": n} for n, (w, h) in enumerate(shapes)]
-    cfg = config(DATALOADER__ASPECT_RATIO_GROUPING=True)
+    cfg = loader_config(DATALOADER__ASPECT_RATIO_GROUPING=True)
     loader = build_train_loader(cfg, lambda record: record, seed=1, dataset=dicts)
     for batch in take(loader, 30):
         assert len(batch) == 3
@@ -145,14 +104,14 @@ def test_aspect_ratio_grouping():
 
 
 def test_stream_is_detectron2s_sampler(digits_dicts):
-    cfg = config(SOLVER__IMS_PER_BATCH=5)
+    cfg = loader_config(SOLVER__IMS_PER_BATCH=5)
     loader = build_train_loader(cfg, lambda record: record, seed=9, dataset=digits_dicts)
     expected = itertools.islice(TrainingSampler(len(digits_dicts), seed=9), 50)
     assert sum(ids(take(loader, 10)), []) == [digits_dicts[i]["image_id"] for i in expected]
 
 
 def test_samplers(digits_dicts):
-    cfg = config()
+    cfg = loader_config()
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.9
     # Classes are rarer than the threshold: images of them come several times in an epoch.
@@ -183,7 +142,7 @@ def test_random_states_outside_are_untouched(digits_dicts):
     seed()
     expected = draw()
     for workers in (0, 1):
-        cfg = config(DATALOADER__NUM_WORKERS=workers)
+        cfg = loader_config(DATALOADER__NUM_WORKERS=workers)
         seed()
         with build_train_loader(cfg, seed=0, dataset=digits_dicts) as loader:
             next(loader)
@@ -208,7 +167,7 @@ def test_is_its_own_lazy_iterator(digits_dicts):
         reads.append(record["image_id"])
         return record
 
-    loader = build_train_loader(config(), mapper, seed=4, dataset=digits_dicts)
+    loader = build_train_loader(loader_config(), mapper, seed=4, dataset=digits_dicts)
     assert loader.seed == 4 and loader.last_batch is None
     assert iter(loader) is loader
     loader.seek(1000)
@@ -223,13 +182,15 @@ def test_is_its_own_lazy_iterator(digits_dicts):
 
 
 def test_seek_refuses_negative_numbers(digits_dicts):
-    loader = build_train_loader(config(), seed=4, dataset=digits_dicts)
+    loader = build_train_loader(loader_config(), seed=4, dataset=digits_dicts)
     with pytest.raises(ValueError, match="-1"):
         loader.seek(-1)
 
 
 def test_closing_ends_the_workers(digits_dicts):
-    loader = build_train_loader(config(DATALOADER__NUM_WORKERS=2), seed=0, dataset=digits_dicts)
+    loader = build_train_loader(
+        loader_config(DATALOADER__NUM_WORKERS=2), seed=0, dataset=digits_dicts
+    )
     before = set(multiprocessing.active_children())
     next(loader)
     workers = set(multiprocessing.active_children()) - before
@@ -244,7 +205,7 @@ def test_closing_ends_the_workers(digits_dicts):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_image_is_named(digits_dicts, workers, tmp_path):
     dicts = [{**record, "file_name": str(tmp_path / "absent.jpg")} for record in digits_dicts]
-    cfg = config(DATALOADER__NUM_WORKERS=workers)
+    cfg = loader_config(DATALOADER__NUM_WORKERS=workers)
     with build_train_loader(cfg, seed=0, dataset=dicts) as loader:
         with pytest.raises(ImageReadError, match="absent.jpg"):
             next(loader)
@@ -255,12 +216,12 @@ def test_mapper_may_skip_images(digits_dicts):
         return record if record["image_id"] % 2 else None
 
     def build() -> ResumableLoader:
-        return build_train_loader(config(), mapper, seed=0, dataset=digits_dicts)
+        return build_train_loader(loader_config(), mapper, seed=0, dataset=digits_dicts)
 
     batches = take(build(), 10)
     assert all(image_id % 2 for batch in ids(batches) for image_id in batch)
     assert ids(batches) == ids(take(build(), 10))
-    loader = build_train_loader(config(), lambda record: None, seed=0, dataset=digits_dicts)
+    loader = build_train_loader(loader_config(), lambda record: None, seed=0, dataset=digits_dicts)
     with pytest.raises(RuntimeError, match="None for every image"):
         next(loader)
 
@@ -270,148 +231,14 @@ def test_batch_size_must_be_positive():
         PositionBatchSampler(TrainingSampler(3, seed=0), 0)
 
 
-@pytest.fixture
-def registered(digits_dicts):
-    """Registers lists of dicts for the time of a test."""
-    names = []
-
-    def register(dicts, classes=("a",) * 10) -> str:
-        name = f"test_loader_{len(names)}"
-        DatasetCatalog.register(name, lambda: dicts)
-        MetadataCatalog.get(name).thing_classes = list(classes)
-        names.append(name)
-        return name
-
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-def test_training_dicts(registered, digits_dicts):
-    empty = [{**digits_dicts[0], "annotations": []}]
-    names = (registered(digits_dicts), registered(empty))
-    cfg = config()
-    cfg.DATASETS.TRAIN = names
-    filled = [record for record in digits_dicts if record["annotations"]]
-    assert training_dicts(cfg) == filled
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    assert training_dicts(cfg) == digits_dicts + empty
-
-
-def test_training_dicts_reports_bad_annotations(registered, digits_dicts):
-    bad = [{**record, "annotations": list(record["annotations"])} for record in digits_dicts]
-    annotation = bad[1]["annotations"][0]
-    bad[1]["annotations"][0] = {**annotation, "bbox": [1, 1, 0, 1]}
-    cfg = config()
-    cfg.DATASETS.TRAIN = (registered(bad),)
-    with pytest.raises(AnnotationError, match="annotation 0"):
-        build_train_loader(cfg, seed=0)
-    cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
-    before, after = (sum(len(r["annotations"]) for r in d) for d in (bad, training_dicts(cfg)))
-    assert after == before - 1
-
-
-def test_masks_that_are_no_polygons_need_bitmask(registered, digits_dicts):
-    first, *others = digits_dicts
-    polygons = [{**a, "segmentation": [[40, 40, 80, 40, 80, 80]]} for a in first["annotations"]]
-    crowd = {**first["annotations"][0], "iscrowd": 1}
-    name = registered([{**first, "annotations": [*polygons, crowd]}])
-    cfg = config()
-    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, "polygon"
-    load_dataset(cfg, name)
-    name = registered([{**first, "annotations": polygons}, *others])
-    cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True  # they are not bad
-    image = re.escape(others[0]["file_name"])
-    with pytest.raises(AnnotationError, match=f"{image}: annotation 0.*set INPUT.MASK_FORMAT"):
-        load_dataset(cfg, name)
-    cfg.INPUT.MASK_FORMAT = "bitmask"
-    load_dataset(cfg, name)
-    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = False, "polygon"
-    load_dataset(cfg, name)
-
-
-def test_training_dicts_errors(registered):
-    cfg = config()
-    with pytest.raises(ValueError, match="no data set"):
-        training_dicts(cfg)
-    cfg.DATASETS.TRAIN = (registered([]),)
-    with pytest.raises(ValueError, match="no images"):
-        training_dicts(cfg)
-    cfg.DATASETS.TRAIN = (registered(iter([])),)
-    with pytest.raises(TypeError, match="not a list"):
-        training_dicts(cfg)
-
-
 def test_random_seed_when_none_is_given(digits_dicts):
-    assert build_train_loader(config(SEED=6), dataset=digits_dicts).seed == 6
-    assert build_train_loader(config(SEED=-1), dataset=digits_dicts).seed >= 0
+    assert build_train_loader(loader_config(SEED=6), dataset=digits_dicts).seed == 6
+    assert build_train_loader(loader_config(SEED=-1), dataset=digits_dicts).seed >= 0
 
 
 def test_config_mapper_is_the_default(registered, digits_dicts):
-    cfg = config()
+    cfg = loader_config()
     cfg.DATASETS.TRAIN = (registered(digits_dicts),)
     default = take(build_train_loader(cfg, seed=0), 2)
     explicit = take(build_train_loader(cfg, CorrdetDatasetMapper(cfg, is_train=True), 0), 2)
     assert same(default, explicit)
-
-
-def test_more_classes_than_the_model_has_are_an_error(registered, digits_dicts):
-    cfg = config()
-    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
-    cfg.MODEL.RETINANET.NUM_CLASSES = 9
-    cfg.DATASETS.TRAIN = (registered(digits_dicts),)
-    with pytest.raises(AnnotationError, match="10 classes .* but MODEL.RETINANET.NUM_CLASSES is 9"):
-        training_dicts(cfg)
-
-
-def test_missing_images_are_reported_before_the_first_is_read(registered, digits_dicts):
-    cfg = config()
-    gone = {**digits_dicts[0], "file_name": "gone.jpg"}
-    cfg.DATASETS.TRAIN = (registered([*digits_dicts, gone]),)
-    with pytest.raises(ImageReadError, match="1 of the 41 images.* are missing:\n  gone.jpg"):
-        training_dicts(cfg)
-    cfg.DATASETS.SKIP_UNREADABLE = True
-    assert len(training_dicts(cfg)) == 40
-
-
-def test_a_data_set_that_cannot_be_loaded_is_explained(digits_directory, tmp_path):
-    path = tmp_path / "train.json"
-    content = json.loads((digits_directory / "annotations" / "train.json").read_text())
-    content["annotations"][0]["category_id"] = 11
-    path.write_text(json.dumps(content))
-    (name,) = register_from_config([f"test_bad_category={path}:{digits_directory}/train"])
-    with pytest.raises(AnnotationError, match=r"annotation id 1: category_id 11 is not among"):
-        load_dataset(config(), name)
-    # A polygon without its list.
-    content["annotations"][0].update(category_id=1, segmentation=[1, 1, 5, 1, 5, 5])
-    path.write_text(json.dumps(content))
-    with pytest.raises(AnnotationError, match="annotation id 1: its mask is neither polygons nor"):
-        load_dataset(config(), name)
-    # One that Detectron2 leaves out with its object.
-    content["annotations"][0].update(segmentation=[[1, 1, 5, 5]])
-    path.write_text(json.dumps(content))
-    with pytest.raises(AnnotationError, match="annotation id 1: a polygon of its mask has 4 coo"):
-        load_dataset(config(), name)
-    cfg = config()
-    cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
-    kept = sum(len(record["annotations"]) for record in load_dataset(cfg, name))
-    assert kept == len(content["annotations"]) - 1
-    content["annotations"][0].pop("segmentation")
-    # Boxes are left to the check that can skip them; it names the annotation, too.
-    content["annotations"][0].pop("bbox")
-    path.write_text(json.dumps(content))
-    with pytest.raises(AnnotationError, match="annotation 0, id 1, box None: .* not four numbers"):
-        load_dataset(config(), name)
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-def test_errors_of_a_data_sets_own_code_are_not_hidden():
-    def load():
-        raise RuntimeError("no such server")
-
-    DatasetCatalog.register("test_own_code", load)
-    with pytest.raises(RuntimeError, match="no such server"):
-        load_dataset(config(), "test_own_code")
-    DatasetCatalog.remove("test_own_code")

@@ -15,15 +15,11 @@ from detectron2.utils import comm
 from corrdet.data.register import register_from_config
 from corrdet.engine import CorrdetTrainer
 from corrdet.engine.evaluator import CorrelationEvaluator
+from tests.helpers.two_processes import start_group
 
 
 def worker(rank, directory, function, *arguments):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2
-    )
-    # What detectron2.engine.launch sets up, which knows no gloo; its name in 0.6 is private.
-    comm._LOCAL_PROCESS_GROUP = torch.distributed.new_group([0, 1])
+    start_group(rank, directory)
     try:
         function(Path(directory), *arguments)
     except Exception:
