@@ -1,7 +1,5 @@
 """`python -m corrdet.env`: what to paste into a bug report."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import platform

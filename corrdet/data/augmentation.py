@@ -20,11 +20,12 @@ from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform
 from corrdet.config import declare
 from corrdet.errors import ConfigError
 from corrdet.ops import pairwise_iou
-from corrdet.options import BOOL, Key, Range
+from corrdet.options import BOOL, Key, Range, is_whole
 
 
 def _is_size(value) -> bool:
-    return len(value) in (0, 2) and all(type(side) is int and side > 0 for side in value)
+    is_list = isinstance(value, list | tuple) and len(value) in (0, 2)
+    return is_list and all(is_whole(side) and side > 0 for side in value)
 
 
 _KEYS = declare(

@@ -64,7 +64,8 @@ class ResumableLoader:
             batch_size: of this process.
             seed: for augmentations; that of the stream is in the sampler.
             num_workers: processes that read ahead; 0 for none.
-            groups: group of each image; a batch is of one group. None for no grouping.
+            groups: group of each image; all images of a batch are of one group. None for no
+                grouping.
         """
         if isinstance(dataset, list):
             dataset = DatasetFromList(dataset, copy=False, serialize=True)
@@ -103,9 +104,8 @@ class ResumableLoader:
     def close(self) -> None:
         """Stop the workers. No batch can be taken afterwards; closing again changes nothing."""
         self._is_closed = True
-        self._iterator = (
-            None  # the last reference: its destructor ends the workers and waits for them
-        )
+        # This was the last reference: the destructor ends the workers and waits for them.
+        self._iterator = None
 
     def __enter__(self) -> "ResumableLoader":
         return self
@@ -199,8 +199,7 @@ class _SeededDataset(torchdata.Dataset):
 
 @contextmanager
 def sample_random_state(seed: int, position: int) -> Iterator[None]:
-    """Within the block ``random``, ``numpy.random`` and torch's CPU generator start from (seed,
-    position).
+    """In the block, Python's, numpy's and torch's CPU generators start from (seed, position).
 
     Their states are put back afterwards: without workers this runs in the training process, whose
     own random numbers must not depend on the loading.
@@ -300,6 +299,5 @@ def _no_collation(batch: list[dict]) -> list[dict]:
 
 
 def _seed_worker(worker_id: int) -> None:
-    # Every sample is seeded anyway; this is for mappers that keep generators outside of the usual
-    # three.
+    # Every sample is seeded; this is for mappers that have generators of their own.
     seed_all_rng((torch.initial_seed() + worker_id) % 2**31)

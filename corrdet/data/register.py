@@ -22,7 +22,10 @@ declare(
     "DATASETS",
     REGISTER=Key(
         (),
-        Range("a tuple of texts", lambda v: all(isinstance(entry, str) for entry in v)),
+        Range(
+            "a tuple of texts",
+            lambda v: isinstance(v, list | tuple) and all(isinstance(entry, str) for entry in v),
+        ),
         'one\'s own COCO-format data sets, each "name=annotations.json:image_folder"',
     ),
 )

@@ -28,8 +28,8 @@ class MissingWeightsError(WeightsReadError, FileNotFoundError):
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic saving and weights-only loading.
 
-    Reads what Detectron2's does: its own ``.pth``, the model zoo's ``.pkl``, Caffe2's ``.pkl``, and
-    pycls' ``.pyth``.
+    It reads the same files as Detectron2's: its own ``.pth``, the model zoo's ``.pkl``, Caffe2's
+    ``.pkl`` and pycls' ``.pyth``.
     """
 
     _match_by_name = False
@@ -86,7 +86,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 
 class StrictCheckpointer(SafeCheckpointer):
-    """Refuses weights that are not the model's: what is evaluated or exported is not trained."""
+    """Refuses weights of another model: for evaluation and export, where nothing is trained."""
 
     def _log_incompatible_keys(self, incompatible) -> None:
         """
@@ -133,9 +133,9 @@ def load_tensors(path: str) -> dict[str, Any]:
 
 
 def split_weights(path: str | None) -> tuple[str, bool]:
-    """The place of weights, and whether they are matched with the model's by similar names.
+    """Where weights are, and whether they are matched with the model's by similar names.
 
-    Detectron2 0.6 does not know the option that later versions take behind a "?".
+    Later versions of Detectron2 than 0.6 have this option, behind a "?".
 
     Args:
         path: as in ``MODEL.WEIGHTS``, for example ``weights.pth?matching_heuristics=True``.

@@ -28,13 +28,13 @@ class WriteEvaluations(HookBase):
 
 
 class RecentScalars(HookBase):
-    """Carries the latest values of what is logged over to a resumed training.
+    """Hands the latest values of what is logged on to a resumed training.
 
-    Logged losses are medians of the last iterations; without their memory, the first lines after
+    Logged losses are medians of the last iterations. Without these values the first lines after
     resuming would be medians of fewer.
     """
 
-    _of_this_process = ("time", "data_time", "rank_data_time")
+    _times = ("time", "data_time", "rank_data_time")  # of this run, not of the one before
 
     def __init__(self, window: int = WRITER_PERIOD):
         self._window = window
@@ -47,7 +47,7 @@ class RecentScalars(HookBase):
                 -self._window :
             ]
             for name, history in storage.histories().items()
-            if storage.smoothing_hints()[name] and name not in self._of_this_process
+            if storage.smoothing_hints()[name] and name not in self._times
         }
 
     def load_state_dict(self, state: dict[str, list[tuple[float, int]]]) -> None:

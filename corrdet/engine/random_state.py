@@ -1,4 +1,4 @@
-"""The random states of a process, as what a weights-only checkpoint can hold."""
+"""The random states of a process, in types that a weights-only checkpoint can hold."""
 
 import random
 from typing import Any
@@ -20,7 +20,7 @@ def get_random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Undo what happened since :func:`get_random_states`."""
+    """Go back to the states that :func:`get_random_states` returned."""
     version, python_state, gauss = states["python"]
     random.setstate((version, tuple(python_state.tolist()), gauss))
     name, keys, *rest = states["numpy"]

@@ -164,6 +164,21 @@ def test_values_of_the_wrong_type_are_explained(key, value, message, tmp_path):
     assert f"{key}: {message}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("INPUT.CROP.PROBABILITY", 1.5, r"must be in \[0, 1\], got 1.5"),
+        ("INPUT.CROP.MIN_SIZE_BEFORE", "(400, 0)", r"must be numbers, each >= 1, got \(400, 0\)"),
+        ("INPUT.FIXED_SIZE", "(512,)", r"must be \(height, width\) in pixels"),
+        ("SOLVER.OPTIMIZER", "ADAM", "unknown name 'ADAM'; did you mean 'ADAMW'"),
+        ("DATASETS.REGISTER", "(3,)", "must be a tuple of texts"),
+    ],
+)
+def test_ranges_of_values_that_every_run_reads(key, value, message):
+    with pytest.raises(ConfigError, match=f"^{key}:? {message}"):
+        load(QUICK, key, value)
+
+
 def test_integers_are_numbers(tmp_path):
     (tmp_path / "integers.yaml").write_text(
         f"_BASE_: {QUICK}\nMODEL:\n  CRITERION:\n    CORRELATION:\n      WEIGHT: 1\n"

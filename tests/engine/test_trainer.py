@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import AMPTrainer
+from detectron2.engine import AMPTrainer, SimpleTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from corrdet.coco import CocoFileError
 from corrdet.data import AnnotationError, ImageReadError
-from corrdet.engine import CorrdetTrainer
-from corrdet.engine.trainer import truncate_metrics
+from corrdet.engine import ConfigError, CorrdetTrainer
+from corrdet.engine.trainer import _AMPTrainer, _SimpleTrainer, truncate_metrics
 from tests.helpers.training import ROOT
 
 
@@ -47,6 +47,22 @@ def assert_same_run(output, reference):
     assert curve(output) == curve(reference)
     weights, expected = final_weights(output), final_weights(reference)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def as_of_version_0_1(checkpoint: dict) -> dict:
+    """The checkpoint of a RetinaNet as it was then: with the states in the trainer's."""
+    model, trainer = checkpoint["model"], checkpoint["trainer"]
+    losses = {}
+    for name in [name for name in model if name.startswith("criterion.state.")]:
+        loss, key, *index = name.removeprefix("criterion.state.").split(".")
+        state = losses.setdefault(loss, {})
+        if index:
+            state.setdefault(key, []).append(model.pop(name))
+        else:
+            state[key] = model.pop(name)
+    assert {"ghm_c", "correlation"} == losses.keys()
+    trainer["criteria"] = {"": losses}
+    return checkpoint
 
 
 def assert_one_view_is_the_image_itself(output):
@@ -108,6 +124,25 @@ class TestResume:
         assert all(torch.equal(weights[name], reference[name]) for name in reference)
         assert curve(tiny_cfg.OUTPUT_DIR) == written
 
+    @pytest.mark.parametrize("old", [False, True], ids=["this version", "version 0.1"])
+    def test_what_losses_and_normalizer_keep(self, tiny_cfg, old):
+        tiny_cfg.MODEL.CRITERION.CLASSIFICATION = "ghm_c"
+        tiny_cfg.MODEL.CRITERION.CORRELATION.MEMORY = 3
+        tiny_cfg.SOLVER.MAX_ITER = 12
+        tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 6
+        tiny_cfg.DATASETS.TEST = ()
+        train(tiny_cfg)
+        output = Path(tiny_cfg.OUTPUT_DIR)
+        reference = final_weights(output)
+        (output / "last_checkpoint").write_text("model_0000005.pth")
+        if old:
+            path = output / "model_0000005.pth"
+            torch.save(as_of_version_0_1(torch.load(path, weights_only=True)), path)
+        assert train(tiny_cfg, resume=True).start_iter == 6
+        weights = final_weights(output)
+        assert weights.keys() == reference.keys()
+        assert all(torch.equal(weights[name], reference[name]) for name in reference)
+
     def test_what_the_losses_of_every_part_keep_is_saved(self, tiny_cfg, tmp_path):
         tiny_cfg.merge_from_file(str(ROOT / "configs/quick/faster_rcnn_baseline.yaml"), False)
         tiny_cfg.merge_from_list(
@@ -127,15 +162,12 @@ class TestResume:
         tiny_cfg.SOLVER.MAX_ITER = 4
         other = CorrdetTrainer(tiny_cfg)
         other.resume_or_load(resume=True)
-        ours, theirs = (
-            {name: criterion.state_dict() for name, criterion in trainer._criteria().items()}
-            for trainer in (trained, other)
-        )
-        assert ours.keys() == theirs.keys() == {"proposal_generator", "roi_heads.box_predictor"}
-        counts = [x["proposal_generator"]["ghm_c"]["counts"] for x in (ours, theirs)]
-        assert torch.equal(*counts) and counts[0].sum() > 0
-        memory = [x["roi_heads.box_predictor"]["correlation"]["ious"] for x in (ours, theirs)]
-        assert len(memory[0]) == 2 and all(map(torch.equal, *memory))
+        ours, theirs = (trainer._detector.state_dict() for trainer in (trained, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert ours["proposal_generator.criterion.state.ghm_c.counts"].sum() > 0
+        memory = [name for name in ours if "box_predictor.criterion.state.correlation.ious" in name]
+        assert len(memory) == 2
 
     def test_without_a_checkpoint_starts_from_the_beginning(self, tiny_cfg):
         tiny_cfg.DATASETS.TEST = ()
@@ -225,8 +257,20 @@ class TestTraining:
 
     def test_unknown_optimizer(self, tiny_cfg):
         tiny_cfg.SOLVER.OPTIMIZER = "ADAM"
-        with pytest.raises(ValueError, match="unknown optimizer 'ADAM'; did you mean 'ADAMW'"):
+        with pytest.raises(ConfigError, match="OPTIMIZER: unknown .*'ADAM'; did you mean 'ADAMW'"):
             CorrdetTrainer(tiny_cfg)
+
+    @pytest.mark.parametrize("kind", [_SimpleTrainer, _AMPTrainer])
+    def test_losses_are_kept_from_what_any_detectron2_writes(self, kind, monkeypatch):
+        # 0.6 has a prefix behind the two, later versions an iteration, too.
+        handed_on = []
+        monkeypatch.setattr(
+            SimpleTrainer, "_write_metrics", lambda *args, **kw: handed_on.append(kw)
+        )
+        trainer = kind.__new__(kind)
+        trainer._write_metrics({"loss": torch.ones((), requires_grad=True)}, 0.1, iter=3)
+        assert trainer.latest_losses == {"loss": 1} and handed_on == [{"iter": 3}]
+        assert not trainer.latest_losses["loss"].requires_grad
 
     def test_mixed_precision_is_detectron2s(self, tiny_cfg):
         tiny_cfg.SOLVER.AMP.ENABLED = True
