@@ -8,6 +8,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from corrdet.coco import read_once
 from corrdet.data import load_dataset
 from corrdet.engine import (
     CorrdetTrainer,
@@ -47,11 +48,13 @@ def main(args):
         checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         evaluators = None
-        if cfg.TEST.REPORT:
-            for name in cfg.DATASETS.TEST:
-                load_dataset(cfg, name)  # its checks say more than the evaluator would
-            evaluators = [CorrdetTrainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results = CorrdetTrainer.test(cfg, model, evaluators)
+        with read_once():  # by checks, evaluators and loaders
+            if cfg.TEST.REPORT:
+                names = cfg.DATASETS.TEST
+                for name in names:
+                    load_dataset(cfg, name)  # its checks say more than the evaluator would
+                evaluators = [CorrdetTrainer.build_evaluator(cfg, name) for name in names]
+            results = CorrdetTrainer.test(cfg, model, evaluators)
         if comm.is_main_process() and evaluators is not None:
             write_reports(cfg, evaluators, results)
         if cfg.TEST.AUG.ENABLED:

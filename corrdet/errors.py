@@ -35,6 +35,10 @@ class ConfigError(CorrdetError, ValueError):
     """A configuration that cannot be used, with the key to change."""
 
 
+class WriteError(CorrdetError, OSError):
+    """A file or folder cannot be written."""
+
+
 @contextmanager
 def errors_in_one_line(prefix: str = "error: ") -> Iterator[None]:
     """For a command: a CorrdetError ends the program with its message and the exit status 1.

@@ -17,27 +17,27 @@ from typing import IO, Any
 
 import portalocker
 
-from corrdet.errors import CorrdetError
+from corrdet.errors import CorrdetError, WriteError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 
 
-class FileError(CorrdetError, OSError):
-    """A file or folder that the user has named cannot be read or written."""
+class OtherFilesError(CorrdetError, FileExistsError):
+    """A folder is to be filled that holds what was not made here."""
 
 
-class ForeignDirectoryError(FileError, FileExistsError):
-    """A folder that is to be made holds files that were not made here."""
+class ReadError(CorrdetError, OSError):
+    """A file or folder that the user has named cannot be read."""
 
 
 @contextmanager
-def user_files() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """In the block, what the operating system says of files is for the user to mend.
 
     Raises:
-        FileError: an OSError with the same message.
+        ReadError: an OSError with the same message.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def user_files() -> Iterator[None]:
         raise
     except OSError as error:
         parts = (error.errno, error.strerror, error.filename)
-        raise FileError(*(error.args if error.filename is None else parts)) from error
+        raise ReadError(*(error.args if error.filename is None else parts)) from error
 
 
 def datasets_root() -> Path:
@@ -69,7 +69,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
         open_arguments: further arguments of :func:`open`.
 
     Raises:
-        FileError: no file can be made there.
+        WriteError: no file can be made there.
         ValueError: for any other mode; appending and updating cannot be atomic this way.
     """
     if mode not in ("w", "wb"):
@@ -83,7 +83,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
             prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
         )
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error}") from error
+        raise WriteError(f"{path} cannot be written: {error}") from error
     try:
         # mkstemp makes files private to the user; results are shared like any other file.
         os.chmod(temporary, 0o666 & ~_umask())
@@ -135,9 +135,8 @@ def prepare_directory(
         ``directory`` as a path.
 
     Raises:
-        ForeignDirectoryError: if ``directory`` holds files that were not made here; they are left
-            alone.
-        FileError: if the parent folder cannot be written.
+        OtherFilesError: ``directory`` holds files that were not made here; they are left alone.
+        WriteError: the parent folder cannot be written.
     """
     directory = Path(directory)
     if _is_good(directory, identity):
@@ -148,7 +147,7 @@ def prepare_directory(
             parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive_lock(parent / f".{directory.name}.lock"))
         except OSError as error:
-            raise FileError(
+            raise WriteError(
                 f"cannot write to {parent}, where the data set {directory.name!r} is to be made: "
                 f"{error}. "
                 "Set the environment variable DETECTRON2_DATASETS to a folder that can be written."
@@ -160,7 +159,7 @@ def prepare_directory(
             shutil.rmtree(leftover, ignore_errors=True)
         if directory.exists():
             if any(directory.iterdir()) and not (directory / MANIFEST_NAME).is_file():
-                raise ForeignDirectoryError(
+                raise OtherFilesError(
                     f"{directory} exists and was not made by corrdet (it has no {MANIFEST_NAME}). "
                     "Move it away, or set DETECTRON2_DATASETS to another folder."
                 )

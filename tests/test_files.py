@@ -14,12 +14,12 @@ import pytest
 
 from corrdet.errors import CorrdetError
 from corrdet.files import (
-    FileError,
-    ForeignDirectoryError,
+    OtherFilesError,
+    ReadError,
     atomic_write,
     datasets_root,
     prepare_directory,
-    user_files,
+    reading,
 )
 
 IDENTITY = {"name": "thing", "version": 1, "sizes": (1, 2)}
@@ -195,20 +195,20 @@ def test_files_do_without_detectron2():
     assert child.returncode == 0, errors
 
 
-class TestUserFiles:
+class TestReading:
     def test_what_the_system_says_is_the_users_to_mend(self, tmp_path):
         with pytest.raises(FileNotFoundError) as plain:
             open(tmp_path / "none")
-        with pytest.raises(FileError) as caught, user_files():
+        with pytest.raises(ReadError) as caught, reading():
             open(tmp_path / "none")
         assert isinstance(caught.value, CorrdetError) and isinstance(caught.value, OSError)
         assert str(caught.value) == str(plain.value)
         assert caught.value.filename == plain.value.filename
-        with pytest.raises(FileError, match="^in words$"), user_files():
+        with pytest.raises(ReadError, match="^in words$"), reading():
             raise OSError("in words")
 
     def test_other_errors_stay_what_they_are(self):
-        for error in (KeyError("a bug"), ForeignDirectoryError("said already")):
-            with pytest.raises(type(error)) as caught, user_files():
+        for error in (KeyError("a bug"), OtherFilesError("said already")):
+            with pytest.raises(type(error)) as caught, reading():
                 raise error
             assert caught.value is error

@@ -62,7 +62,7 @@ def project(tmp_path: Path) -> Path:
     """A copy of the project with one small source file, so that builds take seconds."""
     project = tmp_path / "project"
     (project / "corrdet").mkdir(parents=True)
-    (project / "corrdet" / "__init__.py").touch()
+    (project / "corrdet" / "__init__.py").write_text('__version__ = "0.1.0"\n')
     (project / "csrc").mkdir()
     (project / "csrc" / "corrdet.cpp").write_text(EXTENSION_SOURCE)
     (project / "README.md").touch()

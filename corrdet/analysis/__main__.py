@@ -9,13 +9,12 @@ tells what the measures mean.
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from corrdet.coco import IOU_TYPES
-from corrdet.errors import CorrdetError
-from corrdet.files import FileError, atomic_write, user_files
+from corrdet.errors import WriteError, errors_in_one_line
+from corrdet.files import ReadError, atomic_write
 from corrdet.report import read_training, write_report
 
 from .metrics import MIN_SAMPLES, analyze, metrics, names_of, table
@@ -24,20 +23,20 @@ from .metrics import MIN_SAMPLES, analyze, metrics, names_of, table
 def _check_output(folder: str, files: Sequence[str]) -> None:
     """
     Raises:
-        FileError: the files cannot be written.
+        WriteError: the files cannot be written.
     """
     if not folder:
-        raise FileError("--output: expected a folder, got nothing")
+        raise WriteError("--output: expected a folder, got nothing")
     for path in files:
         if os.path.isdir(path):
-            raise FileError(f"--output: expected a place for a file, got the folder {path}")
+            raise WriteError(f"--output: expected a place for a file, got the folder {path}")
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise FileError(f"--output: expected a folder, got the file {existing}")
+        raise WriteError(f"--output: expected a folder, got the file {existing}")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise FileError(f"--output: expected a folder to write to, got {existing}")
+        raise WriteError(f"--output: expected a folder to write to, got {existing}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,18 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"expected a number of 0 or more for --seed, got {args.seed}")
     path = os.path.join(args.output, "metrics.json")
     report = os.path.join(args.output, "report.html")
-    try:
+    with errors_in_one_line():
         # First what can fail at once.
         _check_output(args.output, (path, report))
         for folder in args.training:
             if not os.path.isfile(os.path.join(folder, "metrics.json")):
-                raise FileError(f"--training: expected a folder with metrics.json, got {folder}")
+                raise ReadError(f"--training: expected a folder with metrics.json, got {folder}")
         runs = [
             read_training(folder, name)
             for folder, name in zip(args.training, names_of(args.training), strict=True)
         ]
         if args.images is not None and not os.path.isdir(args.images):
-            raise FileError(f"--images: expected a folder, got {args.images}")
+            raise ReadError(f"--images: expected a folder, got {args.images}")
         results, samples = analyze(
             args.ground_truth,
             args.detections,
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         content = metrics(results, samples)
         notes = content["notes"]
-        with user_files(), atomic_write(path) as file:
+        with atomic_write(path) as file:
             json.dump(content, file, indent=1, allow_nan=False)
         problems = write_report(
             report,
@@ -108,8 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             training=runs,
             progress=True,
         )
-    except CorrdetError as error:
-        sys.exit(f"error: {error}")
     print(table(results, samples))
     notes += [f"Not drawn: {problem}." for problem in problems]
     print("\n".join(["", *notes, f"All of it, by class too: {path}", f"With figures: {report}"]))

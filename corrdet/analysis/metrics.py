@@ -44,7 +44,7 @@ def analyze(
 
     Raises:
         CocoFileError: a file is not what COCO's format has, or there is nothing to find.
-        FileError: a file cannot be read.
+        ReadError: a file cannot be read.
     """
     gt = read_ground_truth(ground_truth, iou_type)
     if not (~gt.is_crowd).any():

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from pycocotools.coco import COCO
 
-from corrdet.files import user_files
+from corrdet.files import reading
 
 from .arrays import Detections, GroundTruth, detections_from_coco, ground_truth_from_coco
 from .rules import CocoFileError
@@ -93,7 +93,7 @@ def read(path: str | os.PathLike, opener: Opener | None = None) -> CocoFile:
 
     Raises:
         CocoFileError: not JSON. What it says is checked when it is used.
-        FileError: the file cannot be read.
+        ReadError: the file cannot be read.
     """
     path = os.fspath(path)
     kept = _kept.get()
@@ -114,7 +114,7 @@ def read_ground_truth(path: str | os.PathLike, iou_type: str = "bbox") -> Ground
 
     Raises:
         CocoFileError: not JSON, or not in the format, see :func:`ground_truth_from_coco`.
-        FileError: the file cannot be read.
+        ReadError: the file cannot be read.
     """
     return read(path).ground_truth(iou_type)
 
@@ -131,7 +131,7 @@ def read_detections(
 
     Raises:
         CocoFileError: not JSON, or not in the format, see :func:`detections_from_coco`.
-        FileError: the file cannot be read.
+        ReadError: the file cannot be read.
     """
     return detections_from_coco(_parse(path), ground_truth, iou_type, source=str(path))
 
@@ -139,7 +139,7 @@ def read_detections(
 def _parse(path: str | os.PathLike, opener: Opener | None = None) -> Any:
     try:
         # Files from Windows may begin with a mark of their encoding.
-        with user_files(), (opener or open)(path, "rb") as file:
+        with reading(), (opener or open)(path, "rb") as file:
             return json.load(io.TextIOWrapper(file, encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise CocoFileError(f"{path}: expected JSON in UTF-8: {error}") from error

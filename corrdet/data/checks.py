@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
@@ -27,20 +28,9 @@ logger = logging.getLogger(__name__)
 # pixel, and converters that are off by one, or by one on each side, are common; such boxes are
 # clipped.
 OVERHANG_TOLERANCE = 2.0
-# Meta-architecture -> the key that says how many classes it detects. Others are not checked.
+# How many classes the detectors of Detectron2 have. Corrdet's, and others', say it themselves, with
+# an attribute num_classes_key; those that do not are not checked.
 NUM_CLASSES_KEYS = {
-    "CorrdetATSS": "MODEL.DENSE.NUM_CLASSES",
-    "CorrdetDETR": "MODEL.DETR.NUM_CLASSES",
-    "CorrdetDSSD": "MODEL.SSD.NUM_CLASSES",
-    "CorrdetFCOS": "MODEL.DENSE.NUM_CLASSES",
-    "CorrdetFoveaBox": "MODEL.DENSE.NUM_CLASSES",
-    "CorrdetPAA": "MODEL.DENSE.NUM_CLASSES",
-    "CorrdetRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-    "CorrdetRefineDet": "MODEL.SSD.NUM_CLASSES",
-    "CorrdetRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    "CorrdetSSD": "MODEL.SSD.NUM_CLASSES",
-    "CorrdetSparseRCNN": "MODEL.SPARSE_RCNN.NUM_CLASSES",
-    "CorrdetYOLACT": "MODEL.YOLACT.NUM_CLASSES",
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
@@ -166,7 +156,9 @@ def check_num_classes(cfg: CfgNode, name: str) -> None:
     Raises:
         AnnotationError: there are not as many of one as of the other.
     """
-    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    key = getattr(META_ARCH_REGISTRY.get(architecture), "num_classes_key", None)
+    key = key or NUM_CLASSES_KEYS.get(architecture)
     classes = MetadataCatalog.get(name).get("thing_classes")
     if key is None or classes is None:
         return

@@ -66,8 +66,8 @@ def prepare_digits(
         The directory: ``annotations/{train,val}.json``, images in ``train/`` and ``val/``.
 
     Raises:
-        FileError: the directory cannot be written.
-        ForeignDirectoryError: it holds something else.
+        WriteError: the directory cannot be written.
+        OtherFilesError: it holds something else.
     """
     directory = datasets_root() / "digits" if directory is None else Path(directory)
     counts = dict(COUNTS if counts is None else counts)

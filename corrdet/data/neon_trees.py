@@ -94,7 +94,7 @@ def prepare_neon_trees(
     Raises:
         WheelReadError: the wheel cannot be had; the message says what to do.
         WheelContentError: its SHA-256 is not the expected one.
-        FileError: the directory cannot be written.
+        WriteError: the directory cannot be written.
     """
     directory = datasets_root() / "neon_trees" if directory is None else Path(directory)
     wheel = wheel or os.environ.get(WHEEL_VARIABLE) or None

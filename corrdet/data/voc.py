@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from corrdet.coco.messages import listing
 from corrdet.errors import CorrdetError
-from corrdet.files import FileError, atomic_write, user_files
+from corrdet.files import ReadError, atomic_write
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_LISTED = 20
@@ -51,7 +51,7 @@ class VocError(CorrdetError, ValueError):
         )
 
 
-class VocFolderError(FileError, FileNotFoundError):
+class VocFolderError(ReadError, FileNotFoundError):
     """A folder is missing, or has no XML files."""
 
 
@@ -152,7 +152,7 @@ def convert_voc_file(
 ) -> dict:
     """:func:`convert_voc`, and write the result to ``output``, completely or not at all."""
     dataset = convert_voc(annotations, images, **options)
-    with user_files(), atomic_write(output) as file:
+    with atomic_write(output) as file:
         json.dump(dataset, file)
     return dataset
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from corrdet.errors import CorrdetError
-from corrdet.files import user_files
+from corrdet.files import reading
 from corrdet.options import is_number
 
 from . import svg
@@ -56,10 +56,10 @@ def read_training(folder: str | os.PathLike, name: str) -> TrainingRun:
 
     Raises:
         TrainingFileError: another line is not an object with an iteration.
-        FileError: there is no such file.
+        ReadError: there is no such file.
     """
     path = Path(folder) / "metrics.json"
-    with user_files():
+    with reading():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     points: dict[str, dict[float, float]] = {}
     for number, line in enumerate(lines, 1):

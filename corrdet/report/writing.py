@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from corrdet.files import atomic_write, user_files
+from corrdet.files import atomic_write
 from corrdet.measures import Results
 
 from . import (
@@ -52,7 +52,7 @@ def write_report(
         a sentence for each picture that could not be made.
 
     Raises:
-        FileError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     entries = [metrics, *metrics["others"]]
     sections = [
@@ -78,6 +78,6 @@ def write_report(
         content, problems = pictures.chapter(results, images, room, progress)
         text = page(TITLE, verdict, [*sections, ("pictures", heading, content), words])
     # A name in a JSON file may have half of a pair of characters, which UTF-8 has not.
-    with user_files(), atomic_write(path, errors="replace", newline="\n") as file:
+    with atomic_write(path, errors="replace", newline="\n") as file:
         file.write(text)
     return problems

@@ -4,7 +4,7 @@ from corrdet.coco import AnnotationError, CocoFileError, MaskError
 from corrdet.data.checks import ImageReadError
 from corrdet.data.voc import VocError, VocFolderError
 from corrdet.errors import CorrdetError
-from corrdet.files import FileError, ForeignDirectoryError
+from corrdet.files import OtherFilesError, ReadError
 from corrdet.report import TrainingFileError
 
 
@@ -16,8 +16,8 @@ from corrdet.report import TrainingFileError
         (MaskError, ValueError),
         (TrainingFileError, ValueError),
         (VocError, ValueError),
-        (FileError, OSError),
-        (ForeignDirectoryError, FileExistsError),
+        (ReadError, OSError),
+        (OtherFilesError, FileExistsError),
         (ImageReadError, OSError),
         (VocFolderError, FileNotFoundError),
     ],

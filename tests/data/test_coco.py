@@ -113,15 +113,15 @@ class TestRegisteredByDetectron2:
     def test_what_looks_like_it_but_is_not(self, path, forget):
         name = forget("own")
 
-        def register_coco_instances(json_file):
-            return lambda: [json_file]
+        def register_coco_instances(json_file, image_root, name):
+            return lambda: [json_file, image_root, name]
 
-        loader = register_coco_instances(path)
+        loader = register_coco_instances(path, "images", name)
         loader.__module__ = load_coco_json.__module__
         loader.__qualname__ = "register_coco_instances.<locals>.<lambda>"
         DatasetCatalog.register(name, loader)
         MetadataCatalog.get(name).set(json_file=path, evaluator_type="coco")
-        assert load_registered(name) == [path]
+        assert load_registered(name) == [path, "images", name]
 
 
 @pytest.mark.parametrize(

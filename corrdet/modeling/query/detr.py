@@ -170,7 +170,6 @@ class CorrdetDETR(Detector, nn.Module):
     num_classes_key = "MODEL.DETR.NUM_CLASSES"
     sections = ("MODEL.DETR",)
     evaluation_only = True
-    num_classes_key = "MODEL.DETR.NUM_CLASSES"
 
     @configurable
     def __init__(
