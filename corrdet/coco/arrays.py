@@ -210,7 +210,7 @@ def _check_unique(ids: list, what: str, source: str) -> None:
                 f"{describe(value)}"
             )
     if len(set(ids)) != len(ids):
-        seen = {}
+        seen: dict[int | str, int] = {}
         for index, value in enumerate(ids):
             if value in seen:
                 raise CocoFileError(
@@ -293,7 +293,7 @@ def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) ->
             f"{describe(row.get('bbox'))}{hint}"
         ) from None
     if check:
-        is_finite = (np.abs(boxes) <= MAX_COORDINATE).all(axis=1)
+        is_finite = np.all(np.abs(boxes) <= MAX_COORDINATE, axis=1)
         bad = np.flatnonzero(~is_finite | (boxes[:, 2] < 0) | (boxes[:, 3] < 0))
         if len(bad):
             expected = "no negative width or height" if is_finite[bad[0]] else "finite numbers"
@@ -365,15 +365,12 @@ def _ground_truth_masks(
 ) -> list[dict]:
     """Run-length encodings of polygons, and of masks with or without compression."""
     try:
-        masks = [annotation.get("segmentation") for annotation in annotations]
-        is_encoded = [
-            isinstance(mask, dict) and isinstance(mask.get("counts"), str | bytes) for mask in masks
-        ]
+        given = [annotation.get("segmentation") for annotation in annotations]
         masks = [
-            mask if done else encode(index, mask, size)
-            for index, (mask, done, size) in enumerate(
-                zip(masks, is_encoded, image_sizes, strict=True)
-            )
+            mask
+            if isinstance(mask, dict) and isinstance(mask.get("counts"), str | bytes)
+            else encode(index, mask, size)
+            for index, (mask, size) in enumerate(zip(given, image_sizes, strict=True))
         ]
         check_encodings(masks, image_sizes)
     except MaskError as error:

@@ -148,7 +148,7 @@ def _polygon_problem(polygon) -> str | None:
 
 def _shape_problem(polygons: list, width: float, height: float) -> str:
     within = False
-    area = 0.0
+    area: float = 0.0
     for polygon in polygons:
         reason = _polygon_problem(polygon)
         if reason:
@@ -157,7 +157,7 @@ def _shape_problem(polygons: list, width: float, height: float) -> str:
             return "a polygon of its mask is not finite"
         x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
         within |= x.min() < width and x.max() > 0 and y.min() < height and y.max() > 0
-        area += abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+        area += float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
     if not within:
         return f"its mask lies outside of the {width} x {height} image (w x h)"
     # One that intersects itself can have pixels, though what it runs around on either side cancels.

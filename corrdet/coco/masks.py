@@ -56,7 +56,7 @@ def check_encodings(masks: Sequence, sizes: np.ndarray) -> None:
         start = stop
 
 
-def _check_form(index: int, mask, image_size: np.ndarray) -> str | bytes:
+def _check_form(index: int, mask, image_size: Sequence[float] | np.ndarray) -> str | bytes:
     """The counts of a mask whose size and types are right."""
     if not isinstance(mask, dict) or not {"size", "counts"} <= mask.keys():
         raise MaskError(index, f"expected a run-length encoding, got {short(mask)}")
@@ -132,7 +132,7 @@ def _check_runs(start: int, masks: Sequence[dict]) -> None:
         )
 
 
-def encode(index: int, segmentation, image_size: np.ndarray) -> dict:
+def encode(index: int, segmentation, image_size: Sequence[float] | np.ndarray) -> dict:
     """The compressed run-length encoding of polygons, or of a mask encoded without compression.
 
     Args:

@@ -59,7 +59,7 @@ class CocoFile:
 class _Kept:
     """Files that need not be parsed again."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.latest: CocoFile | None = None
         self.in_use: WeakValueDictionary[str, CocoFile] = WeakValueDictionary()
 
@@ -97,7 +97,7 @@ def read(path: str | os.PathLike, opener: Opener | None = None) -> CocoFile:
     """
     path = os.fspath(path)
     kept = _kept.get()
-    file = kept and kept.in_use.get(path)
+    file = None if kept is None else kept.in_use.get(path)
     if file is None:
         file = CocoFile(path, _parse(path, opener))
     if kept is not None:

@@ -5,7 +5,7 @@ wrong, so rules for single values are plain functions of them.
 """
 
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from corrdet.errors import CorrdetError
@@ -64,6 +64,6 @@ def is_box(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
 
 
-def has_corners(polygon: Sequence) -> bool:
+def has_corners(polygon: Sized) -> bool:
     """Whether a list can be x1, y1, x2, y2, ... of at least three points, by its length."""
     return len(polygon) >= 6 and len(polygon) % 2 == 0

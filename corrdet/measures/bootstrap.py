@@ -174,7 +174,8 @@ class GroupCorrelation:
 
     def spearman(self, weights: np.ndarray) -> np.ndarray:
         """Pearson's coefficient of the ranks that the pairs have, repeated ``weights`` times."""
-        return self._correlation(*(self._ranks(ties, weights) for ties in self._ties), weights)
+        x, y = (self._ranks(ties, weights) for ties in self._ties)
+        return self._correlation(x, y, weights)
 
     def _ranks(self, ties, weights: np.ndarray) -> np.ndarray:
         """Average ranks within the groups, ties included."""

@@ -79,6 +79,7 @@ def true_positives(coco_eval: COCOeval) -> dict[int, tuple[np.ndarray, np.ndarra
     at_half = np.flatnonzero(np.isclose(parameters.iouThrs, 0.5))
     if len(at_half) == 0:
         raise ValueError(f"expected an IoU threshold of 0.5, got {parameters.iouThrs}")
+    pairs: dict[int, tuple[list[float], list[float]]]
     pairs = {category: ([], []) for category in parameters.catIds}
     for image in coco_eval.evalImgs:
         if image is None or image["aRng"] != parameters.areaRng[0]:

@@ -115,11 +115,11 @@ def average_recall(matches: Matches, area: str = "all", max_detections: int = 10
     Returns:
         (T, C) for the T IoU thresholds; NaN for categories without ground truth.
     """
-    area = list(AREA_RANGES).index(area)
-    num_gt = matches.num_gt[area]
-    counted = matches.true_positives[area] & (matches.ranks < max_detections)
+    row = list(AREA_RANGES).index(area)
+    num_gt = matches.num_gt[row]
+    counted = matches.true_positives[row] & (matches.ranks < max_detections)
     found = np.stack(
-        [np.bincount(matches.categories[row], minlength=len(num_gt)) for row in counted]
+        [np.bincount(matches.categories[kept], minlength=len(num_gt)) for kept in counted]
     )
     with np.errstate(invalid="ignore"):
         return found / num_gt  # 0 / 0 is NaN

@@ -95,7 +95,7 @@ class _Ranking(NamedTuple):
     """How each positive u, a row, is ranked by the other samples v, in columns."""
 
     scores: Tensor  # (P,)
-    values: Tensor | None  # (P,) IoUs for rank_sort, localization losses for alrp
+    values: Tensor  # (P,) IoUs for rank_sort, localization losses for alrp
     among_positives: Tensor  # (P, P), H(s_v - s_u)
     over_negatives: Tensor  # (P, N)
     negatives_counted: Tensor  # (P,), those of H > 0
@@ -182,7 +182,7 @@ _ERRORS = {
 }
 
 
-def _rank_positives(s: Tensor, n: Tensor, values: Tensor | None, loss: str, delta: float):
+def _rank_positives(s: Tensor, n: Tensor, values: Tensor, loss: str, delta: float):
     among_positives = ((s[None] - s[:, None]) / (2 * delta) + 0.5).clamp(0, 1)
     over_negatives = ((n[None] - s[:, None]) / (2 * delta) + 0.5).clamp(0, 1)
     counted = (n[None] > (s - delta)[:, None]).sum(1)
@@ -221,7 +221,7 @@ def reference(
     gradient = spread_gradient(logits, positives, on_positives, negatives, on_negatives)
     value = attach_gradient(error.value + nan, logits, gradient + nan).to(dtype)
     second = torch.as_tensor(error.second, dtype=torch.float64, device=logits.device) + nan
-    if error.weights is not None:
+    if error.weights is not None and localization is not None:
         return value, attach_gradient(second, localization, error.weights + nan).to(dtype)
     on_positives = torch.zeros_like(s) + error.second_gradient
     gradient = spread_gradient(logits, positives, on_positives, negatives, torch.zeros_like(n))
