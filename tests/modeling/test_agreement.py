@@ -5,7 +5,7 @@ import scipy.stats
 import torch
 from detectron2.utils.events import EventStorage
 
-from corrdet.modeling.positives import WRITER_PERIOD, log_agreement
+from corrdet.modeling.core import WRITER_PERIOD, log_agreement
 
 WRITTEN = WRITER_PERIOD - 1
 

@@ -1,8 +1,8 @@
 """What every quick config does in 20 iterations on a few images, as numbers.
 
 ``python -m tests.recorded.record`` writes them to ``quick_configs.json`` beside this file;
-``--compare`` says what differs from there, to the last bit. The test beside this one allows for other
-machines' rounding.
+``--compare`` says what differs from there, to the last bit. The test beside this one allows for
+other machines' rounding.
 """
 
 import argparse
@@ -139,7 +139,8 @@ def first_difference(now, then, path: str = "") -> str | None:
     if isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():
         pairs = [(f"{path}/{key}", now[key], then[key]) for key in now]
     elif isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
-        pairs = [(f"{path}/{index}", *values) for index, values in enumerate(zip(now, then))]
+        both = enumerate(zip(now, then, strict=True))
+        pairs = [(f"{path}/{index}", *values) for index, values in both]
     else:
         return None if now == then else f"{path}: {now!r}, was {then!r}"
     found = (first_difference(a, b, place) for place, a, b in pairs)
