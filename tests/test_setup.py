@@ -202,7 +202,8 @@ def test_editable_install_is_found_beside_a_clone_of_its_name(project, tmp_path)
     # Where the folder of the clone is itself named corrdet, Python takes it for a package without
     # __init__.py, unless the installed one comes first.
     clone = project.rename(tmp_path / "corrdet")
-    (clone / "corrdet" / "__init__.py").write_text("name = 'the real one'\n")
+    with (clone / "corrdet" / "__init__.py").open("a") as file:
+        file.write("name = 'the real one'\n")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")

@@ -17,7 +17,7 @@ from corrdet.files import reading
 from .arrays import Detections, GroundTruth, detections_from_coco, ground_truth_from_coco
 from .rules import CocoFileError
 
-Opener = Callable[[str, str], IO]
+Opener = Callable[[Any, Any], IO]
 
 
 class CocoFile:

@@ -52,6 +52,7 @@ def assert_same_run(output, reference):
 def as_of_version_0_1(checkpoint: dict) -> dict:
     """The checkpoint of a RetinaNet as it was then: with the states in the trainer's."""
     model, trainer = checkpoint["model"], checkpoint["trainer"]
+    trainer["loss_normalizer"] = model.pop("normalizer.mean").item()
     losses = {}
     for name in [name for name in model if name.startswith("criterion.state.")]:
         loss, key, *index = name.removeprefix("criterion.state.").split(".")
