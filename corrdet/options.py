@@ -205,6 +205,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 ranges[name].check(name, value)
         return function(*args, **kwargs)
 
+    # Code of its own: torch.compile limits how often it compiles the same code, and so all checked
+    # functions together; and profiles show its name.
+    code = check_and_call.__code__.replace(co_name=function.__name__)
+    check_and_call.__code__ = code
     return check_and_call
 
 
