@@ -195,7 +195,6 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     ranges = {name: key.range for name, key in declared_options(function).items()}
     names = tuple(inspect.signature(function).parameters)
 
-    @wraps(function)
     def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
         for name, value in zip(names, args, strict=False):
             if name in ranges and not ranges[name].holds(value):
@@ -209,7 +208,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     # functions together; and profiles show its name.
     code = check_and_call.__code__.replace(co_name=function.__name__)
     check_and_call.__code__ = code
-    return check_and_call
+    return wraps(function)(check_and_call)
 
 
 def check_options(name: str, options: Mapping[str, Key], given: Mapping[str, Any]) -> None:
