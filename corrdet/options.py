@@ -195,7 +195,6 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     ranges = {name: key.range for name, key in declared_options(function).items()}
     names = tuple(inspect.signature(function).parameters)
 
-    @wraps(function)
     def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
         for name, value in zip(names, args, strict=False):
             if name in ranges and not ranges[name].holds(value):
@@ -205,7 +204,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 ranges[name].check(name, value)
         return function(*args, **kwargs)
 
-    return check_and_call
+    # Code of its own: torch.compile limits how often it compiles the same code, and so all checked
+    # functions together; and profiles show its name.
+    code = check_and_call.__code__.replace(co_name=function.__name__)
+    check_and_call.__code__ = code
+    return wraps(function)(check_and_call)
 
 
 def check_options(name: str, options: Mapping[str, Key], given: Mapping[str, Any]) -> None:

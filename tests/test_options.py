@@ -138,6 +138,21 @@ class TestChecked:
                 result = compiled(x, lam, kind, strength=strength)
                 torch.testing.assert_close(result, scaled(x, lam, kind, strength))
 
+    def test_each_function_is_compiled_for_itself(self):
+        """There is a limit to how often the same code is compiled, 8 by default."""
+
+        def made(factor):
+            @checked
+            def function(x, lam: Annotated[float, POSITIVE, "slope"] = 8.0):
+                return x * lam * factor
+
+            return function
+
+        for factor in range(12):
+            function = made(factor)
+            compiled = torch.compile(function, fullgraph=True, backend="eager")
+            assert compiled(torch.ones(()), 2.0) == 2 * factor
+
     def test_it_costs_some_microseconds_at_most(self):
         class Nothing:
             def __mul__(self, other):

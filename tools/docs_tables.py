@@ -176,7 +176,9 @@ def config_page() -> str:
     ]
     for section in sorted(SECTIONS):
         about = f"{ABOUT[section]}\n\n" if section in ABOUT else ""
-        parts.append(f"## {section}\n\n{about}{keys_table(SECTIONS[section])}")
+        # Not in the order of declaration, which is that of imports.
+        keys = dict(sorted(SECTIONS[section].items()))
+        parts.append(f"## {section}\n\n{about}{keys_table(keys)}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from corrdet.ops import step_error
 from corrdet.options import BOOL, POSITIVE, checked
 
-from .global_batch import GLOBAL_BATCH_OPTIONS, of_all_ranks
+from .global_batch import GLOBAL_BATCH_OPTIONS, gather_from_processes
 from .matched_predictions import MatchedPredictions
 from .ranking import nan_without_positives, ranked_samples, scaled_to
 from .registry import CLASSIFICATION_LOSSES
@@ -74,7 +74,7 @@ def _alrp(
 ) -> tuple[Tensor, Tensor]:
     logits, labels, ious = ranked_samples(matched, delta, global_batch, memory, state)
     if global_batch:
-        localization = of_all_ranks(localization)
+        localization = gather_from_processes(localization)
     classification, localization = alrp_loss(logits, labels, localization, delta)
     classification = classification + nan_without_positives(logits, labels, ious)
     if self_balance:

@@ -13,7 +13,7 @@ from torch import Tensor
 from corrdet.ops import soft_rank
 from corrdet.options import POSITIVE, checked, one_of
 
-from .global_batch import GLOBAL_BATCH_OPTIONS, of_all_ranks, remember
+from .global_batch import GLOBAL_BATCH_OPTIONS, gather_from_processes, remember
 from .matched_predictions import MatchedPredictions
 from .registry import COUPLINGS
 
@@ -191,7 +191,7 @@ def scores_and_ious(
     ious = matched.ious.detach() if gradient == "scores" else matched.ious
     ious = ious.to(scores.dtype)
     if global_batch:
-        scores, ious = of_all_ranks(torch.stack([scores, ious], dim=1)).unbind(dim=1)
+        scores, ious = gather_from_processes(torch.stack([scores, ious], dim=1)).unbind(dim=1)
     if memory:
         scores_before = remember(state, "scores", scores, memory)
         ious_before = remember(state, "ious", ious, memory)

@@ -30,7 +30,7 @@ class _OwnGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-def of_all_ranks(tensor: Tensor) -> Tensor:
+def gather_from_processes(tensor: Tensor) -> Tensor:
     """Concatenate a tensor of each process along its first dimension, which may differ.
 
     Every process has to call it as often as the others. Gradient flows to a process's own part,

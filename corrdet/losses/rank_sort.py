@@ -7,7 +7,7 @@ from torch import Tensor
 from corrdet.ops import step_error
 from corrdet.options import BOOL, POSITIVE, checked
 
-from .global_batch import GLOBAL_BATCH_OPTIONS, of_all_ranks
+from .global_batch import GLOBAL_BATCH_OPTIONS, gather_from_processes
 from .matched_predictions import MatchedPredictions
 from .ranking import nan_without_positives, ranked_samples, scaled_to
 from .registry import CLASSIFICATION_LOSSES
@@ -74,5 +74,5 @@ def _rank_sort(
     if not self_balance:
         return loss, localization
     if global_batch:
-        localization = of_all_ranks(localization)
+        localization = gather_from_processes(localization)
     return loss, scaled_to(loss, localization.sum())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .global_batch import of_all_ranks, remember
+from .global_batch import gather_from_processes, remember
 from .matched_predictions import MatchedPredictions
 
 
@@ -29,7 +29,7 @@ def ranked_samples(
     positives = matched.logits[matched.positives, matched.classes]
     ious = matched.ious.detach().to(positives.dtype)
     if global_batch:
-        positives, ious = of_all_ranks(torch.stack([positives, ious], dim=1)).unbind(dim=1)
+        positives, ious = gather_from_processes(torch.stack([positives, ious], dim=1)).unbind(dim=1)
         ious = ious.detach()
     negatives = logits[labels == 0]
     if len(positives):
@@ -39,7 +39,7 @@ def ranked_samples(
     else:
         negatives = negatives[:0]
     if global_batch:
-        negatives = of_all_ranks(negatives)
+        negatives = gather_from_processes(negatives)
     if memory:
         negatives = torch.cat([negatives, remember(state, "negatives", negatives, memory)])
     labels = torch.ones(len(positives) + len(negatives), dtype=torch.int8, device=logits.device)

@@ -162,8 +162,8 @@ class TestLoss:
             expected = correlation_loss(scores, ious, coefficient)
             assert loss.item() == expected.item()
             if gradient == "both":
-                (of_scores,) = torch.autograd.grad(expected, scores)
-                torch.testing.assert_close(scores.grad, of_scores)
+                (scores_gradient,) = torch.autograd.grad(expected, scores)
+                torch.testing.assert_close(scores.grad, scores_gradient)
 
     @pytest.mark.parametrize("gradient", ["ious", "both"])
     def test_gradient_of_the_ious(self, coefficient, gradient):

@@ -49,13 +49,15 @@ class TestMatchedPredictions:
 
     def test_ious_of_masks_take_the_place_of_those_of_boxes(self):
         given = torch.tensor([0.1, 0.9, 0.5, 0.0, 1.0])
-        matched, of_boxes = matched_predictions(mask_ious=given), matched_predictions()
+        matched, box_matched = matched_predictions(mask_ious=given), matched_predictions()
         assert matched.ious.tolist() == given.tolist()
-        assert matched.box_ious.tolist() == of_boxes.ious.tolist() == of_boxes.box_ious.tolist()
+        assert (
+            matched.box_ious.tolist() == box_matched.ious.tolist() == box_matched.box_ious.tolist()
+        )
         # Losses of boxes compare boxes.
         for name in ("harmonic_iou", "smooth_l1_harmonic_iou", "iou_balanced_smooth_l1"):
             criterion = build(LOCALIZATION=name, COUPLINGS=("correlation",))
-            losses, expected = criterion(matched), criterion(of_boxes)
+            losses, expected = criterion(matched), criterion(box_matched)
             assert losses["loss_box_reg"] == expected["loss_box_reg"]
             assert losses["loss_correlation"] != expected["loss_correlation"]
         with pytest.raises(ValueError, match=r"mask_ious must have shape \(5,\), got \(4,\)"):

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing
 
 from corrdet.losses import Criterion, MatchedPredictions, Weight
-from corrdet.losses.global_batch import of_all_ranks, remember
+from corrdet.losses.global_batch import gather_from_processes, remember
 
 # Losses that a whole batch has another value of than the mean over its halves.
 CASES = {
@@ -37,14 +37,14 @@ def batch(part=None, positives=(0, 3, 4, 11, 25), seed=0, spread=2.0):
     labels[list(positives)] = torch.tensor(positives, dtype=torch.int64) % 3
     labels[5] = labels[50] = -1
     start, end = {None: (0, 60), 0: (0, 20), 1: (20, 60)}[part]
-    of_part = torch.tensor([p for p in positives if start <= p < end], dtype=torch.int64)
+    indices = torch.tensor([p for p in positives if start <= p < end], dtype=torch.int64)
     return MatchedPredictions(
         logits=logits[start:end].clone().requires_grad_(),
         labels=labels[start:end],
-        positives=of_part - start,
-        boxes=boxes[of_part].requires_grad_(),
-        gt_boxes=torch.tensor([10.0, 10, 30, 40]).double().repeat(len(of_part), 1),
-        image_ids=torch.zeros(len(of_part), dtype=torch.int64),
+        positives=indices - start,
+        boxes=boxes[indices].requires_grad_(),
+        gt_boxes=torch.tensor([10.0, 10, 30, 40]).double().repeat(len(indices), 1),
+        image_ids=torch.zeros(len(indices), dtype=torch.int64),
     )
 
 
@@ -101,28 +101,28 @@ def worker(rank, directory):
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory):
     directory = tmp_path_factory.mktemp("two")
     torch.multiprocessing.spawn(worker, (str(directory),), nprocs=2)
     return [torch.load(directory / f"rank{rank}.pth") for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("case", POSITIVES)
-def test_two_processes_are_one_with_the_whole_batch(of_two_processes, case):
+def test_two_processes_are_one_with_the_whole_batch(two_processes, case):
     for name, memory in product(CASES, (0, 2)):
         criterion = build(name, memory=memory)
         if memory:
             criterion(batch(seed=1))
         losses, logits, boxes = step(criterion, name, batch(positives=POSITIVES[case]))
-        parts = [results[case, name, memory] for results in of_two_processes]
-        for of_part, _, _ in parts:
+        parts = [results[case, name, memory] for results in two_processes]
+        for part_losses, _, _ in parts:
             for key, value in losses.items():
-                torch.testing.assert_close(of_part[key], value, msg=f"{name} {key}")
+                torch.testing.assert_close(part_losses[key], value, msg=f"{name} {key}")
         # DistributedDataParallel takes the mean over the processes.
-        of_logits = torch.cat([part[1] for part in parts]) / 2
-        of_boxes = torch.cat([part[2] for part in parts]) / 2
-        torch.testing.assert_close(of_logits, logits, rtol=1e-6, atol=1e-12, msg=name)
-        torch.testing.assert_close(of_boxes, boxes, rtol=1e-6, atol=1e-12, msg=name)
+        logits_gradient = torch.cat([part[1] for part in parts]) / 2
+        boxes_gradient = torch.cat([part[2] for part in parts]) / 2
+        torch.testing.assert_close(logits_gradient, logits, rtol=1e-6, atol=1e-12, msg=name)
+        torch.testing.assert_close(boxes_gradient, boxes, rtol=1e-6, atol=1e-12, msg=name)
         if case == "both":
             assert logits.abs().sum() > 0
 
@@ -209,7 +209,7 @@ def test_nan_negatives_are_not_filtered_out():
 
 def test_one_process_gathers_nothing():
     tensor = torch.rand(3, 2, requires_grad=True)
-    assert of_all_ranks(tensor) is tensor
+    assert gather_from_processes(tensor) is tensor
 
 
 def test_remember_keeps_no_graph():

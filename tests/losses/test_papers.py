@@ -198,11 +198,11 @@ class TestIouBalanced:
         target, ious = uniform(20, 4, seed=1), uniform(20, seed=2).requires_grad_()
         pred = (target + uniform(20, 4, low=-0.3, high=0.3)).requires_grad_()
         loss = iou_balanced_smooth_l1_loss(pred, target, ious).sum()
-        gradient, of_ious = torch.autograd.grad(loss, (pred, ious), allow_unused=True)
+        gradient, ious_gradient = torch.autograd.grad(loss, (pred, ious), allow_unused=True)
         d = (pred - target).detach()
         plain = torch.where(d.abs() <= 0.111, d / 0.111, d.sign())
         torch.testing.assert_close(gradient, 3.049 * (ious**1.5)[:, None] * plain)
-        assert of_ious is None
+        assert ious_gradient is None
 
     def test_bad_input(self):
         boxes, ious = uniform(3, 4), uniform(3)

@@ -274,8 +274,8 @@ class TestCouplings:
         contrastive = L.task_contrastive_loss(
             matched.logits[:5].softmax(dim=1), matched.classes, matched.ious
         )
-        of_positives = plain + weight * (harmonic - plain) + contrastive
-        expected = (of_positives.sum() + entropy[7:].sum()) / NORMALIZER
+        positives_loss = plain + weight * (harmonic - plain) + contrastive
+        expected = (positives_loss.sum() + entropy[7:].sum()) / NORMALIZER
         torch.testing.assert_close(loss, expected)
         inputs = matched.logits, matched.deltas, matched.boxes
         for ours, theirs in zip(
