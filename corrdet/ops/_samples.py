@@ -73,12 +73,14 @@ def select_samples(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Ten
     return positives, negatives, values[positives], values[negatives]
 
 
-def spread_gradient(logits: Tensor, positives: Tensor, on_positives: Tensor, negatives: Tensor,
-            on_negatives: Tensor) -> Tensor:  # fmt: skip
+def spread_gradient(
+    logits: Tensor, positives: Tensor, on_positives: Tensor, negatives: Tensor, on_negatives: Tensor
+) -> Tensor:
     """Gradients of positives and negatives at their positions among the samples, in float64."""
     gradient = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
     return gradient.index_put((positives,), on_positives).index_put((negatives,), on_negatives)
 
 
 def is_undefined(*logits: Tensor) -> bool:
+    """Whether there is a logit that is not finite."""
     return not all(bool(values.isfinite().all()) for values in logits)
