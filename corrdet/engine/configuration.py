@@ -17,14 +17,14 @@ from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
-    GeneralizedRCNN,
 )
 from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config
 from corrdet.data.augmentation import check_input
 from corrdet.data.register import register_from_config
-from corrdet.modeling.dense import CorrdetDenseDetector, CriterionTraining
+from corrdet.errors import ConfigError
+from corrdet.modeling import check_detector, is_evaluation_only
 from corrdet.names import config_value, unknown_name
 
 from .checkpoint import split_weights
@@ -34,10 +34,6 @@ _REGISTRIES = (
     ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
     ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
 )
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used, with what to change."""
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -69,12 +65,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = CfgNode(cfg)
     register_from_config(cfg.DATASETS.REGISTER)
     check_names(cfg)
-    check_losses(cfg)
+    check_detector(cfg)
     try:
         check_input(cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    check_test_time_augmentation(cfg)
     cfg.freeze()
     return cfg
 
@@ -142,7 +137,7 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
         ConfigError: no GPU, no weights, no annotation file, or training of what is for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
-    if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
+    if not eval_only and is_evaluation_only(architecture):
         raise ConfigError(f"{architecture} is for evaluation only: train_net.py --eval-only")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
@@ -171,67 +166,6 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
                     "Detectron2's own data sets are expected below the folder that the environment "
                     "variable DETECTRON2_DATASETS names, by default 'datasets'"
                 )
-
-
-def check_losses(cfg: CfgNode) -> None:
-    """
-    Raises:
-        ConfigError: MODEL.CRITERION has losses or options that the model cannot be trained with, or
-            MODEL.DENSE.QUALITY a branch that it does not have.
-    """
-    name = cfg.MODEL.META_ARCHITECTURE
-    architecture = META_ARCH_REGISTRY.get(name)
-    quality = cfg.MODEL.DENSE.QUALITY
-    if quality and not issubclass(architecture, CorrdetDenseDetector):
-        raise ConfigError(
-            f"MODEL.DENSE.QUALITY is {quality!r}, but nothing reads it: MODEL.META_ARCHITECTURE is "
-            f"{name!r}"
-        )
-    if not hasattr(architecture, "build_criterion"):
-        # One of Detectron2's, which has its own losses.
-        _check_is_default(cfg, "CRITERION", f"MODEL.META_ARCHITECTURE is {name!r}")
-        return
-    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-    if name != "CorrdetRCNN":
-        _check_is_default(cfg, "RPN_CRITERION", f"MODEL.META_ARCHITECTURE is {name!r}")
-    elif generator != "CorrdetRPN":
-        reason = f"MODEL.PROPOSAL_GENERATOR.NAME is {generator!r}, not 'CorrdetRPN'"
-        _check_is_default(cfg, "RPN_CRITERION", reason)
-    try:
-        architecture.build_criterion(cfg)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def check_test_time_augmentation(cfg: CfgNode) -> None:
-    """
-    Raises:
-        ConfigError: TEST.AUG asks for views that the model cannot merge, or for none.
-    """
-    if not cfg.TEST.AUG.ENABLED:
-        return
-    name = cfg.MODEL.META_ARCHITECTURE
-    architecture = META_ARCH_REGISTRY.get(name)
-    is_dense = issubclass(architecture, CriterionTraining) and not architecture.has_masks
-    if not is_dense and not issubclass(architecture, GeneralizedRCNN):
-        raise ConfigError(
-            "TEST.AUG.ENABLED is for corrdet's dense detectors without masks and for R-CNN, but "
-            f"MODEL.META_ARCHITECTURE is {name!r}"
-        )
-    sizes = cfg.TEST.AUG.MIN_SIZES
-    if not sizes or min(sizes) < 1:
-        raise ConfigError(f"TEST.AUG.MIN_SIZES must have at least one size, all > 0, got {sizes}")
-
-
-def _check_is_default(cfg: CfgNode, node: str, reason: str) -> None:
-    default = get_cfg()
-    add_corrdet_config(default)
-    for key in ("CLASSIFICATION", "LOCALIZATION", "COUPLINGS"):
-        value, unset = cfg.MODEL[node][key], default.MODEL[node][key]
-        # A list from a file, a tuple as the default.
-        same = list(value) == list(unset) if isinstance(unset, tuple) and value else value == unset
-        if value and not same:
-            raise ConfigError(f"MODEL.{node}.{key} is {value!r}, but nothing reads it: {reason}")
 
 
 def check_names(cfg: CfgNode) -> None:

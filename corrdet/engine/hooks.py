@@ -3,7 +3,7 @@
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
 
-from corrdet.modeling.positives import WRITER_PERIOD
+from corrdet.modeling.core import WRITER_PERIOD
 
 
 class WriteEvaluations(HookBase):

@@ -12,7 +12,6 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import PascalVOCDetectionEvaluator
-from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -27,7 +26,7 @@ from corrdet.data import (
     load_dataset,
 )
 from corrdet.evaluation import CocoFileError, CorrelationEvaluator, ground_truth_from_coco
-from corrdet.modeling import DenseDetectorWithTTA
+from corrdet.modeling import build_test_time_augmentation, load_old_state
 from corrdet.names import unknown_name
 
 from .checkpoint import SafeCheckpointer
@@ -234,8 +233,6 @@ class CorrdetTrainer(DefaultTrainer):
         state["_trainer"] = self._trainer.state_dict()
         state["random_states"] = get_random_states()
         state["data_seed"] = self._loader.seed
-        # RetinaNet's running mean of positives is not among its weights.
-        state["loss_normalizer"] = getattr(self._detector, "loss_normalizer", None)
         return state
 
     def load_state_dict(self, state: dict) -> None:
@@ -249,13 +246,7 @@ class CorrdetTrainer(DefaultTrainer):
             )
         self._trainer.load_state_dict(state["_trainer"])
         self._random_states = state["random_states"]
-        if state["loss_normalizer"] is not None:
-            self._detector.loss_normalizer = state["loss_normalizer"]
-        # Of version 0.1, where the state of losses was not among the model's.
-        for owner, losses in state.get("criteria", {}).items():
-            if losses:
-                criterion = self._detector.get_submodule(owner).criterion
-                criterion.restore(losses)
+        load_old_state(self._detector, state)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)
@@ -283,10 +274,7 @@ class CorrdetTrainer(DefaultTrainer):
             the results of :meth:`test` with ``_TTA`` behind their names; its files are in
             ``OUTPUT_DIR/inference_TTA``.
         """
-        if isinstance(model, GeneralizedRCNN):
-            model = GeneralizedRCNNWithTTA(cfg, model)
-        else:
-            model = DenseDetectorWithTTA(cfg, model)
+        model = build_test_time_augmentation(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, model, evaluators)

@@ -1,6 +1,7 @@
 """Label assignment: which sample is trained towards which ground truth."""
 
 from .atss import atss_matching
+from .common import labels_and_boxes
 from .fcos import fcos_matching
 from .foveabox import foveabox_matching
 from .hungarian import hungarian_matching
@@ -8,7 +9,6 @@ from .max_iou import max_iou_matching
 from .mixture import TwoGaussians, fit_two_gaussians
 from .paa import paa_candidates, paa_matching, paa_star_costs
 from .ssd import hard_negative_mining, refinedet_matching, ssd_matching
-from .targets import labels_and_boxes
 
 __all__ = [
     "TwoGaussians",

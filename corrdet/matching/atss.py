@@ -7,8 +7,7 @@ from torch import Tensor
 
 from corrdet.ops import elementwise_iou
 
-from ._checks import check_ground_truth, check_levels
-from .targets import best_claims, centers, labels_and_boxes
+from .common import best_claims, centers, check_ground_truth, check_levels, labels_and_boxes
 
 
 @torch.no_grad()

@@ -5,8 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_ground_truth, check_levels
-from .targets import areas, centers, labels_and_boxes, smallest_claims
+from .common import (
+    areas,
+    centers,
+    check_ground_truth,
+    check_levels,
+    labels_and_boxes,
+    smallest_claims,
+)
 
 
 @torch.no_grad()

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from corrdet.ops import pairwise_iou
 
-from ._checks import check_ground_truth, check_same_device, check_tensor
-from .targets import labels_and_boxes
+from .common import check_ground_truth, check_same_device, check_tensor, labels_and_boxes
 
 
 @torch.no_grad()

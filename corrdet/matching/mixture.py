@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_same_device, check_tensor
+from .common import check_same_device, check_tensor
 
 
 class TwoGaussians(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corrdet.ops import pairwise_iou
 
-from ._checks import check_boxes, check_same_length, check_tensor
+from .common import check_boxes, check_same_length, check_tensor
 from .mixture import fit_two_gaussians
 
 _FLOATING = (torch.float32, torch.float64)

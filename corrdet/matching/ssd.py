@@ -5,8 +5,13 @@ from torch import Tensor
 
 from corrdet.ops import pairwise_iou
 
-from ._checks import check_ground_truth, check_same_length, check_tensor
-from .targets import best_claims, labels_and_boxes
+from .common import (
+    best_claims,
+    check_ground_truth,
+    check_same_length,
+    check_tensor,
+    labels_and_boxes,
+)
 
 
 @torch.no_grad()

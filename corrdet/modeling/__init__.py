@@ -1,7 +1,10 @@
-"""Meta-architectures registered with Detectron2."""
+"""Meta-architectures and backbones, registered with Detectron2 by importing this package."""
 
-from .atss import CorrdetATSS
-from .backbone import (
+from .backbones import (
+    DeformableBottleneckBlock,
+    DeformableConv2d,
+    Res2NetBlock,
+    Res2NetStem,
     build_deformable_resnet_fpn_backbone,
     build_res2net_fpn_backbone,
     build_resnet10_fpn_backbone,
@@ -9,28 +12,45 @@ from .backbone import (
     build_retinanet_res2net_fpn_backbone,
     build_retinanet_resnet10_fpn_backbone,
 )
-from .box_transforms import FoveaTransform
-from .deformable import DeformableBottleneckBlock, DeformableConv2d
-from .dense_head import DenseHead, centerness
-from .detr import CorrdetDETR
-from .export import ExportableDetector, check_exportable, export_detector, trace_detector
-from .fast_nms import fast_nms
-from .fcos import CorrdetFCOS
-from .foveabox import CorrdetFoveaBox
-from .paa import CorrdetPAA
-from .priors import default_boxes, square_priors
-from .rcnn import CorrdetRCNN, CorrdetROIHeads, CriterionOutputLayers
-from .refinedet import CorrdetRefineDet
-from .res2net import Res2NetBlock, Res2NetStem
-from .retinanet import CorrdetRetinaNet
-from .rpn import CorrdetRPN
-from .score_voting import score_voting
-from .sparse_rcnn import CorrdetSparseRCNN
-from .ssd import CorrdetDSSD, CorrdetSSD
-from .ssd_backbone import build_ssd_resnet_backbone, build_ssd_resnet_fpn_backbone
-from .ssd_head import DSSDHead, RefineDetHead, SSDHead
-from .test_time_augmentation import DenseDetectorWithTTA
-from .yolact import CorrdetYOLACT
+from .core import (
+    Detector,
+    check_detector,
+    is_evaluation_only,
+    load_old_state,
+    num_classes_key,
+)
+from .dense.atss import CorrdetATSS
+from .dense.box_coding import FoveaTransform
+from .dense.detector import DenseDetector, DenseHead
+from .dense.fcos import CorrdetFCOS
+from .dense.foveabox import CorrdetFoveaBox
+from .dense.paa import CorrdetPAA
+from .dense.priors import square_priors
+from .dense.quality import centerness
+from .dense.retinanet import CorrdetRetinaNet
+from .dense.score_voting import score_voting
+from .deploy import (
+    DenseDetectorWithTTA,
+    ExportableDetector,
+    build_test_time_augmentation,
+    check_exportable,
+    export_detector,
+    trace_detector,
+)
+from .query import CorrdetDETR, CorrdetSparseRCNN
+from .rcnn import CorrdetRCNN, CorrdetROIHeads, CorrdetRPN, CriterionOutputLayers
+from .ssd import (
+    CorrdetDSSD,
+    CorrdetRefineDet,
+    CorrdetSSD,
+    DSSDHead,
+    RefineDetHead,
+    SSDHead,
+    build_ssd_resnet_backbone,
+    build_ssd_resnet_fpn_backbone,
+    default_boxes,
+)
+from .yolact import CorrdetYOLACT, fast_nms
 
 __all__ = [
     "CorrdetATSS",
@@ -51,8 +71,10 @@ __all__ = [
     "DSSDHead",
     "DeformableBottleneckBlock",
     "DeformableConv2d",
+    "DenseDetector",
     "DenseDetectorWithTTA",
     "DenseHead",
+    "Detector",
     "ExportableDetector",
     "FoveaTransform",
     "RefineDetHead",
@@ -67,11 +89,16 @@ __all__ = [
     "build_retinanet_resnet10_fpn_backbone",
     "build_ssd_resnet_backbone",
     "build_ssd_resnet_fpn_backbone",
+    "build_test_time_augmentation",
     "centerness",
+    "check_detector",
     "check_exportable",
     "default_boxes",
     "export_detector",
     "fast_nms",
+    "is_evaluation_only",
+    "load_old_state",
+    "num_classes_key",
     "score_voting",
     "square_priors",
     "trace_detector",

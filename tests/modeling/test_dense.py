@@ -6,6 +6,8 @@ from argparse import Namespace
 
 import pytest
 import torch
+from corrdet.modeling.dense_head import centerness
+from corrdet.modeling.score_voting import score_voting
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -19,8 +21,6 @@ from corrdet.data import build_train_loader
 from corrdet.engine.configuration import ConfigError, load_config
 from corrdet.engine.trainer import CorrdetTrainer
 from corrdet.matching import atss_matching, paa_candidates, paa_matching, paa_star_costs
-from corrdet.modeling.dense_head import centerness
-from corrdet.modeling.score_voting import score_voting
 from corrdet.ops import elementwise_iou
 from tests.helpers.training import ROOT
 from tests.modeling.test_retinanet import batch

@@ -2,14 +2,14 @@ import math
 
 import pytest
 import torch
+from corrdet.modeling.box_transforms import FoveaTransform
+from corrdet.modeling.dense_head import DenseHead, centerness
+from corrdet.modeling.priors import square_priors
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes
 
 from corrdet.matching import atss_matching, fcos_matching
-from corrdet.modeling.box_transforms import FoveaTransform
-from corrdet.modeling.dense_head import DenseHead, centerness
-from corrdet.modeling.priors import square_priors
 
 STRIDES = (8, 16, 32)
 SHAPES = [ShapeSpec(channels=32, stride=stride) for stride in STRIDES]

@@ -280,6 +280,7 @@ def test_detectron2s_default_of_beta_is_refused_as_ours_differs():
 
 def test_the_defaults_of_the_replaced_keys_are_as_listed():
     from corrdet.modeling.retinanet import _REPLACED_KEYS
+
     from corrdet.names import config_value
 
     cfg = get_cfg()

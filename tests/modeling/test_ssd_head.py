@@ -4,9 +4,6 @@ import math
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from torch.nn import functional as F
-
 from corrdet.modeling.priors import default_boxes
 from corrdet.modeling.ssd_head import (
     DeconvolutionModule,
@@ -17,6 +14,8 @@ from corrdet.modeling.ssd_head import (
     TopDownPath,
     TransferConnectionBlock,
 )
+from detectron2.layers import ShapeSpec
+from torch.nn import functional as F
 
 SSD300_RATIOS = [[2.0], [2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [2.0], [2.0]]
 # Odd sizes halve to more than half.

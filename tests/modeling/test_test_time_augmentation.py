@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from corrdet.modeling.score_voting import score_voting
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
@@ -9,7 +10,6 @@ from torch import nn
 
 from corrdet.engine.configuration import ConfigError
 from corrdet.modeling import DenseDetectorWithTTA
-from corrdet.modeling.score_voting import score_voting
 from tests.modeling.test_dense import (
     DETECTORS,
     check_detections,

@@ -8,6 +8,8 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from corrdet.modeling.fast_nms import fast_nms
+from corrdet.modeling.masks import assemble_masks, paste_masks, shrink_masks
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
@@ -22,8 +24,6 @@ from corrdet.engine.trainer import CorrdetTrainer
 from corrdet.evaluation import CorrelationEvaluator
 from corrdet.losses import COUPLINGS, LOCALIZATION_LOSSES, correlation_loss
 from corrdet.losses.registry import refusal
-from corrdet.modeling.fast_nms import fast_nms
-from corrdet.modeling.masks import assemble_masks, paste_masks, shrink_masks
 from corrdet.ops import elementwise_iou, pairwise_iou
 from tests.helpers.training import ROOT
 from tests.modeling.test_dense import hostile_batches, is_sound, losses_in_training, step

@@ -1,0 +1,363 @@
+"""DETR (Carion et al. 2020, https://arxiv.org/abs/2005.12872), to evaluate published weights.
+
+The NMS-free baseline of what the thesis "Correlation Loss" analyses (Table 3.2). Parameters have
+the names of the original, but those of the backbone: see tools/convert_detr.py.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from corrdet.config import declare
+from corrdet.errors import ConfigError
+from corrdet.losses import MatchedPredictions
+from corrdet.matching import hungarian_matching
+from corrdet.options import NOT_NEGATIVE, Key, at_least
+
+from ..core.activation import class_scores
+from ..core.detector import Detector
+from ..core.training import add_positives, batch_images, gather_boxes, ground_truth, image_extents
+
+# Defaults are as published.
+declare(
+    "MODEL.DETR",
+    "DETR (Carion et al. 2020), for evaluation only",
+    NUM_CLASSES=Key(80, at_least(1), "classes of the data"),
+    NUM_QUERIES=Key(100, at_least(1), "object queries"),
+    IN_FEATURE=Key("res5", line="output of the backbone that is used"),
+    HIDDEN_DIM=Key(256, at_least(1), "channels; divisible by 4 and by twice NUM_HEADS"),
+    NUM_HEADS=Key(8, at_least(1), "heads of all attentions"),
+    FEEDFORWARD_DIM=Key(2048, at_least(1), "channels of the hidden layer of each layer"),
+    NUM_ENCODER_LAYERS=Key(6, at_least(0), "layers of the encoder"),
+    NUM_DECODER_LAYERS=Key(6, at_least(0), "layers of the decoder"),
+    CLASS_COST=Key(1.0, NOT_NEGATIVE, "weight of the probability in the matching, for beta_img"),
+    L1_COST=Key(5.0, NOT_NEGATIVE, "weight of L1 in the matching"),
+    GIOU_COST=Key(2.0, NOT_NEGATIVE, "weight of GIoU in the matching"),
+)
+
+
+def position_encoding(padding: Tensor, channels: int) -> Tensor:
+    """Sines and cosines of where a feature is in its image, of many wavelengths.
+
+    Args:
+        padding: (N, H, W) bool, what is beyond each image.
+        channels: D; half of them tell y, half x.
+
+    Returns:
+        (N, H x W, D).
+    """
+    half = channels // 2
+    # Pairs of a sine and a cosine.
+    wavelengths = 10000 ** (torch.arange(0, half, 2, device=padding.device) / half)
+    encodings = []
+    for dim in (1, 2):
+        place = (~padding).cumsum(dim=dim)
+        place = place / (place.amax(dim=dim, keepdim=True) + 1e-6) * (2 * math.pi)
+        angles = place[..., None] / wavelengths
+        encodings.append(torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(3))
+    return torch.cat(encodings, dim=3).flatten(1, 2)
+
+
+class EncoderLayer(nn.TransformerEncoderLayer):
+    """With the positions added to queries and keys, not to values (Appendix A.3)."""
+
+    def forward(self, features: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
+        """
+        Args:
+            features: (N, L, D).
+            positions: (N, L, D).
+            padding: (N, L) bool, the features that are not to be looked at.
+        """
+        query = features + positions
+        attended, _ = self.self_attn(query, query, features, key_padding_mask=padding)
+        features = self.norm1(features + attended)
+        return self.norm2(features + self.linear2(F.relu(self.linear1(features))))
+
+
+class DecoderLayer(nn.TransformerDecoderLayer):
+    """Likewise, with learned positions of the objects (Appendix A.3)."""
+
+    def forward(
+        self, objects: Tensor, queries: Tensor, features: Tensor, positions: Tensor, padding: Tensor
+    ) -> Tensor:
+        """
+        Args:
+            objects: (N, Q, D).
+            queries: (N, Q, D) their positions.
+            features, positions, padding: as of :class:`EncoderLayer`.
+        """
+        query = objects + queries
+        attended, _ = self.self_attn(query, query, objects)
+        objects = self.norm1(objects + attended)
+        attended, _ = self.multihead_attn(
+            objects + queries, features + positions, features, key_padding_mask=padding
+        )
+        objects = self.norm2(objects + attended)
+        return self.norm3(objects + self.linear2(F.relu(self.linear1(objects))))
+
+
+class DETRTransformer(nn.Module):
+    """Encoder of image features, decoder of object queries."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        feedforward_channels: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+    ):
+        """
+        Args:
+            channels: D.
+            num_heads: of all attentions; divides D.
+            feedforward_channels: of the hidden layer of each layer.
+            num_encoder_layers, num_decoder_layers: how many there are.
+        """
+        super().__init__()
+        arguments = {"dim_feedforward": feedforward_channels, "dropout": 0.0, "batch_first": True}
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(
+            EncoderLayer(channels, num_heads, **arguments) for _ in range(num_encoder_layers)
+        )
+        self.decoder = nn.Module()
+        self.decoder.layers = nn.ModuleList(
+            DecoderLayer(channels, num_heads, **arguments) for _ in range(num_decoder_layers)
+        )
+        self.decoder.norm = nn.LayerNorm(channels)
+
+    def forward(
+        self, features: Tensor, positions: Tensor, padding: Tensor, queries: Tensor
+    ) -> Tensor:
+        """(N, Q, D) of the queries (N, Q, D); for the rest see the layers."""
+        for layer in self.encoder.layers:
+            features = layer(features, positions, padding)
+        objects = torch.zeros_like(queries)
+        for layer in self.decoder.layers:
+            objects = layer(objects, queries, features, positions, padding)
+        return self.decoder.norm(objects)
+
+
+class BoxMLP(nn.Module):
+    """Three linear layers from the D channels of an object to its box."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Linear(channels, channels), nn.Linear(channels, channels), nn.Linear(channels, 4)]
+        )
+
+    def forward(self, objects: Tensor) -> Tensor:
+        first, second, last = self.layers
+        return last(F.relu(second(F.relu(first(objects)))))
+
+
+@META_ARCH_REGISTRY.register()
+class CorrdetDETR(Detector, nn.Module):
+    """DETR for evaluation; it cannot be trained here.
+
+    Images that come with ``instances`` (the ground truth) also get ``positives`` in their output:
+    scores and IoUs of the queries that DETR's own matching would train, for beta_img.
+    """
+
+    num_classes_key = "MODEL.DETR.NUM_CLASSES"
+    sections = ("MODEL.DETR",)
+    evaluation_only = True
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        in_feature: str,
+        transformer: DETRTransformer,
+        channels: int,
+        num_classes: int,
+        num_queries: int,
+        matching_costs: dict[str, float],
+        max_detections: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        """
+        Args:
+            backbone: of the image.
+            in_feature: the name of its output that is used.
+            transformer: see there.
+            channels: D, its channels.
+            num_classes: C.
+            num_queries: Q.
+            matching_costs: ``classification_weight``, ``l1_weight`` and ``giou_weight`` of
+                :func:`corrdet.matching.hungarian_matching`.
+            max_detections: of an image.
+            pixel_mean, pixel_std: of each channel.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.in_feature = in_feature
+        self.transformer = transformer
+        self.input_proj = nn.Conv2d(backbone.output_shape()[in_feature].channels, channels, 1)
+        self.query_embed = nn.Embedding(num_queries, channels)
+        self.class_embed = nn.Linear(channels, num_classes + 1)
+        self.bbox_embed = BoxMLP(channels)
+        self.num_classes = num_classes
+        self.matching_costs = matching_costs
+        self.max_detections = max_detections
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def criterion_keys(cls, cfg) -> tuple[str, ...]:
+        return ()
+
+    @classmethod
+    def check_config(cls, cfg) -> None:
+        cls.check_values(cfg)
+
+    @classmethod
+    def check_values(cls, cfg) -> None:
+        super().check_values(cfg)
+        node = cfg.MODEL.DETR
+        if node.HIDDEN_DIM % (2 * node.NUM_HEADS) or node.HIDDEN_DIM % 4:
+            raise ConfigError(
+                "MODEL.DETR.HIDDEN_DIM must be divisible by 4 and by twice NUM_HEADS, got "
+                f"{node.HIDDEN_DIM} and {node.NUM_HEADS}"
+            )
+
+    @classmethod
+    def from_config(cls, cfg):
+        cls.check_values(cfg)
+        node = cfg.MODEL.DETR
+        return {
+            "backbone": build_backbone(cfg),
+            "in_feature": node.IN_FEATURE,
+            "transformer": DETRTransformer(
+                node.HIDDEN_DIM,
+                node.NUM_HEADS,
+                node.FEEDFORWARD_DIM,
+                node.NUM_ENCODER_LAYERS,
+                node.NUM_DECODER_LAYERS,
+            ),
+            "channels": node.HIDDEN_DIM,
+            "num_classes": node.NUM_CLASSES,
+            "num_queries": node.NUM_QUERIES,
+            "matching_costs": {
+                "classification_weight": node.CLASS_COST,
+                "l1_weight": node.L1_COST,
+                "giou_weight": node.GIOU_COST,
+            },
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """
+        Args:
+            batched_inputs: of each image ``image``, (channels, H, W), and the ``height`` and
+                ``width`` to detect in; with ``instances`` see the class.
+
+        Returns:
+            of each image ``instances``.
+
+        Raises:
+            NotImplementedError: in training.
+        """
+        if self.training:
+            raise NotImplementedError(
+                "CorrdetDETR is for evaluation, train_net.py --eval-only: its training is not "
+                "implemented"
+            )
+        images = batch_images(
+            batched_inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility
+        )
+        gt_instances = ground_truth(batched_inputs, self.device, is_needed=False)
+        logits, boxes = self.predict(images)
+        outputs = []
+        for image, size, image_logits, image_boxes in zip(
+            batched_inputs, images.image_sizes, logits, boxes, strict=True
+        ):
+            detected = self.detect(image_logits, image_boxes, size)
+            height, width = image.get("height", size[0]), image.get("width", size[1])
+            outputs.append({"instances": detector_postprocess(detected, height, width)})
+        if gt_instances is not None:
+            add_positives(outputs, self.match_predictions(logits, boxes, gt_instances))
+        return outputs
+
+    def predict(self, images: ImageList) -> tuple[Tensor, Tensor]:
+        """
+        Returns:
+            (N, Q, C + 1) logits, the last one of no object; and (N, Q, 4) boxes, XYXY in pixels;
+            float32.
+        """
+        features = self.input_proj(self.backbone(images.tensor)[self.in_feature])
+        padding = torch.ones(len(images), *images.tensor.shape[2:], device=self.device)
+        for image_padding, (height, width) in zip(padding, images.image_sizes, strict=True):
+            image_padding[:height, :width] = 0
+        padding = F.interpolate(padding[:, None], size=features.shape[2:])[:, 0].bool()
+        objects = self.transformer(
+            features.flatten(2).transpose(1, 2),
+            position_encoding(padding, features.shape[1]),
+            padding.flatten(1),
+            self.query_embed.weight.expand(len(images), -1, -1),
+        )
+        # Centre and sides, in units of the image.
+        center, sides = self.bbox_embed(objects).float().sigmoid().split(2, dim=2)
+        boxes = torch.cat([center - sides / 2, center + sides / 2], dim=2)
+        extents = image_extents(images.image_sizes, boxes)
+        return self.class_embed(objects).float(), boxes * extents[:, None]
+
+    def detect(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Instances:
+        """The best class of each query; there is no NMS, and no threshold of scores.
+
+        Args:
+            logits: (Q, C + 1) of one image.
+            boxes: (Q, 4).
+            image_size: its height and width.
+        """
+        scores, classes = class_scores(logits, "softmax").max(dim=1)
+        scores, chosen = scores.topk(min(self.max_detections, len(scores)))
+        result = Instances(image_size)
+        result.pred_boxes = Boxes(boxes[chosen])
+        result.scores = scores
+        result.pred_classes = classes[chosen]
+        return result
+
+    def match_predictions(
+        self, logits: Tensor, boxes: Tensor, gt_instances: Sequence[Instances]
+    ) -> MatchedPredictions:
+        """One query for each ground truth (Sec. 3.1); samples are the queries, image by image.
+
+        Args:
+            logits, boxes: of :meth:`predict`.
+            gt_instances: the ground truth of the N images.
+        """
+        image_sizes = [instances.image_size for instances in gt_instances]
+        labels, gt_boxes = hungarian_matching(
+            logits,
+            boxes,
+            [instances.gt_boxes.tensor for instances in gt_instances],
+            [instances.gt_classes for instances in gt_instances],
+            image_sizes,
+            activation="softmax",
+            **self.matching_costs,
+        )
+        return gather_boxes(
+            logits.flatten(0, 1),
+            labels.flatten(),
+            gt_boxes.flatten(0, 1),
+            boxes.flatten(0, 1),
+            image_sizes,
+            activation="softmax",
+        )
