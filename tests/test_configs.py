@@ -10,8 +10,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 
 from corrdet.engine.configuration import load_config
+from tests.helpers.detectors import batch_with_masks as batch
 from tests.helpers.training import ROOT
-from tests.modeling.test_rcnn import batch
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
 EVALUATED_ONLY = [path for path in CONFIGS if path.parts[1] == "detr"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from corrdet.matching import atss_matching
-from tests.matching.cases import (
+from tests.helpers.matching import (
     NUM_CLASSES,
     assert_matches,
     classes_of,

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from corrdet import matching
-from tests.matching.cases import NUM_CLASSES, classes_of, pyramid, random_objects
-from tests.matching.test_points import RANGES, SCALES
+from tests.helpers.matching import NUM_CLASSES, RANGES, SCALES, classes_of, pyramid, random_objects
 
 
 def calls():

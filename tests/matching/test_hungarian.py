@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from corrdet.matching import hungarian_matching
-from tests.matching.cases import NUM_CLASSES, random_objects
+from tests.helpers.matching import NUM_CLASSES, random_objects
 
 
 def plain_cost(logits, box, gt_box, gt_class, size):

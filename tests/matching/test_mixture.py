@@ -1,29 +1,9 @@
-import warnings
-
 import numpy as np
 import pytest
 import torch
-from sklearn.mixture import GaussianMixture
 
 from corrdet.matching import fit_two_gaussians
-
-
-def scikit_learn(values, max_iterations=100, tolerance=1e-3):
-    """The mixture of one row."""
-    values = np.asarray(values, dtype=np.float64).reshape(-1, 1)
-    mixture = GaussianMixture(
-        2,
-        covariance_type="full",
-        tol=tolerance,
-        reg_covar=1e-6,
-        max_iter=max_iterations,
-        weights_init=[0.5, 0.5],
-        means_init=[[values.min()], [values.max()]],
-        precisions_init=[[[1.0]], [[1.0]]],
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it did not converge
-        return mixture.fit(values)
+from tests.helpers.matching import scikit_learn
 
 
 def rows(seed=0):

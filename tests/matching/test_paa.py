@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from corrdet.matching import paa_candidates, paa_matching, paa_star_costs
-from tests.matching.cases import every_object, hostile_objects, plain_iou, pyramid, random_objects
-from tests.matching.test_mixture import scikit_learn
+from tests.helpers.matching import (
+    every_object,
+    hostile_objects,
+    plain_iou,
+    pyramid,
+    random_objects,
+    scikit_learn,
+)
 
 
 def plain_candidates(priors, gt_boxes, threshold):

@@ -8,8 +8,10 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
 from corrdet.matching import fcos_matching, foveabox_matching
-from tests.matching.cases import (
+from tests.helpers.matching import (
     NUM_CLASSES,
+    RANGES,
+    SCALES,
     assert_matches,
     classes_of,
     every_object,
@@ -18,9 +20,6 @@ from tests.matching.cases import (
     pyramid,
     random_objects,
 )
-
-RANGES = ((0, 16), (16, 32), (32, 64), (64, 128), (128, math.inf))
-SCALES = ((1, 24), (12, 48), (24, 96), (48, 192), (96, 2048))
 
 
 def locations(priors, priors_per_level):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from corrdet.matching import hard_negative_mining, refinedet_matching, ssd_matching
-from tests.matching.cases import (
+from tests.helpers.matching import (
     NUM_CLASSES,
     assert_matches,
     classes_of,

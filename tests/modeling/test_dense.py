@@ -2,77 +2,46 @@
 
 import itertools
 import math
-from argparse import Namespace
 
 import pytest
 import torch
-from corrdet.modeling.dense_head import centerness
-from corrdet.modeling.score_voting import score_voting
-from detectron2.layers import batched_nms
-from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling import build_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fvcore.nn import giou_loss, sigmoid_focal_loss
 from torch.nn import functional as F
 
-from corrdet.data import build_train_loader
-from corrdet.engine.configuration import ConfigError, load_config
-from corrdet.engine.trainer import CorrdetTrainer
+from corrdet.engine.configuration import ConfigError
 from corrdet.matching import atss_matching, paa_candidates, paa_matching, paa_star_costs
+from corrdet.modeling import centerness, score_voting
 from corrdet.ops import elementwise_iou
-from tests.helpers.training import ROOT
-from tests.modeling.test_retinanet import batch
+from tests.helpers.detectors import (
+    ONE_PRIOR,
+    batch,
+    build_dense,
+    check_detections,
+    dense_cfg,
+    hostile_batches,
+    is_sound,
+    losses_in_training,
+    match,
+    plain_detections,
+    plain_predictions,
+    possible_quality,
+    step,
+)
 
-DETECTORS = ("atss_baseline", "paa_baseline", "paa_star_ape", "fcos_baseline", "foveabox_baseline")
-every_detector = pytest.mark.parametrize("name", DETECTORS)
-
-
-def dense_cfg(name, *overrides):
-    """The quick config of that name, on a smaller model, with the overrides."""
-    smaller = [
-        "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
-        "MODEL.FPN.OUT_CHANNELS", 32,
-        "MODEL.DENSE.NUM_CONVS", 1,
-        "MODEL.DENSE.NORM", "GN",
-    ]  # fmt: skip
-    path = str(ROOT / f"configs/quick/{name}.yaml")
-    return load_config(Namespace(config_file=path, opts=[*smaller, *overrides]))
-
-
-def build(name, *overrides):
-    torch.manual_seed(0)
-    return build_model(dense_cfg(name, *overrides))
-
-
-def quality_of(name):
-    """The third branch that the detector is published with, or could have."""
-    return "iou" if name.startswith("paa") else "centerness"
-
-
-def step(model, images):
-    """The losses, after a backward pass."""
-    with EventStorage():
-        losses = model.train()(images)
-    model.zero_grad()
-    sum(losses.values()).backward()
-    return losses
-
-
-def is_sound(model, losses):
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    values = [*losses.values(), *gradients]
-    return all(value.isfinite().all() for value in values)
+every_detector = pytest.mark.parametrize("name", ONE_PRIOR)
 
 
 class TestTraining:
     @every_detector
     def test_every_kind_of_loss(self, name):
         for classification, quality in itertools.product(
-            ("sigmoid_focal", "quality_focal", "ape", "rank_sort"), ("", quality_of(name))
+            ("sigmoid_focal", "quality_focal", "ape", "rank_sort"), ("", possible_quality(name))
         ):
-            model = build(
+            model = build_dense(
                 name,
                 "MODEL.CRITERION.CLASSIFICATION", classification,
                 "MODEL.CRITERION.COUPLINGS", ("correlation",),
@@ -87,34 +56,34 @@ class TestTraining:
             for branch in ("cls_score", "bbox_pred", "quality"):
                 layer = getattr(model.head, branch)
                 assert layer is None or layer.weight.grad.abs().sum() > 0, branch
-            assert model.latest_losses == losses
-            assert not any(value.requires_grad for value in model.latest_positives.values())
 
     @every_detector
     def test_other_norms_and_precision(self, name):
-        model = build(name, "MODEL.DENSE.NORM", "BN", "MODEL.DENSE.QUALITY", quality_of(name))
+        model = build_dense(
+            name, "MODEL.DENSE.NORM", "BN", "MODEL.DENSE.QUALITY", possible_quality(name)
+        )
         with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
             losses = model(batch())
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
         sum(losses.values()).backward()
         assert is_sound(model, losses)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            model.test_score_thresh = 0.0
+            model.inference.score_threshold = 0.0
             detections = model.eval()(batch())[0]["instances"]
         assert len(detections) > 0 and detections.pred_boxes.tensor.dtype == torch.float32
 
-    @pytest.mark.parametrize("name", (*DETECTORS, "retinanet_baseline"))
+    @pytest.mark.parametrize("name", (*ONE_PRIOR, "retinanet_baseline"))
     def test_hostile_batches(self, name):
-        overrides = ["MODEL.DENSE.QUALITY", quality_of(name)]
+        overrides = ["MODEL.DENSE.QUALITY", possible_quality(name)]
         if name.startswith("retinanet"):
             overrides = ["MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.NORM", ""]
-        model = build(name, *overrides)
+        model = build_dense(name, *overrides)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         for case, images in hostile_batches().items():
-            losses = step(model, images)
+            losses = step(model, images, logged := {})
             assert is_sound(model, losses), (case, losses)
             assert all(p.grad is not None for p in model.parameters()), case
-            num_positives = len(model.latest_positives["scores"])
+            num_positives = logged["num_pos_anchors"]
             if case == "no objects":
                 assert num_positives == 0
             elif name.startswith(("atss", "paa", "retinanet")) or case == "1000 objects":
@@ -133,82 +102,22 @@ class TestTraining:
         assert sum(totals[-3:]) < 0.85 * sum(totals[:3]), totals
 
     def test_the_normalizer_is_the_mean_over_all_processes(self, monkeypatch):
-        model = build("atss_baseline")
-        assert [model.normalizer(count) for count in (0, 1, 7)] == [1.0, 1.0, 7.0]
+        model = build_dense("atss_baseline")
+        cpu = torch.device("cpu")
+        assert [model.normalizer(count, cpu) for count in (0, 1, 7)] == [1.0, 1.0, 7.0]
 
         def all_reduce(total):
             total += 5  # of the other process
 
-        monkeypatch.setattr("corrdet.modeling.positives.comm.get_world_size", lambda: 2)
-        monkeypatch.setattr("corrdet.modeling.positives.dist.all_reduce", all_reduce)
-        assert [model.normalizer(count).item() for count in (0, 4)] == [2.5, 4.5]
-
-
-def losses_in_training(tiny_digits, make_cfg, steps):
-    """The losses of each step, by name, of a training on three batches of real data, in turns.
-
-    ``make_cfg``: from overrides to the config.
-    """
-    cfg = make_cfg(
-        "DATASETS.REGISTER", tuple(tiny_digits.values()),
-        "DATASETS.TRAIN", ("tiny_train",),
-        "INPUT.MIN_SIZE_TRAIN", (96,),
-        "SOLVER.IMS_PER_BATCH", 2,
-        "DATALOADER.NUM_WORKERS", 0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    optimizer = CorrdetTrainer.build_optimizer(cfg, model)
-    loader = build_train_loader(cfg, seed=0)
-    batches = list(itertools.islice(loader, 3))
-    loader.close()
-    history = []
-    for index in range(steps):
-        losses = step(model, batches[index % 3])
-        optimizer.step()
-        history.append({name: loss.item() for name, loss in losses.items()})
-    return history
-
-
-def hostile_batches():
-    def images_of(*boxes, size=(96, 96)):
-        return [
-            image_with(torch.tensor(boxes).view(-1, 4).clamp(max=max(size)), size),
-            image_with(torch.tensor([[2.0, 2.0, 14.0, 12.0]]), (20, 17)),
-        ]
-
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(1000, 2, generator=generator) * 80
-    crowd = torch.cat([corners, corners + torch.rand(1000, 2, generator=generator) * 40 + 1], dim=1)
-    empty = [image_with(torch.zeros(0, 4), (96, 96)) for _ in range(2)]
-    return {
-        "no objects": empty,
-        "one image without objects": [empty[0], *images_of([10.0, 10, 60, 50])],
-        "smaller than any prior": images_of([33.0, 33, 39, 39], [50, 50, 57, 55]),
-        "one pixel": images_of([36.0, 36, 37, 37], [20, 20, 21, 21], [12, 12, 13, 13]),
-        "1000 objects": [image_with(crowd.clamp(max=96), (96, 96)), empty[0]],
-        "all in one place": images_of(*[[20.0, 20, 60, 60]] * 5),
-        "smaller than the largest stride": [
-            image_with(torch.tensor([[1.0, 1.0, 25.0, 20.0]]), size) for size in ((22, 30), (9, 9))
-        ],
-    }
-
-
-def image_with(boxes, size):
-    generator = torch.Generator().manual_seed(len(boxes))
-    instances = Instances(size)
-    instances.gt_boxes = Boxes(boxes)
-    instances.gt_classes = torch.randint(0, 10, (len(boxes),), generator=generator)
-    return {
-        "image": torch.randint(0, 256, (3, *size), generator=generator).float(),
-        "instances": instances,
-    }
+        monkeypatch.setattr("corrdet.modeling.core.training.comm.get_world_size", lambda: 2)
+        monkeypatch.setattr("corrdet.modeling.core.training.dist.all_reduce", all_reduce)
+        assert [model.normalizer(count, cpu).item() for count in (0, 4)] == [2.5, 4.5]
 
 
 class TestFCOSIsDetectron2s:
     def pair(self):
         """corrdet's and Detectron2's FCOS with the same weights."""
-        ours = build(
+        ours = build_dense(
             "fcos_baseline",
             "MODEL.FCOS.REGRESSION_RANGE", 8.0,
             "MODEL.DENSE.QUALITY", "centerness",
@@ -266,32 +175,16 @@ class TestFCOSIsDetectron2s:
             torch.testing.assert_close(result.pred_boxes.tensor, other.pred_boxes.tensor)
 
     def test_levels(self):
-        ranges = build("fcos_baseline", "MODEL.FCOS.REGRESSION_RANGE", 8.0).regression_ranges
+        matcher = build_dense("fcos_baseline", "MODEL.FCOS.REGRESSION_RANGE", 8.0).matcher
+        ranges = matcher.function.keywords["regression_ranges"]
         inf = math.inf
         assert ranges == [(0.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, inf)]
 
     def test_learned_scales_belong_to_the_exponential_coding(self):
-        assert build("fcos_baseline").head.scales is None
-        model = build("fcos_baseline", "MODEL.FCOS.BOX_CODING", "exponential")
+        assert build_dense("fcos_baseline").head.scales is None
+        model = build_dense("fcos_baseline", "MODEL.FCOS.BOX_CODING", "exponential")
         losses = step(model, batch())
         assert is_sound(model, losses) and model.head.scales.grad.abs().sum() > 0
-
-
-def plain_predictions(model, images):
-    """Priors (R, 4) and their levels; logits (N, R, C), boxes (N, R, 4), quality logits (N, R)."""
-    with torch.no_grad():
-        features = model.backbone(model.preprocess_image(images).tensor)
-        features = [features[name] for name in model.head_in_features]
-        logits, deltas, *quality = model.head(features)
-        flat = [
-            torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
-            for levels in (logits, deltas, *quality)
-        ]
-    priors = [boxes.tensor for boxes in model.anchor_generator(features)]
-    levels = torch.cat([torch.full((len(p),), i) for i, p in enumerate(priors)])
-    priors = torch.cat(priors)
-    boxes = torch.stack([model.box2box_transform.apply_deltas(d, priors) for d in flat[1]])
-    return priors, levels, flat[0], boxes, flat[2][..., 0] if quality else None
 
 
 def plain_losses(labels, logits, boxes, gt_boxes, weight):
@@ -306,7 +199,7 @@ def plain_losses(labels, logits, boxes, gt_boxes, weight):
 
 class TestATSS:
     def test_losses(self):
-        model = build("atss_baseline", "MODEL.DENSE.QUALITY", "centerness")
+        model = build_dense("atss_baseline", "MODEL.DENSE.QUALITY", "centerness")
         images = batch((4, 1), seed=1)
         priors, levels, logits, boxes, quality = plain_predictions(model, images)
         assert isinstance(model.box2box_transform, Box2BoxTransform)
@@ -334,15 +227,15 @@ class TestATSS:
         torch.testing.assert_close(losses["loss_quality"], expected)
 
     def test_detections_and_positives(self):
-        model = build(
+        model = build_dense(
             "atss_baseline", "MODEL.DENSE.QUALITY", "centerness", "TEST.DETECTIONS_PER_IMAGE", 20
         ).eval()
-        model.test_score_thresh, model.test_topk_candidates = 0.06, 50
+        model.inference.score_threshold, model.inference.topk = 0.06, 50
         images = batch()
         priors, levels, logits, boxes, quality = plain_predictions(model, images)
         with torch.no_grad():
             outputs = model(images)
-            matched = model.match_predictions(*priors_and_predictions(model, images))
+        matched = match(model, images).matched
         scores = (logits.sigmoid() * quality.sigmoid()[..., None]).sqrt()
         for index, output in enumerate(outputs):
             expected = plain_detections(
@@ -362,44 +255,10 @@ class TestATSS:
             assert len(own) > 1
 
 
-def priors_and_predictions(model, images):
-    features = model.backbone(model.preprocess_image(images).tensor)
-    features = [features[name] for name in model.head_in_features]
-    instances = [image["instances"] for image in images]
-    return model.anchor_generator(features), model.head(features), instances
-
-
-def plain_detections(scores, boxes, levels, threshold, topk, nms, limit, image):
-    """Boxes, scores and classes after NMS, clipped; then boxes, scores and classes before it."""
-    chosen = []
-    for level in range(int(levels.max()) + 1):
-        of_level = []
-        for prior in torch.nonzero(levels == level)[:, 0].tolist():
-            for label, score in enumerate(scores[prior].tolist()):
-                if score > threshold:
-                    of_level.append((score, prior, label))
-        chosen += sorted(of_level, reverse=True)[:topk]
-    values = torch.tensor([score for score, _, _ in chosen])
-    candidates = boxes[[prior for _, prior, _ in chosen]]
-    classes = torch.tensor([label for _, _, label in chosen])
-    keep = batched_nms(candidates, values, classes, nms)[:limit]
-    return candidates[keep], values[keep], classes[keep], candidates, values, classes
-
-
-def check_detections(detections, boxes, scores, classes):
-    boxes = Boxes(boxes.clone())
-    boxes.clip(detections.image_size)
-    kept = boxes.nonempty()
-    assert len(detections) == kept.sum() > 3
-    torch.testing.assert_close(detections.scores, scores[kept])
-    torch.testing.assert_close(detections.pred_classes, classes[kept])
-    torch.testing.assert_close(detections.pred_boxes.tensor, boxes.tensor[kept])
-
-
 class TestPAA:
     @pytest.mark.parametrize("name", ["paa_baseline", "paa_star_ape"])
     def test_losses(self, name):
-        model = build(
+        model = build_dense(
             name,
             "MODEL.CRITERION.CLASSIFICATION", "sigmoid_focal",
             "MODEL.CRITERION.LOCALIZATION_WEIGHTED_BY", "none",
@@ -447,8 +306,8 @@ class TestPAA:
     def test_score_voting(self):
         images = batch()
         for vote in (True, False):
-            model = build("paa_baseline", "MODEL.PAA.SCORE_VOTING", vote).eval()
-            model.test_score_thresh = 0.0101
+            model = build_dense("paa_baseline", "MODEL.PAA.SCORE_VOTING", vote).eval()
+            model.inference.score_threshold = 0.0101
             _, levels, logits, boxes, _ = plain_predictions(model, images)
             with torch.no_grad():
                 outputs = model(images)
@@ -466,16 +325,17 @@ class TestPAA:
 class TestFoveaBox:
     def test_levels_and_units(self):
         overrides = ("MODEL.FOVEABOX.BASE_SCALE", 2.0, "MODEL.FOVEABOX.SIGMA", 0.4)
-        model = build("foveabox_baseline", *overrides)
+        model = build_dense("foveabox_baseline", *overrides)
         # Half of the paper's: 16 pixels on P3, in units of 8.
-        assert model.scale_ranges[:2] == [(0.0, 32.0), (16.0, 64.0)]
-        assert model.scale_ranges[-1] == (128.0, math.inf)
+        ranges = model.matcher.function.keywords["scale_ranges"]
+        assert ranges[:2] == [(0.0, 32.0), (16.0, 64.0)]
+        assert ranges[-1] == (128.0, math.inf)
         priors = plain_predictions(model, batch())[0]
         assert (priors[0, 2:] - priors[0, :2]).tolist() == [8.0, 8.0]
         # The middle 40 % of a box of scale 24, on the two levels for it: 9.6 pixels, 1 location.
         gt_boxes, classes = torch.tensor([[32.0, 32, 56, 56]]), torch.tensor([3])
         counts = [144, 36, 9, 4, 1]
-        labels, _ = model.match(priors, gt_boxes, classes, counts)
+        labels, _ = model.matcher.function(priors, gt_boxes, classes, counts, num_classes=10)
         assert [(level < 10).sum().item() for level in labels.split(counts)] == [1, 1, 0, 0, 0]
         # The deltas are regressed as such: smooth L1 on log distances.
         losses = step(model, batch((3, 1)))
@@ -495,10 +355,10 @@ def test_names_of_weights():
         for kind in ("weight", "bias")
     }
     quality = {"head.quality.weight", "head.quality.bias"}
-    for name in DETECTORS:
+    for name in ONE_PRIOR:
         scales = {"head.scales"} if name[:4] in ("atss", "paa_") else set()
-        for branch in ("", quality_of(name)):
-            weights = build(name, "MODEL.DENSE.QUALITY", branch).state_dict()
+        for branch in ("", possible_quality(name)):
+            weights = build_dense(name, "MODEL.DENSE.QUALITY", branch).state_dict()
             of_head = {key for key in weights if not key.startswith("backbone.")}
             assert of_head == common | towers | scales | (quality if branch else set()), name
 
@@ -508,7 +368,7 @@ def test_images_without_ground_truth_have_no_positives(name):
     images = batch()
     del images[1]["instances"]
     with torch.no_grad():
-        outputs = build(name).eval()(images)
+        outputs = build_dense(name).eval()(images)
     assert all(output.keys() == {"instances"} for output in outputs)
 
 
@@ -530,17 +390,22 @@ class TestRefusals:
             (
                 "atss_baseline",
                 ("MODEL.DENSE.QUALITY", "centernes"),
-                "MODEL.DENSE.QUALITY: unknown quality 'centernes'; did you mean 'centerness'",
+                "MODEL.DENSE.QUALITY: unknown name 'centernes'; did you mean 'centerness'",
             ),
             (
                 "fcos_baseline",
                 ("MODEL.FCOS.BOX_CODING", "log"),
-                "MODEL.FCOS.BOX_CODING: unknown coding 'log'; there are: exponential, linear",
+                "MODEL.FCOS.BOX_CODING: unknown name 'log'; there are: exponential, linear",
+            ),
+            (
+                "atss_baseline",
+                ("MODEL.DENSE.NORM", "XX"),
+                "MODEL.DENSE.NORM: unknown name 'XX'; there are: , BN, ",
             ),
             (
                 "paa_baseline",
                 ("MODEL.PAA.COST", "score"),
-                "MODEL.PAA.COST: unknown cost 'score'; did you mean 'scores'",
+                "MODEL.PAA.COST: unknown name 'score'; did you mean 'scores'",
             ),
             (
                 "atss_baseline",
@@ -568,20 +433,34 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "name, key, value, message",
         [
-            ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, ">= 0, got -1.0"),
+            ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, "finite and not negative, got -1.0"),
             ("atss_baseline", "DENSE.NUM_CONVS", 0, ">= 1, got 0"),
-            ("atss_baseline", "DENSE.NORM", "XX", "one of '', 'BN', .* got 'XX'"),
             ("atss_baseline", "DENSE.NMS_THRESH_TEST", 1.5, r"in \[0, 1\], got 1.5"),
             ("atss_baseline", "DENSE.TOPK_CANDIDATES_TEST", 0, ">= 1, got 0"),
-            ("atss_baseline", "DENSE.ANCHOR_SCALE", 0.0, "> 0, got 0.0"),
-            ("paa_baseline", "DENSE.BBOX_REG_WEIGHTS", (1.0, 1.0), "four positive numbers"),
+            ("atss_baseline", "DENSE.ANCHOR_SCALE", 0.0, "positive and finite, got 0.0"),
+            (
+                "paa_baseline",
+                "DENSE.BBOX_REG_WEIGHTS",
+                (1.0, 1.0),
+                "4 numbers, each positive",
+            ),
             ("atss_baseline", "ATSS.TOPK", 0, ">= 1, got 0"),
             ("paa_baseline", "PAA.TOPK", 0, ">= 1, got 0"),
             ("paa_baseline", "PAA.IOU_THRESHOLD", 1.0, r"in \[0, 1\), got 1.0"),
-            ("paa_baseline", "PAA.COST_LOCALIZATION_WEIGHT", -0.5, ">= 0, got -0.5"),
-            ("fcos_baseline", "FCOS.REGRESSION_RANGE", 0.0, "> 0, got 0.0"),
-            ("fcos_baseline", "FCOS.CENTER_SAMPLING_RADIUS", -1.5, ">= 0, got -1.5"),
-            ("foveabox_baseline", "FOVEABOX.BASE_SCALE", 0.0, "> 0, got 0.0"),
+            (
+                "paa_baseline",
+                "PAA.COST_LOCALIZATION_WEIGHT",
+                -0.5,
+                ".* not negative, got -0.5",
+            ),
+            ("fcos_baseline", "FCOS.REGRESSION_RANGE", 0.0, "positive and finite, got 0.0"),
+            (
+                "fcos_baseline",
+                "FCOS.CENTER_SAMPLING_RADIUS",
+                -1.5,
+                ".* not negative, got -1.5",
+            ),
+            ("foveabox_baseline", "FOVEABOX.BASE_SCALE", 0.0, "positive and finite, got 0.0"),
             ("foveabox_baseline", "FOVEABOX.ETA", 0.5, ">= 1, got 0.5"),
             ("foveabox_baseline", "FOVEABOX.SIGMA", 1.5, r"in \(0, 1\], got 1.5"),
         ],

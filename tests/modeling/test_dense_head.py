@@ -2,14 +2,12 @@ import math
 
 import pytest
 import torch
-from corrdet.modeling.box_transforms import FoveaTransform
-from corrdet.modeling.dense_head import DenseHead, centerness
-from corrdet.modeling.priors import square_priors
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes
 
 from corrdet.matching import atss_matching, fcos_matching
+from corrdet.modeling import DenseHead, FoveaTransform, centerness, square_priors
 
 STRIDES = (8, 16, 32)
 SHAPES = [ShapeSpec(channels=32, stride=stride) for stride in STRIDES]
@@ -30,7 +28,7 @@ class TestHead:
     @pytest.mark.parametrize("has_scales", [False, True])
     def test_shapes_and_gradients_reach_everything(self, has_quality, has_scales):
         head = make_head(has_quality=has_quality, has_scales=has_scales)
-        outputs = head(random_features())
+        outputs = [levels for levels in head(random_features()) if levels is not None]
         channels = [5, 4, 1] if has_quality else [5, 4]
         assert len(outputs) == len(channels)
         for levels, count in zip(outputs, channels, strict=True):
@@ -65,18 +63,19 @@ class TestHead:
     def test_scales_multiply_the_deltas_of_their_level(self):
         plain, scaled = make_head(), make_head(has_scales=True)
         features = random_features()
-        (logits, deltas), (same_logits, same_deltas) = plain(features), scaled(features)
+        logits, deltas, _ = plain(features)
+        same_deltas = scaled(features).deltas
         for level in range(3):
             assert torch.equal(deltas[level], same_deltas[level])  # they are 1 at first
         with torch.no_grad():
             scaled.scales.copy_(torch.tensor([2.0, 3.0, 0.5]))
-        same_logits, other_deltas = scaled(features)
+        same_logits, other_deltas, _ = scaled(features)
         for level, factor in enumerate((2.0, 3.0, 0.5)):
             torch.testing.assert_close(other_deltas[level], deltas[level] * factor)
             assert torch.equal(logits[level], same_logits[level])
 
     def test_scores_before_training_are_the_prior(self):
-        logits, _ = make_head(prior_prob=0.02)([0 * feature for feature in random_features()])
+        logits, _, _ = make_head(prior_prob=0.02)([0 * feature for feature in random_features()])
         torch.testing.assert_close(logits[0].sigmoid(), torch.full_like(logits[0], 0.02))
 
 

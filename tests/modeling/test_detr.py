@@ -7,7 +7,6 @@ from argparse import Namespace
 
 import pytest
 import torch
-from corrdet.modeling.detr import CorrdetDETR, DETRTransformer, position_encoding
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -18,9 +17,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from corrdet.engine.configuration import ConfigError, load_config
 from corrdet.matching import hungarian_matching
+from corrdet.modeling.query.detr import CorrdetDETR, DETRTransformer, position_encoding
 from corrdet.ops import elementwise_iou
+from tests.helpers.detectors import batch
 from tests.helpers.training import ROOT
-from tests.modeling.test_retinanet import batch
 
 CHANNELS, HEADS, HIDDEN, LAYERS, QUERIES = 32, 4, 48, 2, 7
 COCO_IDS = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]

@@ -6,10 +6,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from corrdet.modeling import ExportableDetector, export_detector, trace_detector
-from tests.modeling import test_ssd
-from tests.modeling.test_dense import DETECTORS, dense_cfg, quality_of
+from tests.helpers.detectors import ONE_PRIOR, build_ssd, dense_cfg, possible_quality
 
-NAMES = ("retinanet_baseline", *DETECTORS)
+NAMES = ("retinanet_baseline", *ONE_PRIOR)
 SIZES = ((150, 222), (224, 160), (330, 200))
 
 
@@ -28,7 +27,7 @@ def build(name, *overrides):
             *overrides,
         )  # fmt: skip
     ).eval()
-    model.test_score_thresh, model.test_topk_candidates = 0.0101, 100
+    model.inference.score_threshold, model.inference.topk = 0.0101, 100
     return model
 
 
@@ -53,9 +52,9 @@ def check(function, model, size):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_function_and_its_trace(name):
     has_quality = name in ("atss_baseline", "fcos_baseline")
-    for quality in ("", quality_of(name)) if has_quality else ("",):
+    for quality in ("", possible_quality(name)) if has_quality else ("",):
         model = build(name, "MODEL.DENSE.QUALITY", quality)
-        model.test_score_thresh = 0.05 if quality else 0.0101
+        model.inference.score_threshold = 0.05 if quality else 0.0101
         traced = trace_detector(model, (192, 256))
         for size in SIZES:
             check(ExportableDetector(model), model, size)
@@ -85,8 +84,8 @@ def test_programs_of_one_size():
 
 @pytest.mark.parametrize("name", ["ssd_baseline", "dssd_baseline", "refinedet_baseline"])
 def test_ssd_and_its_kin(name):
-    model = test_ssd.build(name, "TEST.DETECTIONS_PER_IMAGE", 50).eval()
-    model.test_topk_candidates = 100
+    model = build_ssd(name, "TEST.DETECTIONS_PER_IMAGE", 50).eval()
+    model.inference.topk = 100
     traced = trace_detector(model, (192, 256))
     for size in SIZES:
         check(traced, model, size)
@@ -100,9 +99,9 @@ def test_ssd_and_its_kin(name):
 def test_nothing_to_see_and_one_class_over_another():
     model = build("atss_baseline")
     image = image_of(SIZES[0])
-    model.test_nms_thresh = 0.0  # whatever touches is one object, but for other classes
+    model.inference.nms_threshold = 0.0  # whatever touches is one object, but for other classes
     check(ExportableDetector(model), model, SIZES[0])
-    model.test_score_thresh = 1.0
+    model.inference.score_threshold = 1.0
     boxes, scores, classes = ExportableDetector(model)(image)
     assert boxes.shape == (0, 4) and scores.shape == classes.shape == (0,)
 

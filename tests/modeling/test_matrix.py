@@ -27,8 +27,8 @@ REACHES = {"loss_cls": "cls_score", "loss_box_reg": "bbox_pred"}
 
 @pytest.fixture(scope="module")
 def images(tiny_digits, tmp_path_factory):
+    from tests.helpers.detectors import quick_cfg
     from tests.helpers.training import tiny_overrides
-    from tests.modeling.test_retinanet import quick_cfg
 
     cfg = quick_cfg()
     cfg.merge_from_list(tiny_overrides(tiny_digits, tmp_path_factory.mktemp("matrix")))

@@ -2,37 +2,15 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from corrdet import add_corrdet_config
 from corrdet.losses import correlation_loss
-from corrdet.modeling.dense import _bound_logits
-
-
-def quick_cfg(**criterion):
-    cfg = get_cfg()
-    add_corrdet_config(cfg)
-    cfg.merge_from_file("configs/quick/Base-digits.yaml", False)
-    for key, value in criterion.items():
-        cfg.MODEL.CRITERION[key] = value
-    return cfg
-
-
-def batch(num_objects=(3, 1), seed=0, size=96):
-    """Random images with boxes; the second image of a batch is not square."""
-    generator = torch.Generator().manual_seed(seed)
-    images = []
-    for index, count in enumerate(num_objects):
-        height, width = (size, size) if index % 2 == 0 else (size - 20, size - 5)
-        corners = torch.rand(count, 2, generator=generator) * 40
-        sides = torch.rand(count, 2, generator=generator) * 40 + 8
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.cat([corners, corners + sides], dim=1))
-        instances.gt_classes = torch.randint(0, 10, (count,), generator=generator)
-        image = torch.randint(0, 256, (3, height, width), generator=generator).float()
-        images.append({"image": image, "instances": instances, "height": height, "width": width})
-    return images
+from corrdet.modeling import load_old_state
+from corrdet.modeling.core.bounds import bound_logits
+from corrdet.modeling.core.training import RunningPositives
+from tests.helpers.detectors import batch, build_dense, match, quick_cfg
 
 
 def pair_of_models(cfg, localization="smooth_l1"):
@@ -76,9 +54,8 @@ def test_losses_and_gradients_are_detectron2s(localization, num_objects):
 
 def test_detections_are_detectron2s():
     ours, theirs = pair_of_models(quick_cfg())
-    for model in (ours, theirs):
-        model.eval()
-        model.test_score_thresh = 0.005
+    ours.eval().inference.score_threshold = 0.005
+    theirs.eval().test_score_thresh = 0.005
     images = batch()
     for image in images:  # boxes come in the size that the image had before it was resized
         image["height"], image["width"] = 2 * image["height"], 3 * image["width"]
@@ -156,19 +133,14 @@ class TestImageBounds:
     @torch.no_grad()
     def test_only_the_order_of_the_positives_scores_changes(self, model):
         images = batch((3, 2))
-        features = model.backbone(model.preprocess_image(images).tensor)
-        features = [features[name] for name in model.head_in_features]
-        logits, deltas = model.head(features)
+        _, features, predictions = model.predict(images)
+        logits, anchors = predictions.logits, model.anchor_generator(features)
         instances = [image["instances"] for image in images]
-        before = model.match_predictions(
-            model.anchor_generator(features), (logits, deltas), instances
-        )
+        before = model.match(anchors, predictions, instances).matched
         for upper in (True, False):
-            bound = _bound_logits(before, logits, upper=upper)
+            bound = bound_logits(before, logits, upper=upper)
             assert [level.shape for level in bound] == [level.shape for level in logits]
-            after = model.match_predictions(
-                model.anchor_generator(features), (bound, deltas), instances
-            )
+            after = model.match(anchors, predictions._replace(logits=bound), instances).matched
             torch.testing.assert_close(after.ious, before.ious)
             entries = before.positives, before.labels[before.positives]
             others = torch.ones_like(before.logits, dtype=torch.bool)
@@ -212,18 +184,14 @@ def test_a_training_step_with_each_coefficient_changes_the_weights():
         model = build_model(cfg)
         before = model.head.cls_score.weight.clone()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        matched = match(model, batch()).matched
         with EventStorage():
             losses = model(batch())
         assert losses["loss_correlation"].item() > 0
-        latest = model.latest_positives
         torch.testing.assert_close(
-            correlation_loss(latest["scores"], latest["ious"], coefficient) * 0.1,
-            losses["loss_correlation"],
+            correlation_loss(matched.scores, matched.ious, coefficient) * 0.1,
+            losses["loss_correlation"].detach(),
         )
-        assert model.latest_losses == losses
-        # Kept until the next step, they would keep the whole graph.
-        kept = [*latest.values(), *model.latest_losses.values()]
-        assert not any(value.requires_grad for value in kept)
         losses["loss_correlation"].backward()
         # From the correlation alone nothing reaches the box branch.
         assert all(p.grad is None for p in model.head.bbox_pred.parameters())
@@ -278,13 +246,38 @@ def test_detectron2s_default_of_beta_is_refused_as_ours_differs():
     build_model(cfg)
 
 
-def test_the_defaults_of_the_replaced_keys_are_as_listed():
-    from corrdet.modeling.retinanet import _REPLACED_KEYS
+class TestNormalizer:
+    def test_is_a_running_mean(self):
+        normalizer = RunningPositives()
+        means = [normalizer(count, torch.device("cpu")) for count in (7, 0)]
+        assert means == [
+            100 * 0.9 + 7 * (1 - 0.9),
+            (100 * 0.9 + 7 * (1 - 0.9)) * 0.9 + 1 * (1 - 0.9),
+        ]
 
-    from corrdet.names import config_value
+    def test_is_in_the_state_dict_to_the_last_bit(self):
+        model, other = build_model(quick_cfg()), build_model(quick_cfg())
+        assert "normalizer.mean" not in model.state_dict()
+        model.normalizer.mean = 0.1 + 0.2
+        weights = model.state_dict()
+        assert weights["normalizer.mean"].dtype == torch.float64
+        other.load_state_dict(weights, strict=True)
+        assert other.normalizer.mean == 0.1 + 0.2
+        # Of published weights, which do not have it.
+        del weights["normalizer.mean"]
+        other.load_state_dict(weights, strict=True)
+        assert other.normalizer.mean is None
 
-    cfg = get_cfg()
-    add_corrdet_config(cfg)
-    for key, default, replacement, our_default in _REPLACED_KEYS:
-        assert cfg.MODEL.RETINANET[key] == default
-        assert config_value(cfg.MODEL.CRITERION, replacement) == our_default
+    def test_state_of_old_checkpoints(self):
+        cfg = quick_cfg(CLASSIFICATION="ghm_c")
+        model = build_model(cfg)
+        counts = torch.arange(30.0)
+        load_old_state(
+            model, {"loss_normalizer": 12.5, "criteria": {"": {"ghm_c": {"counts": counts}}}}
+        )
+        assert model.normalizer.mean == 12.5
+        assert model.state_dict()["criterion.state.ghm_c.counts"] is counts
+        # Of today's, and of detectors without a running mean.
+        load_old_state(model, {})
+        load_old_state(build_dense("atss_baseline"), {"loss_normalizer": None, "criteria": {}})
+        assert model.normalizer.mean == 12.5

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from corrdet.modeling.score_voting import score_voting
 
+from corrdet.modeling import score_voting
 from corrdet.ops import pairwise_iou
 
 

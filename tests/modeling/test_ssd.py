@@ -1,32 +1,32 @@
 """SSD, DSSD and RefineDet: what they train on, detect and refuse."""
 
 import itertools
-from argparse import Namespace
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from corrdet.data import load_dataset
-from corrdet.engine.configuration import ConfigError, load_config
+from corrdet.engine.configuration import ConfigError
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.registry import refusal
 from corrdet.matching import refinedet_matching, ssd_matching
-from corrdet.modeling.dense import _bound_logits
+from corrdet.modeling.core.bounds import bound_logits
+from corrdet.modeling.dense.detector import per_sample
 from corrdet.ops import elementwise_iou
-from tests.helpers.training import ROOT
-from tests.modeling.test_dense import (
+from tests.helpers.detectors import (
+    batch,
+    build_ssd,
     check_detections,
     hostile_batches,
     is_sound,
     losses_in_training,
+    match,
     plain_detections,
-    priors_and_predictions,
+    ssd_cfg,
     step,
 )
-from tests.modeling.test_retinanet import batch
 
 DETECTORS = ("ssd_baseline", "dssd_baseline", "refinedet_baseline")
 every_detector = pytest.mark.parametrize("name", DETECTORS)
@@ -35,25 +35,6 @@ SIGMOID = (
     "MODEL.CRITERION.CLASSIFICATION", "sigmoid_focal",
     "MODEL.SSD.NEGATIVES_PER_POSITIVE", 0.0,
 )  # fmt: skip
-
-
-def ssd_cfg(name, *overrides):
-    """The quick config of that name, on a smaller model, with the overrides."""
-    smaller = [
-        "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
-        "MODEL.FPN.OUT_CHANNELS", 32,
-        "MODEL.SSD.EXTRA_CHANNELS", 64,
-        "MODEL.DSSD.DECONVOLUTION_CHANNELS", 32,
-        "MODEL.DSSD.PREDICTION_CHANNELS", 128,
-        "MODEL.REFINEDET.CONNECTION_CHANNELS", 32,
-    ]  # fmt: skip
-    path = str(ROOT / f"configs/quick/{name}.yaml")
-    return load_config(Namespace(config_file=path, opts=[*smaller, *overrides]))
-
-
-def build(name, *overrides):
-    torch.manual_seed(0)
-    return build_model(ssd_cfg(name, *overrides))
 
 
 def compositions(activation):
@@ -77,7 +58,7 @@ class TestTraining:
         overrides = SIGMOID if activation == "sigmoid" else ()
         cfg = ssd_cfg(name, *overrides).clone()
         cfg.defrost()
-        model = build(name, *overrides)
+        model = build_ssd(name, *overrides)
         images = batch((3, 2))
         chosen = list(compositions(activation))
         if name != "ssd_baseline":
@@ -103,11 +84,10 @@ class TestTraining:
                 layers = getattr(head or model.head, branch)
                 total = sum(layer.weight.grad.abs().sum() for layer in layers)
                 assert total > 0, (branch, classification, localization)
-            assert model.latest_losses == losses
 
     @every_detector
     def test_half_precision(self, name):
-        model = build(name)
+        model = build_ssd(name)
         with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
             losses = model(batch())
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
@@ -120,13 +100,13 @@ class TestTraining:
     @every_detector
     @pytest.mark.parametrize("overrides", [(), SIGMOID], ids=["softmax", "sigmoid"])
     def test_hostile_batches(self, name, overrides):
-        model = build(name, *overrides, "MODEL.CRITERION.COUPLINGS", ("correlation",))
+        model = build_ssd(name, *overrides, "MODEL.CRITERION.COUPLINGS", ("correlation",))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         for case, images in hostile_batches().items():
-            losses = step(model, images)
+            losses = step(model, images, logged := {})
             assert is_sound(model, losses), (case, losses)
             assert all(p.grad is not None for p in model.parameters()), case
-            num_positives = len(model.latest_positives["scores"])
+            num_positives = logged["num_pos_anchors"]
             if case == "no objects":
                 assert num_positives == 0
                 # Of SSD, which takes three negatives for each positive.
@@ -147,21 +127,20 @@ class TestTraining:
         assert sum(totals[-3:]) < 0.7 * sum(totals[:3]), totals
 
     def test_of_a_sigmoid_all_scores_start_low(self):
-        model = build("ssd_baseline", *SIGMOID, "MODEL.SSD.PRIOR_PROB", 0.02)
-        matched = model.match_predictions(*priors_and_predictions(model.eval(), batch()))
+        model = build_ssd("ssd_baseline", *SIGMOID, "MODEL.SSD.PRIOR_PROB", 0.02)
+        matched = match(model.eval(), batch()).matched
         assert 0.01 < matched.logits.sigmoid().mean() < 0.04
         # Of a softmax all classes start alike.
-        model = build("ssd_baseline")
-        matched = model.match_predictions(*priors_and_predictions(model.eval(), batch()))
+        model = build_ssd("ssd_baseline")
+        matched = match(model.eval(), batch()).matched
         assert (matched.logits.softmax(dim=1).mean(dim=0) - 1 / 11).abs().max() < 0.05
 
 
 def plain_predictions(model, images):
     """Priors (R, 4), levels (R,), and of the head per output (N, R, K)."""
     with torch.no_grad():
-        features = model.backbone(model.preprocess_image(images).tensor)
-        features = [features[name] for name in model.head_in_features]
-        outputs = model.head(features)
+        _, features, predictions = model.predict(images)
+        outputs = [levels for levels in predictions if levels is not None]
         priors = [boxes.tensor for boxes in model.anchor_generator(features)]
         flat = []
         for levels in outputs:
@@ -234,7 +213,7 @@ class TestSSD:
                 "MODEL.SSD.ACTIVATION", "sigmoid",
                 "MODEL.CRITERION.CLASSIFICATION", "sigmoid_cross_entropy",
             )  # fmt: skip
-        model = build(name, *overrides)
+        model = build_ssd(name, *overrides)
         images = batch((4, 1), seed=1)
         priors, _, (logits, deltas) = plain_predictions(model, images)
         labels, gt_boxes = [], []
@@ -248,7 +227,7 @@ class TestSSD:
             gt_boxes.append(boxes)
         labels, gt_boxes = torch.stack(labels), torch.stack(gt_boxes)
         assert (labels == 10).sum() == 3 * ((labels >= 0) & (labels < 10)).sum() > 12
-        matched = model.match_predictions(*priors_and_predictions(model, images))
+        matched = match(model, images).matched
         assert torch.equal(matched.labels, labels.flatten())
 
         losses = step(model, images)
@@ -260,8 +239,8 @@ class TestSSD:
     def test_without_mining_all_negatives_are_trained_on(self):
         images = batch((2, 0))
         for ratio in (0.0, 1.5):
-            model = build("ssd_baseline", "MODEL.SSD.NEGATIVES_PER_POSITIVE", ratio)
-            matched = model.match_predictions(*priors_and_predictions(model, images))
+            model = build_ssd("ssd_baseline", "MODEL.SSD.NEGATIVES_PER_POSITIVE", ratio)
+            matched = match(model, images).matched
             count, negatives = len(matched.positives), (matched.labels == 10).sum()
             assert negatives == int(ratio * count) if ratio else len(matched.labels) - count
             assert (matched.labels == -1).any() == (ratio > 0)
@@ -270,15 +249,15 @@ class TestSSD:
     @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
     def test_detections_and_positives(self, name, activation):
         overrides = SIGMOID if activation == "sigmoid" else ()
-        model = build(name, *overrides, "TEST.DETECTIONS_PER_IMAGE", 20).eval()
+        model = build_ssd(name, *overrides, "TEST.DETECTIONS_PER_IMAGE", 20).eval()
         images = batch()
         priors, levels, (logits, deltas) = plain_predictions(model, images)
         scores = logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)[..., :10]
         threshold = scores.flatten().sort().values[-1200].item()
-        model.test_score_thresh, model.test_topk_candidates = threshold, 50
+        model.inference.score_threshold, model.inference.topk = threshold, 50
         with torch.no_grad():
             outputs = model(images)
-            matched = model.match_predictions(*priors_and_predictions(model, images))
+            matched = match(model, images).matched
         for index, output in enumerate(outputs):
             boxes = decoded(deltas[index], priors)
             expected = plain_detections(
@@ -298,15 +277,14 @@ class TestSSD:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["ssd_baseline", "dssd_baseline"])
 def test_image_bounds(name):
-    model = build(name, *SIGMOID, "TEST.IMAGE_BOUNDS", True).eval()
+    model = build_ssd(name, *SIGMOID, "TEST.IMAGE_BOUNDS", True).eval()
     images = batch((3, 2))
     names = {"instances", "positives", "instances_upper", "instances_lower"}
     assert all(output.keys() == names for output in model(images))
     # Levels with several priors of a location come back as they went in.
-    priors, predictions, truth = priors_and_predictions(model, images)
-    matched = model.match_predictions(priors, predictions, truth)
-    bound = _bound_logits(matched, predictions[0], upper=True)
-    flat = model._flattened(bound, model.num_logits)
+    samples, _, matched, _ = match(model, images)
+    bound = bound_logits(matched, samples.predictions.logits, upper=True)
+    flat = per_sample(bound, model.num_logits)
     changed = (flat != matched.logits).nonzero()
     assert set(changed[:, 0].tolist()) <= set(matched.positives.tolist()) and len(changed) > 0
     own = matched.image_ids == 0
@@ -325,13 +303,13 @@ class TestRefineDet:
                 "MODEL.CRITERION.CLASSIFICATION", "sigmoid_cross_entropy",
                 "MODEL.SSD.NEGATIVES_PER_POSITIVE", 0.0,
             )  # fmt: skip
-        model = with_refinements(build("refinedet_baseline", *overrides))
+        model = with_refinements(build_ssd("refinedet_baseline", *overrides))
         images = batch((4, 1), seed=1)
         priors, _, (logits, deltas, objectness, refinements) = plain_predictions(model, images)
         refined = decoded(refinements, priors)
         # It is sure of some negatives, and not of others.
         probability = objectness.sigmoid()[..., 0]
-        model.min_objectness = probability.median().item()
+        model.branch.min_objectness = probability.median().item()
         first, second = [], []
         for index, image in enumerate(images):
             truth = image["instances"]
@@ -345,7 +323,7 @@ class TestRefineDet:
                 boxes,
                 truth.gt_classes,
                 10,
-                min_objectness=model.min_objectness,
+                min_objectness=model.branch.min_objectness,
             )
             assert (labels == -1).any() and (labels == 10).any()
             # Without mining in the second step, there still is in the first.
@@ -366,7 +344,7 @@ class TestRefineDet:
         torch.testing.assert_close(losses["loss_arm_box_reg"], expected[1])
 
     def test_refined_anchors_are_constants(self):
-        model = build("refinedet_baseline").train()
+        model = build_ssd("refinedet_baseline").train()
         with EventStorage():
             losses = model(batch())
         for name, reaches in (("loss_box_reg", False), ("loss_arm_box_reg", True)):
@@ -379,19 +357,21 @@ class TestRefineDet:
             assert (gradients[0] is not None) == reaches, name
 
     def test_detections_and_positives(self):
-        model = with_refinements(build("refinedet_baseline", "TEST.DETECTIONS_PER_IMAGE", 20))
+        model = with_refinements(build_ssd("refinedet_baseline", "TEST.DETECTIONS_PER_IMAGE", 20))
         model.eval()
         images = batch()
         priors, levels, (logits, deltas, objectness, refinements) = plain_predictions(model, images)
         boxes = decoded(deltas, decoded(refinements, priors))
         probability = objectness.sigmoid()[..., 0]
-        model.min_objectness = probability.median().item()
-        scores = logits.softmax(-1)[..., :10] * (probability >= model.min_objectness)[..., None]
+        model.branch.min_objectness = probability.median().item()
+        scores = (
+            logits.softmax(-1)[..., :10] * (probability >= model.branch.min_objectness)[..., None]
+        )
         threshold = scores.flatten().sort().values[-1200].item()
-        model.test_score_thresh, model.test_topk_candidates = threshold, 50
+        model.inference.score_threshold, model.inference.topk = threshold, 50
         with torch.no_grad():
             outputs = model(images)
-            matched = model.match_predictions(*priors_and_predictions(model, images))
+            matched = match(model, images).matched
         for index, output in enumerate(outputs):
             expected = plain_detections(
                 scores[index], boxes[index], levels, threshold, 50, 0.45, 20, images[index]
@@ -411,7 +391,7 @@ class TestRefineDet:
 
     def test_anchors(self):
         """Of one scale on each level, with three aspect ratios (Sec. 3)."""
-        model = build(
+        model = build_ssd(
             "refinedet_baseline",
             "MODEL.REFINEDET.ANCHOR_SCALE", 4.0,
             "MODEL.REFINEDET.ASPECT_RATIOS", (0.5, 1.0, 2.0),
@@ -438,7 +418,7 @@ def test_images_without_ground_truth_have_no_positives(name):
     images = batch()
     del images[1]["instances"]
     with torch.no_grad():
-        outputs = build(name).eval()(images)
+        outputs = build_ssd(name).eval()(images)
     assert all(output.keys() == {"instances"} for output in outputs)
 
 
@@ -449,7 +429,12 @@ class TestRefusals:
             (
                 "ssd_baseline",
                 ("MODEL.SSD.ACTIVATION", "softmx"),
-                "MODEL.SSD.ACTIVATION: unknown activation 'softmx'; did you mean 'softmax'",
+                "MODEL.SSD.ACTIVATION: unknown name 'softmx'; did you mean 'softmax'",
+            ),
+            (
+                "refinedet_baseline",
+                ("MODEL.SSD.NORM", "XX"),
+                "MODEL.SSD.NORM: unknown name 'XX'; there are: , BN, ",
             ),
             (
                 "dssd_baseline",
@@ -484,20 +469,23 @@ class TestRefusals:
             ("dssd_baseline", "SSD.EXTRA_CHANNELS", 1, ">= 2, got 1"),
             ("ssd_baseline", "SSD.PRIOR_PROB", 1.0, r"in \(0, 1\), got 1.0"),
             ("ssd_baseline", "SSD.IOU_THRESHOLD", 1.0, r"in \[0, 1\), got 1.0"),
-            ("ssd_baseline", "SSD.NEGATIVES_PER_POSITIVE", -3.0, ">= 0, got -3.0"),
-            ("ssd_baseline", "SSD.BBOX_REG_WEIGHTS", (1.0, 1.0), "four positive numbers"),
             (
                 "ssd_baseline",
-                "DENSE.QUALITY",
-                "iou",
-                "'', as this head has no third branch, got 'iou'",
+                "SSD.NEGATIVES_PER_POSITIVE",
+                -3.0,
+                ".* not negative, got -3.0",
             ),
-            ("ssd_baseline", "SSD.IMAGE_SIZE", 0, "> 0, got 0"),
-            ("refinedet_baseline", "SSD.NORM", "XX", "one of '', 'BN', .* got 'XX'"),
+            (
+                "ssd_baseline",
+                "SSD.BBOX_REG_WEIGHTS",
+                (1.0, 1.0),
+                "4 numbers, each positive",
+            ),
+            ("ssd_baseline", "SSD.IMAGE_SIZE", 0, "positive and finite, got 0"),
             ("ssd_baseline", "SSD.NMS_THRESH_TEST", -1.0, r"in \[0, 1\], got -1.0"),
             ("ssd_baseline", "SSD.TOPK_CANDIDATES_TEST", 0, ">= 1, got 0"),
             ("ssd_baseline", "SSD.SCALES", ("a", 0.9), "the smallest and the largest scale, got"),
-            ("ssd_baseline", "SSD.FIRST_SCALE", 0.0, "> 0, got 0.0"),
+            ("ssd_baseline", "SSD.FIRST_SCALE", 0.0, "positive and finite, got 0.0"),
             ("ssd_baseline", "SSD.SCALES", (0.9, 0.2), r"the smallest and the largest scale, got"),
             ("ssd_baseline", "SSD.IN_FEATURES", ["p3", "p4"], "three levels or more, got"),
             ("dssd_baseline", "SSD.ASPECT_RATIOS", [[2.0], [2.0]], "lists of .* 4 levels, got"),
@@ -507,7 +495,7 @@ class TestRefusals:
             ("dssd_baseline", "DSSD.DECONVOLUTION_CHANNELS", 0, ">= 4, got 0"),
             ("refinedet_baseline", "REFINEDET.CONNECTION_CHANNELS", 0, ">= 1, got 0"),
             ("refinedet_baseline", "REFINEDET.MIN_OBJECTNESS", 1.0, r"in \[0, 1\), got 1.0"),
-            ("refinedet_baseline", "REFINEDET.ANCHOR_SCALE", 0.0, "> 0, got 0.0"),
+            ("refinedet_baseline", "REFINEDET.ANCHOR_SCALE", 0.0, "positive and finite, got 0.0"),
             ("refinedet_baseline", "REFINEDET.ASPECT_RATIOS", (), r"positive numbers, got \(\)"),
         ],
     )
@@ -516,10 +504,15 @@ class TestRefusals:
             ssd_cfg(name, f"MODEL.{key}", value)
 
     @every_detector
+    def test_a_quality_that_the_head_does_not_have(self, name):
+        with pytest.raises(ConfigError, match="MODEL.DENSE.QUALITY is 'iou', but nothing reads it"):
+            ssd_cfg(name, "MODEL.DENSE.QUALITY", "iou")
+
+    @every_detector
     def test_levels_that_the_backbone_does_not_have(self, name):
         overrides = ("MODEL.SSD.IN_FEATURES", ["p3", "p4", "p15"])
         with pytest.raises(ValueError, match="IN_FEATURES: unknown output of the backbone 'p"):
-            build(name, *overrides)
+            build_ssd(name, *overrides)
 
     @every_detector
     def test_a_wrong_number_of_classes_is_found_before_training(self, name, tiny_digits):

@@ -2,23 +2,22 @@
 
 import pytest
 import torch
-from corrdet.modeling.score_voting import score_voting
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from torch import nn
 
 from corrdet.engine.configuration import ConfigError
-from corrdet.modeling import DenseDetectorWithTTA
-from tests.modeling.test_dense import (
-    DETECTORS,
+from corrdet.modeling import DenseDetectorWithTTA, score_voting
+from tests.helpers.detectors import (
+    ONE_PRIOR,
     check_detections,
     dense_cfg,
     plain_detections,
     plain_predictions,
 )
 
-NAMES = ("retinanet_baseline", *DETECTORS)
+NAMES = ("retinanet_baseline", *ONE_PRIOR)
 THRESHOLD = 0.0101
 
 
@@ -30,7 +29,7 @@ def build(name, sizes, flip):
     cfg = dense_cfg(name, *model, *views)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    model.test_score_thresh = THRESHOLD
+    model.inference.score_threshold = THRESHOLD
     return model, DenseDetectorWithTTA(cfg, model)
 
 
@@ -71,9 +70,7 @@ def candidates_of_view(model, image, size, flip):
 
 def retinanet_predictions(model, view):
     with torch.no_grad():
-        features = model.backbone(model.preprocess_image([{"image": view}]).tensor)
-        features = [features[name] for name in model.head_in_features]
-        logits, deltas = model.head(features)
+        _, features, (logits, deltas, _) = model.predict([{"image": view}])
     priors = [boxes.tensor for boxes in model.anchor_generator(features)]
     levels = torch.cat([torch.full((len(of_level),), i) for i, of_level in enumerate(priors)])
     logits, deltas = (
@@ -94,7 +91,7 @@ def test_against_views_by_hand(name):
     seen = [candidates_of_view(model, image, *view) for view in views]
     assert all(len(scores) > 10 for _, scores, _ in seen)
     boxes, scores, classes = (torch.cat(values) for values in zip(*seen, strict=True))
-    keep = batched_nms(boxes, scores, classes, model.test_nms_thresh)[:100]
+    keep = batched_nms(boxes, scores, classes, model.inference.nms_threshold)[:100]
     kept = boxes[keep]
     if name.startswith("paa"):
         kept = score_voting(kept, classes[keep], boxes, scores, classes)
@@ -134,7 +131,7 @@ def test_ground_truth_and_nothing_to_see():
     assert len(detections_of(with_tta, {**image, "instances": "the ground truth"})) > 10
     assert viewed[0].keys() == {"image", "height", "width"}
     assert torch.equal(image["image"], before)
-    model.test_score_thresh = 1.0
+    model.inference.score_threshold = 1.0
     assert len(detections_of(with_tta, image)) == 0
 
 

@@ -4,12 +4,11 @@ import itertools
 import json
 import math
 from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from corrdet.modeling.fast_nms import fast_nms
-from corrdet.modeling.masks import assemble_masks, paste_masks, shrink_masks
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
@@ -24,10 +23,18 @@ from corrdet.engine.trainer import CorrdetTrainer
 from corrdet.evaluation import CorrelationEvaluator
 from corrdet.losses import COUPLINGS, LOCALIZATION_LOSSES, correlation_loss
 from corrdet.losses.registry import refusal
+from corrdet.modeling.yolact.fast_nms import fast_nms
+from corrdet.modeling.yolact.masks import assemble_masks, paste_masks, shrink_masks
 from corrdet.ops import elementwise_iou, pairwise_iou
+from tests.helpers.detectors import batch_with_masks as batch
+from tests.helpers.detectors import (
+    hostile_batches,
+    is_sound,
+    losses_in_training,
+    match,
+    step,
+)
 from tests.helpers.training import ROOT
-from tests.modeling.test_dense import hostile_batches, is_sound, losses_in_training, step
-from tests.modeling.test_rcnn import batch
 
 
 def yolact_cfg(*overrides, name="yolact_baseline"):
@@ -82,9 +89,7 @@ def with_masks(images):
 def plain_predictions(model, images):
     """Anchors (R, 4); of each image logits, deltas, coefficients, prototypes, semantic logits."""
     with torch.no_grad():
-        features = model.backbone(model.preprocess_image(images).tensor)
-        features = [features[name] for name in model.head_in_features]
-        *levels, (prototypes,), (semantic,) = model.head(features)
+        _, features, (*levels, prototypes, semantic) = model.predict(images)
     flat = []
     for of_levels, size in zip(levels, (11, 4, prototypes.shape[1]), strict=True):
         # (N, A x size, H, W) -> (N, H x W x A, size)
@@ -201,13 +206,14 @@ class TestLosses:
         images = with_masks(batch(num_objects, seed=1))
         images[0]["instances"].gt_classes[:] = 3  # two objects of a class in one pixel
         expected, scores, box_ious, _ = plain_losses(model, images)
+        matched = match(model, images).matched
         losses = step(model, images)
         assert losses.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(losses[name].item(), value, rtol=1e-4, atol=1e-5, msg=name)
-        assert len(scores) == len(model.latest_positives["scores"])
-        torch.testing.assert_close(model.latest_positives["scores"], scores)
-        torch.testing.assert_close(model.latest_positives["ious"], box_ious)
+        assert len(scores) == len(matched.scores)
+        torch.testing.assert_close(matched.scores, scores)
+        torch.testing.assert_close(matched.ious, box_ious)
 
     def test_masks_that_are_left_out_are_stood_for(self):
         """On average over what is chosen, the loss is that of all."""
@@ -216,7 +222,7 @@ class TestLosses:
         assert (positives_of(model, images).image_ids.bincount() > 3).all()
         with EventStorage(), torch.no_grad():
             expected = model(images)["loss_mask"].item()
-            model.max_masks = 2
+            model.branch.max_masks = 2
             values = [model(images)["loss_mask"].item() for _ in range(40)]
         spread = np.std(values) / math.sqrt(len(values))
         assert 0 < spread < 0.1 * expected
@@ -227,9 +233,14 @@ class TestLosses:
         model = build()
         boxes = torch.tensor([[30.0, 30, 54, 54], [31.0, 31, 55, 55], [70, 70, 74, 75]])
         priors = torch.cat([b.tensor for b in anchors_of(model, (96, 96))])
-        places, matched = model.match_ground_truths(priors, boxes)
+        instances = Instances((96, 96))
+        instances.gt_boxes, instances.gt_classes = Boxes(boxes), torch.tensor([4, 4, 5])
+        samples = SimpleNamespace(priors=priors[None])
+        labels, matched, places = model.matcher.matcher(samples, [instances])
         positive = (places >= 0) & (places < 3)
         assert places.unique().tolist() == [-1, 0, 1, 2, 3]
+        classes = torch.tensor([4, 4, 5, 10, -1])  # of -1, ignored, the last
+        assert torch.equal(labels, classes[places])
         assert torch.equal(matched[positive], boxes[places[positive]])
         assert plain_matches(priors, boxes) == [
             {-1: "ignored", 3: "background"}.get(place, place) for place in places.tolist()
@@ -247,7 +258,7 @@ class TestLosses:
         ]:
             cfg.MODEL.CRITERION.LOCALIZATION = localization
             cfg.MODEL.CRITERION.COUPLINGS = couplings
-            cfg.MODEL.YOLACT.QUALITY = model.quality = quality
+            cfg.MODEL.YOLACT.QUALITY = model.branch.quality = quality
             reason = refusal("softmax_cross_entropy", localization, couplings)
             if reason:
                 with pytest.raises(ValueError, match=f"^MODEL.CRITERION: {reason}"):
@@ -277,7 +288,7 @@ class TestLosses:
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
         sum(losses.values()).backward()
         assert is_sound(model, losses)
-        model.test_score_thresh = 0.0
+        model.inference.score_threshold = 0.0
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             detections = model.eval()(images)[0]["instances"]
         assert len(detections) > 0 and detections.pred_boxes.tensor.dtype == torch.float32
@@ -300,15 +311,7 @@ def anchors_of(model, size):
 
 def positives_of(model, images):
     """What the losses are given of a batch, in training."""
-    model.train()
-    with torch.no_grad():
-        features = model.backbone(model.preprocess_image(images).tensor)
-        features = [features[name] for name in model.head_in_features]
-        return model.match_predictions(
-            model.anchor_generator(features),
-            model.head(features),
-            [image["instances"] for image in images],
-        )
+    return match(model.train(), images).matched
 
 
 class TestHardNegatives:
@@ -348,8 +351,8 @@ class TestMaskQuality:
         images = with_masks(batch((4, 2), seed=2))
         _, scores, box_ious, mask_ious = plain_losses(model.train(), images)
         assert mask_ious.max() > 0.1 and not torch.allclose(mask_ious, box_ious, atol=0.05)
+        torch.testing.assert_close(positives_of(model, images).ious, mask_ious)
         losses = step(model, images)
-        torch.testing.assert_close(model.latest_positives["ious"], mask_ious)
         expected = correlation_loss(scores, mask_ious)
         torch.testing.assert_close(losses["loss_correlation"], expected)
 
@@ -395,18 +398,18 @@ def plain_detections(model, images):
         found = []
         for anchor, of_anchor in enumerate(scores[:, :10].tolist()):
             for label, score in enumerate(of_anchor):
-                if score > model.test_score_thresh:
+                if score > model.inference.score_threshold:
                     found.append((score, anchor, label))
-        found = sorted(found, reverse=True)[: model.test_topk_candidates]
+        found = sorted(found, reverse=True)[: model.inference.topk]
         chosen = torch.tensor([anchor for _, anchor, _ in found])
         values = torch.tensor([score for score, _, _ in found])
         classes = torch.tensor([label for _, _, label in found])
         boxes = model.box2box_transform.apply_deltas(deltas[index, chosen], anchors[chosen])
-        if model.nms == "fast":
-            keep = plain_fast_nms(boxes, values, classes, model.test_nms_thresh, 200)
+        if model.inference.nms is not batched_nms:
+            keep = plain_fast_nms(boxes, values, classes, model.inference.nms_threshold, 200)
         else:
-            keep = batched_nms(boxes, values, classes, model.test_nms_thresh).tolist()
-        keep = keep[: model.max_detections_per_image]
+            keep = batched_nms(boxes, values, classes, model.inference.nms_threshold).tolist()
+        keep = keep[: model.inference.max_detections]
         masks = torch.stack(
             [
                 (prototypes[index] * coefficients[index, chosen[k], :, None, None]).sum(dim=0)
@@ -450,9 +453,10 @@ def plain_fast_nms(boxes, scores, classes, threshold, topk):
 class TestDetections:
     def test_fast_and_exact_nms_differ(self):
         model, images = build("MODEL.YOLACT.SCORE_THRESH_TEST", 0.0).eval(), batch()
-        model.test_nms_thresh = 0.1
+        model.inference.nms_threshold = 0.1
         counts = []
-        for model.nms in ("fast", "exact"):
+        for nms in (model.inference.nms, batched_nms):
+            model.inference.nms = nms
             with torch.no_grad():
                 counts.append(sum(len(output["instances"]) for output in model(images)))
         assert counts[0] < counts[1]
@@ -460,7 +464,7 @@ class TestDetections:
     @pytest.mark.parametrize("nms", ["fast", "exact"])
     def test_are_those_of_plain_loops(self, nms):
         model = build("MODEL.YOLACT.NMS", nms, "TEST.DETECTIONS_PER_IMAGE", 15).eval()
-        model.test_topk_candidates, model.test_nms_thresh = 300, 0.3
+        model.inference.topk, model.inference.nms_threshold = 300, 0.3
         images = with_masks(batch())
         images[1] |= {"height": 130, "width": 64}  # other than it is shown to the model
         with torch.no_grad():
@@ -501,7 +505,7 @@ class TestDetections:
         model = build_model(cfg).eval()
         evaluator = CorrelationEvaluator("tiny_val")
         evaluator.reset()
-        model.prototype_stride = 1
+        model.branch.prototype_stride = 1
         for images in CorrdetTrainer.build_test_loader(cfg, "tiny_val"):
             truth = images[0]["instances"]
             result = Instances(truth.image_size)
@@ -509,7 +513,7 @@ class TestDetections:
             result.scores = torch.linspace(0.9, 0.5, len(truth))
             result.pred_classes = truth.gt_classes
             result.masks = truth.gt_masks.tensor.float()
-            output = model.postprocess(result, images[0]["height"], images[0]["width"])
+            output = model.branch.postprocess(result, images[0]["height"], images[0]["width"])
             evaluator.process(images, [{"instances": output}])
         results = evaluator.evaluate()
         assert results["bbox"]["AP"] > 99 and results["segm"]["AP"] > 99
@@ -536,14 +540,14 @@ class TestDetections:
         assert not any(isinstance(m, torch.nn.GroupNorm) for m in model.head.modules())
         head = build().train().head
         features = [torch.randn(2, 32, side, side) * 9 for side in (8, 4)]
-        logits, deltas, coefficients, (prototypes,), (semantic,) = head(features)
+        logits, deltas, coefficients, prototypes, semantic = head(features)
         assert [of_level.shape for of_level in logits] == [(2, 66, 8, 8), (2, 66, 4, 4)]
         assert [of_level.shape for of_level in deltas] == [(2, 24, 8, 8), (2, 24, 4, 4)]
         assert [of_level.shape for of_level in coefficients] == [(2, 48, 8, 8), (2, 48, 4, 4)]
         assert coefficients[0].min() < 0 and coefficients[0].abs().max() <= 1
         assert prototypes.shape == (2, 8, 16, 16) and prototypes.min() == 0
         assert semantic.shape == (2, 10, 8, 8)
-        assert head.eval()(features)[4] == []
+        assert head.eval()(features).semantic is None
 
     def test_without_ground_truth_there_are_no_positives(self):
         images = batch()
@@ -633,10 +637,10 @@ class TestBadInput:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         for case, images in hostile_batches().items():
             images = with_masks(images)
-            losses = step(model, images)
+            losses = step(model, images, logged := {})
             assert is_sound(model, losses), (case, losses)
             assert all(p.grad is not None for p in model.parameters()), case
-            num_positives = len(model.latest_positives["scores"])
+            num_positives = logged["num_pos_anchors"]
             assert (num_positives == 0) == (case == "no objects"), case
             optimizer.step()
             with torch.no_grad():
@@ -679,8 +683,8 @@ class TestBadInput:
         assert losses == expected
         only_crowd = record_with(tmp_path, crowd_mask, crowd=(0,))
         model = build()
-        assert is_sound(model, step(model, mapped([only_crowd] * 2)))
-        assert len(model.latest_positives["scores"]) == 0
+        assert is_sound(model, step(model, mapped([only_crowd] * 2), logged := {}))
+        assert logged["num_pos_anchors"] == 0
 
     def test_masks_that_vanish_or_lie_elsewhere(self):
         """Smaller than a pixel of the prototypes, empty, outside of their box or image."""
@@ -764,12 +768,15 @@ class TestRefusals:
             (("MODEL.MASK_ON", False), "MODEL.MASK_ON must be True for CorrdetYOLACT.*got False"),
             (("TEST.IMAGE_BOUNDS", True), "TEST.IMAGE_BOUNDS .* expected False for CorrdetYOLACT"),
             (("MODEL.YOLACT.QUALITY", "masks"), "YOLACT.QUALITY: .*'masks'; did you mean 'mask'"),
-            (("MODEL.YOLACT.NORM", "BN"), "MODEL.YOLACT.NORM must be '' or 'GN', got 'BN'"),
+            (("MODEL.YOLACT.NORM", "BN"), "MODEL.YOLACT.NORM: unknown name 'BN'"),
             (("MODEL.YOLACT.NMS", "fats"), "MODEL.YOLACT.NMS: .*'fats'; did you mean 'fast'"),
             (("MODEL.YOLACT.NUM_PROTOTYPES", 0), "YOLACT.NUM_PROTOTYPES must be >= 1, got 0"),
             (("MODEL.YOLACT.MAX_MASKS", 0), "MODEL.YOLACT.MAX_MASKS must be >= 1, got 0"),
             (("MODEL.YOLACT.FAST_NMS_TOPK", 0), "YOLACT.FAST_NMS_TOPK must be >= 1, got 0"),
-            (("MODEL.YOLACT.MASK_WEIGHT", -1.0), "YOLACT.MASK_WEIGHT must be >= 0, got -1.0"),
+            (
+                ("MODEL.YOLACT.MASK_WEIGHT", -1.0),
+                "MASK_WEIGHT must be finite and not negative, got -1.0",
+            ),
             (
                 ("MODEL.YOLACT.IOU_THRESHOLDS", (0.5, 0.4)),
                 r"IOU_THRESHOLDS must be two ascending numbers in \(0, 1\], got \(0.5, 0.4\)",

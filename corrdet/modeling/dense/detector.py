@@ -430,7 +430,8 @@ class DenseDetector(Detector, nn.Module):
         scores = self.scores(predictions)
         deltas = [per_prior(level, 4).float() for level in predictions.deltas]
         priors = self.branch.priors([boxes.tensor for boxes in anchors], predictions)
-        priors = [level.expand(len(scores[0]), -1, -1) for level in priors]
+        num_images = scores[0].shape[0]
+        priors = [level.expand(num_images, -1, -1) for level in priors]
         return [
             self.inference.candidates(
                 [level[image_id] for level in priors],
@@ -438,7 +439,7 @@ class DenseDetector(Detector, nn.Module):
                 [level[image_id] for level in deltas],
                 self.box2box_transform,
             )
-            for image_id in range(len(scores[0]))
+            for image_id in range(num_images)
         ]
 
     def scores(self, predictions) -> list[Tensor]:

@@ -80,7 +80,7 @@ class Inference:
         levels, start = [], 0
         for level in zip(priors, scores, deltas, strict=True):
             levels.append(self._level_candidates(*level, box_coding, start))
-            start += len(level[0])
+            start += level[0].shape[0]  # not len, which export takes as a constant
         return Candidates(*(torch.cat(values) for values in zip(*levels, strict=True)))
 
     def _level_candidates(

@@ -128,7 +128,7 @@ class AnchorRefinement(Branch):
         levels = [per_prior(level, 4) for level in predictions.refinements]
         return [
             self.box_coding.apply_deltas(
-                deltas.flatten(0, 1).float(), level_anchors.repeat(len(deltas), 1)
+                deltas.flatten(0, 1).float(), level_anchors.repeat(deltas.shape[0], 1)
             ).view_as(deltas)
             for level_anchors, deltas in zip(anchors, levels, strict=True)
         ]

@@ -4,12 +4,20 @@ Coordinates are multiples of 1/2 and small, so that areas and squared distances 
 is a tie for the code under test is one for its plain twin too.
 """
 
+import math
+import warnings
+
+import numpy as np
 import pytest
 import torch
+from sklearn.mixture import GaussianMixture
 
 SIZE = 96
 STRIDES = (8, 16, 32, 64, 128)
 NUM_CLASSES = 7
+# Of the levels: distances to sides for FCOS, scales of objects for FoveaBox.
+RANGES = ((0, 16), (16, 32), (32, 64), (64, 128), (128, math.inf))
+SCALES = ((1, 24), (12, 48), (24, 96), (48, 192), (96, 2048))
 
 
 def pyramid(side=8, dtype=torch.float32):
@@ -84,3 +92,21 @@ def assert_matches(result, expected, gt_boxes, gt_classes):
     for index, match in enumerate(expected):
         if match is not None:
             assert boxes[index].tolist() == gt_boxes[match].tolist()
+
+
+def scikit_learn(values, max_iterations=100, tolerance=1e-3):
+    """The mixture of two Gaussians of one row of values."""
+    values = np.asarray(values, dtype=np.float64).reshape(-1, 1)
+    mixture = GaussianMixture(
+        2,
+        covariance_type="full",
+        tol=tolerance,
+        reg_covar=1e-6,
+        max_iter=max_iterations,
+        weights_init=[0.5, 0.5],
+        means_init=[[values.min()], [values.max()]],
+        precisions_init=[[[1.0]], [[1.0]]],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it did not converge
+        return mixture.fit(values)
