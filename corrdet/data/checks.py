@@ -44,6 +44,24 @@ MAX_LISTED = 10
 # pixel, and converters that are off by one, or by one on each side, are common; such boxes are
 # clipped.
 OVERHANG_TOLERANCE = 2.0
+# Meta-architecture -> the key that says how many classes it detects. Others are not checked.
+NUM_CLASSES_KEYS = {
+    "CorrdetATSS": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetDETR": "MODEL.DETR.NUM_CLASSES",
+    "CorrdetDSSD": "MODEL.SSD.NUM_CLASSES",
+    "CorrdetFCOS": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetFoveaBox": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetPAA": "MODEL.DENSE.NUM_CLASSES",
+    "CorrdetRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "CorrdetRefineDet": "MODEL.SSD.NUM_CLASSES",
+    "CorrdetRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "CorrdetSSD": "MODEL.SSD.NUM_CLASSES",
+    "CorrdetSparseRCNN": "MODEL.SPARSE_RCNN.NUM_CLASSES",
+    "CorrdetYOLACT": "MODEL.YOLACT.NUM_CLASSES",
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
+}
 
 
 class AnnotationError(ValueError):
@@ -269,9 +287,7 @@ def check_num_classes(cfg: CfgNode, name: str) -> None:
     Raises:
         AnnotationError: there are not as many of one as of the other.
     """
-    from corrdet.modeling import num_classes_key  # above data
-
-    key = num_classes_key(cfg.MODEL.META_ARCHITECTURE)
+    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
     classes = MetadataCatalog.get(name).get("thing_classes")
     if key is None or classes is None:
         return

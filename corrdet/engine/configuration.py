@@ -24,7 +24,7 @@ from corrdet.config import add_corrdet_config
 from corrdet.data.augmentation import check_input
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError
-from corrdet.modeling import check_detector, is_evaluation_only
+from corrdet.modeling import check_detector
 from corrdet.names import config_value, unknown_name
 
 from .checkpoint import split_weights
@@ -137,7 +137,7 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
         ConfigError: no GPU, no weights, no annotation file, or training of what is for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
-    if not eval_only and is_evaluation_only(architecture):
+    if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
         raise ConfigError(f"{architecture} is for evaluation only: train_net.py --eval-only")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(

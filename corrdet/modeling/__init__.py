@@ -12,13 +12,7 @@ from .backbones import (
     build_retinanet_res2net_fpn_backbone,
     build_retinanet_resnet10_fpn_backbone,
 )
-from .core import (
-    Detector,
-    check_detector,
-    is_evaluation_only,
-    load_old_state,
-    num_classes_key,
-)
+from .core import Detector, check_detector, load_old_state
 from .dense.atss import CorrdetATSS
 from .dense.box_coding import FoveaTransform
 from .dense.detector import DenseDetector, DenseHead
@@ -96,9 +90,7 @@ __all__ = [
     "default_boxes",
     "export_detector",
     "fast_nms",
-    "is_evaluation_only",
     "load_old_state",
-    "num_classes_key",
     "score_voting",
     "square_priors",
     "trace_detector",

@@ -1,11 +1,6 @@
 """What all detectors share: the protocol, the step from a batch to its losses, and checks."""
 
-from .detector import (
-    Detector,
-    check_detector,
-    is_evaluation_only,
-    num_classes_key,
-)
+from .detector import Detector, check_detector
 from .state import load_old_state
 from .training import WRITER_PERIOD, criterion_losses, gather, gather_boxes, log_agreement
 
@@ -16,8 +11,6 @@ __all__ = [
     "criterion_losses",
     "gather",
     "gather_boxes",
-    "is_evaluation_only",
     "load_old_state",
     "log_agreement",
-    "num_classes_key",
 ]

@@ -1,4 +1,4 @@
-"""What the rest of corrdet asks of a meta-architecture, and answers for those of Detectron2."""
+"""What the rest of corrdet asks of a meta-architecture, without building a model."""
 
 from typing import ClassVar
 
@@ -11,12 +11,6 @@ from corrdet.losses import Criterion, build_criterion
 
 from .config_checks import check_replaced_keys, check_unset
 
-# Detectron2's own that have masks or boxes of classes.
-_THEIR_NUM_CLASSES = {
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-    "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
-}
 _CRITERIA = ("MODEL.CRITERION", "MODEL.RPN_CRITERION")
 
 
@@ -150,14 +144,3 @@ def _check_test_time_augmentation(cfg: CfgNode) -> None:
     sizes = cfg.TEST.AUG.MIN_SIZES
     if not sizes or min(sizes) < 1:
         raise ConfigError(f"TEST.AUG.MIN_SIZES must have at least one size, all > 0, got {sizes}")
-
-
-def num_classes_key(name: str) -> str | None:
-    """The key that says how many classes a registered meta-architecture detects; None: unknown."""
-    architecture = META_ARCH_REGISTRY.get(name)
-    return getattr(architecture, "num_classes_key", _THEIR_NUM_CLASSES.get(name))
-
-
-def is_evaluation_only(name: str) -> bool:
-    """Whether a registered meta-architecture cannot be trained."""
-    return getattr(META_ARCH_REGISTRY.get(name), "evaluation_only", False)

@@ -259,6 +259,7 @@ class CorrdetSparseRCNN(Detector, nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
+        cls.check_values(cfg)  # whether there is a stage at all
         node = cfg.MODEL.SPARSE_RCNN
         criteria = [cls.build_criterion(cfg) for _ in range(node.NUM_STAGES)]
         backbone, shapes = build_features(cfg, "MODEL.ROI_HEADS.IN_FEATURES")
