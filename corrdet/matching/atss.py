@@ -84,14 +84,14 @@ def _nearest_priors(
     """(M, K) int64: of every level the priors nearest to each ground truth, by their centres."""
     gt_centers = centers(gt_boxes)
     candidates, start = [], 0
-    for of_level in centers(priors).split(list(priors_per_level)):
-        offsets = gt_centers[:, None] - of_level
+    for level_centers in centers(priors).split(list(priors_per_level)):
+        offsets = gt_centers[:, None] - level_centers
         distances = offsets.square().sum(dim=2).float()  # (M, R of this level)
         # topk may return any of equal values. The bits of floats that are not negative are in the
         # order of the floats, so a key of distance and index has no ties.
-        index = torch.arange(len(of_level), device=priors.device)
+        index = torch.arange(len(level_centers), device=priors.device)
         keys = (distances.view(torch.int32).long() << 32) + index
-        nearest = keys.topk(min(topk, len(of_level)), dim=1, largest=False).indices
+        nearest = keys.topk(min(topk, len(level_centers)), dim=1, largest=False).indices
         candidates.append(nearest + start)
-        start += len(of_level)
+        start += len(level_centers)
     return torch.cat(candidates, dim=1)

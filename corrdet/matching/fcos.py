@@ -65,10 +65,10 @@ def fcos_matching(
     order = areas(gt_boxes).argsort(stable=True)
     ordered = gt_boxes[order][:, None]  # (M, 1, 4)
     claims = []
-    for of_level, (low, high) in zip(
+    for level_priors, (low, high) in zip(
         priors.split(list(priors_per_level)), regression_ranges, strict=True
     ):
-        points = centers(of_level)  # (R of this level, 2)
+        points = centers(level_priors)  # (R of this level, 2)
         to_start, to_end = points - ordered[..., :2], ordered[..., 2:] - points
         nearest = torch.minimum(to_start, to_end).amin(dim=2)
         farthest = torch.maximum(to_start, to_end).amax(dim=2)
@@ -76,7 +76,7 @@ def fcos_matching(
         if center_sampling_radius is not None:
             # Half the difference is the offset from the centre.
             offset = (to_start - to_end).abs().amax(dim=2) / 2
-            claim &= offset < center_sampling_radius * (of_level[:, 2] - of_level[:, 0])
+            claim &= offset < center_sampling_radius * (level_priors[:, 2] - level_priors[:, 0])
         claims.append(claim)
     matched = smallest_claims(torch.cat(claims, dim=1), order)
     return labels_and_boxes(matched, gt_boxes, gt_classes, num_classes)

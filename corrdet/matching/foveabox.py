@@ -69,10 +69,11 @@ def foveabox_matching(
     scales, ordered = gt_areas[order].sqrt(), gt_boxes[order]
     half_sides = (ordered[:, 2:] - ordered[:, :2]) * (sigma / 2)
     claims = []
-    for of_level, (low, high) in zip(
+    for level_priors, (low, high) in zip(
         priors.split(list(priors_per_level)), scale_ranges, strict=True
     ):
-        offsets = (centers(of_level) - centers(ordered)[:, None]).abs()  # (M, R of this level, 2)
+        # (M, R of this level, 2)
+        offsets = (centers(level_priors) - centers(ordered)[:, None]).abs()
         in_fovea = (offsets <= half_sides[:, None]).all(dim=2)
         in_range = (scales >= low) & (scales <= high)
         claims.append(in_fovea & in_range[:, None])

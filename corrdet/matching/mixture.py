@@ -104,11 +104,11 @@ def fit_two_gaussians(
         squares = (values[..., None] - means[:, None]).square()
         variances = (responsibilities * squares).sum(dim=1) / totals + regularization
         weights = totals / totals.sum(dim=1, keepdim=True)
-        of_step = TwoGaussians(weights, means, variances, mixtures.iterations + 1)
+        updated = TwoGaussians(weights, means, variances, mixtures.iterations + 1)
         mixtures = TwoGaussians(
             *(
                 torch.where(active if old.dim() == 1 else active[:, None], new, old)
-                for new, old in zip(of_step, mixtures, strict=True)
+                for new, old in zip(updated, mixtures, strict=True)
             )
         )
         active = active & ~((mean_log_likelihood - previous).abs() < tolerance)

@@ -87,8 +87,8 @@ def gather(
         image_ids: (S,) int64, for samples that are not image by image, with N = 1.
     """
     positives = _positives(logits, labels, activation)
-    images, places = positives // priors.shape[1], positives % priors.shape[1]
-    gt_boxes, deltas, priors = gt_boxes[positives], deltas[positives], priors[images, places]
+    images, indices = positives // priors.shape[1], positives % priors.shape[1]
+    gt_boxes, deltas, priors = gt_boxes[positives], deltas[positives], priors[images, indices]
     if deltas.shape[1] > 4:
         deltas = deltas.unflatten(1, (-1, 4))[torch.arange(len(deltas)), labels[positives]]
     deltas = deltas.float()
@@ -248,8 +248,8 @@ def log_agreement(
         ordered = factor.float().sort().values
         values[f"positives/{name}-mean"] = factor.float().mean()
         for percent in (10, 50, 90):
-            place = round(percent / 100 * (len(ordered) - 1))
-            values[f"positives/{name}-p{percent}"] = ordered[place]
+            index = round(percent / 100 * (len(ordered) - 1))
+            values[f"positives/{name}-p{percent}"] = ordered[index]
     # One copy from the device for all of them.
     numbers = torch.stack([value.float() for value in values.values()]).tolist()
     for name, number in zip(values, numbers, strict=True):

@@ -46,7 +46,7 @@ class Inference:
         topk: so many at most enter NMS.
         nms_threshold: NMS removes boxes with a higher IoU than this.
         max_detections: of an image, after NMS.
-        topk_of_level: whether ``topk`` is of each level, or of the image.
+        topk_per_level: whether ``topk`` is of each level, or of the image.
         nms: function of boxes, scores, classes and the threshold, to the indices that are kept,
             from the highest score.
         vote: whether boxes are moved by :func:`score_voting` after NMS.
@@ -56,7 +56,7 @@ class Inference:
     topk: int = 1000
     nms_threshold: float = 0.6
     max_detections: int = 100
-    topk_of_level: bool = True
+    topk_per_level: bool = True
     nms: Callable[[Tensor, Tensor, Tensor, float], Tensor] = batched_nms
     vote: bool = False
 
@@ -75,7 +75,7 @@ class Inference:
             deltas: per level (R, 4).
             box_coding: with the interface of Detectron2's transforms.
         """
-        if not self.topk_of_level:
+        if not self.topk_per_level:
             priors, scores, deltas = ([torch.cat(list(x))] for x in (priors, scores, deltas))
         levels, start = [], 0
         for level in zip(priors, scores, deltas, strict=True):
@@ -91,9 +91,9 @@ class Inference:
         kept = torch.nonzero(scores > self.score_threshold)[:, 0]
         scores, order = scores[kept].sort(descending=True)
         scores, kept = scores[: self.topk], kept[order][: self.topk]
-        places = kept // num_classes
-        boxes = box_coding.apply_deltas(deltas[places], priors[places])
-        return Candidates(boxes, scores, kept % num_classes, places + start)
+        indices = kept // num_classes
+        boxes = box_coding.apply_deltas(deltas[indices], priors[indices])
+        return Candidates(boxes, scores, kept % num_classes, indices + start)
 
     def select(self, candidates: Candidates) -> Candidates:
         """The detections: NMS within each class, and the best of what is left."""

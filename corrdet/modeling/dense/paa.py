@@ -115,10 +115,10 @@ class PAAMatcher:
 
         candidates = torch.nonzero(matched >= 0)[:, 0]
         # All images have the same priors.
-        priors, places = samples.priors[0], candidates % samples.priors.shape[1]
+        priors, indices = samples.priors[0], candidates % samples.priors.shape[1]
         costs = self.costs(
             samples.logits[candidates].float(),
-            self.box_coding.apply_deltas(samples.deltas[candidates].float(), priors[places]),
+            self.box_coding.apply_deltas(samples.deltas[candidates].float(), priors[indices]),
             labels[candidates],
             gt_boxes[candidates],
             matched[candidates],
@@ -133,7 +133,7 @@ class PAAMatcher:
         )
         positive = torch.zeros_like(matched, dtype=torch.bool)
         positive[candidates] = paa_matching(
-            costs, matched[candidates], levels[places], num_gts, num_levels, self.topk
+            costs, matched[candidates], levels[indices], num_gts, num_levels, self.topk
         )
         return Assignment(torch.where(positive, labels, self.num_classes), gt_boxes)
 

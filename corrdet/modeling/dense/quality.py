@@ -32,8 +32,8 @@ class QualityBranch(Branch):
         if self.quality == "iou":
             targets = matched.ious.detach()
         else:
-            places = matched.positives % priors.shape[1]
-            targets = centerness(priors[matched.image_ids, places], matched.gt_boxes)
+            indices = matched.positives % priors.shape[1]
+            targets = centerness(priors[matched.image_ids, indices], matched.gt_boxes)
         logits = self._positive_logits(batch)
         loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         return {"loss_quality": loss / normalizer * self.weight}

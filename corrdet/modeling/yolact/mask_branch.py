@@ -48,7 +48,7 @@ class MaskBranch(Branch):
         Letters: K prototypes of H x W pixels, M ground truths of an image.
 
         Yields:
-            places (P',) among all positives of the batch; coefficients (P', K); prototypes
+            indices (P',) among all positives of the batch; coefficients (P', K); prototypes
             (K, H, W); ground truths (P',) in 0..M-1; their masks, as :meth:`shrunk_masks`.
         """
         predictions: MaskPredictions = batch.samples.predictions
@@ -57,10 +57,10 @@ class MaskBranch(Branch):
         for image_id, (prototypes, instances) in enumerate(
             zip(predictions.prototypes, batch.gt_instances, strict=True)
         ):
-            places = torch.nonzero(matched.image_ids == image_id)[:, 0]
-            rows = matched.positives[places]
+            indices = torch.nonzero(matched.image_ids == image_id)[:, 0]
+            rows = matched.positives[indices]
             yield (
-                places,
+                indices,
                 coefficients[rows],
                 prototypes,
                 batch.assignment.ground_truths[rows],
@@ -93,12 +93,14 @@ class MaskBranch(Branch):
         if self.quality != "mask":
             return None
         ious = torch.zeros_like(batch.matched.positives, dtype=torch.float32)
-        for places, coefficients, prototypes, ground_truths, gt_masks in self.positive_masks(batch):
-            boxes = batch.matched.boxes[places] / self.prototype_stride
+        for indices, coefficients, prototypes, ground_truths, gt_masks in self.positive_masks(
+            batch
+        ):
+            boxes = batch.matched.boxes[indices] / self.prototype_stride
             inside = pixels_inside(boxes, *prototypes.shape[1:])
             # A probability above 1/2.
             masks = (assemble_masks(prototypes, coefficients) > 0) & inside
-            ious[places] = mask_ious(masks, gt_masks[ground_truths] >= 0.5)
+            ious[indices] = mask_ious(masks, gt_masks[ground_truths] >= 0.5)
         return ious
 
     def losses(self, batch: Batch, normalizer: float | Tensor) -> dict[str, Tensor]:
@@ -117,13 +119,15 @@ class MaskBranch(Branch):
         stand for all.
         """
         total = 0.0
-        for places, coefficients, prototypes, ground_truths, gt_masks in self.positive_masks(batch):
-            num_positives = len(places)
+        for indices, coefficients, prototypes, ground_truths, gt_masks in self.positive_masks(
+            batch
+        ):
+            num_positives = len(indices)
             if num_positives > self.max_masks:
-                chosen = torch.randperm(num_positives, device=places.device)[: self.max_masks]
-                places, coefficients = places[chosen], coefficients[chosen]
+                chosen = torch.randperm(num_positives, device=indices.device)[: self.max_masks]
+                indices, coefficients = indices[chosen], coefficients[chosen]
                 ground_truths = ground_truths[chosen]
-            boxes = batch.matched.gt_boxes[places] / self.prototype_stride
+            boxes = batch.matched.gt_boxes[indices] / self.prototype_stride
             inside = pixels_inside(boxes, *prototypes.shape[1:])
             losses = F.binary_cross_entropy_with_logits(
                 assemble_masks(prototypes, coefficients),
@@ -133,7 +137,7 @@ class MaskBranch(Branch):
             # At least a pixel.
             areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).clamp(min=1)
             loss = ((losses * inside).sum(dim=(1, 2)) / areas).sum()
-            total = total + loss * (num_positives / max(len(places), 1))
+            total = total + loss * (num_positives / max(len(indices), 1))
         return total / normalizer * self.mask_weight
 
     def semantic_loss(self, logits: Tensor, gt_instances: list[Instances]) -> Tensor:

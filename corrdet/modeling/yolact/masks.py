@@ -96,14 +96,14 @@ def paste_masks(
     pasted = torch.zeros((len(boxes), height, width), dtype=torch.bool, device=probabilities.device)
     inside = pixels_inside(boxes, height, width)
     # Only where the box is: images may be large. One by one: boxes differ in size.
-    for of_object, its_inside, result in zip(probabilities, inside, pasted, strict=True):
+    for mask, its_inside, result in zip(probabilities, inside, pasted, strict=True):
         rows, columns = its_inside.any(dim=1).nonzero()[:, 0], its_inside.any(dim=0).nonzero()[:, 0]
         # -1 and 1 are the borders of the masks.
-        y = (rows + 0.5) / (scale[0] * of_object.shape[0]) * 2 - 1
-        x = (columns + 0.5) / (scale[1] * of_object.shape[1]) * 2 - 1
+        y = (rows + 0.5) / (scale[0] * mask.shape[0]) * 2 - 1
+        x = (columns + 0.5) / (scale[1] * mask.shape[1]) * 2 - 1
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
         enlarged = F.grid_sample(
-            of_object[None, None], grid[None], padding_mode="border", align_corners=False
+            mask[None, None], grid[None], padding_mode="border", align_corners=False
         )
         result[rows[:, None], columns] = enlarged[0, 0] > 0.5
     return pasted

@@ -153,7 +153,7 @@ class CorrdetYOLACT(DenseDetector):
                 node.TOPK_CANDIDATES_TEST,
                 node.NMS_THRESH_TEST,
                 cfg.TEST.DETECTIONS_PER_IMAGE,
-                topk_of_level=False,
+                topk_per_level=False,
                 nms=partial(fast_nms, topk=node.FAST_NMS_TOPK) if is_fast else batched_nms,
             ),
             "branch": MaskBranch(
@@ -188,12 +188,12 @@ class GroundTruthMatcher:
         labels, gt_boxes, ground_truths = [], [], []
         for priors, instances in zip(samples.priors, gt_instances, strict=True):
             # Every ground truth as a class of its own: 0..M-1, M for background, -1 for ignored.
-            places = torch.arange(len(instances), device=priors.device)
+            ids = torch.arange(len(instances), device=priors.device)
             boxes = instances.gt_boxes.tensor
             matched, matched_boxes = ssd_matching(
-                priors, boxes, places, len(instances), positive, negative
+                priors, boxes, ids, len(instances), positive, negative
             )
-            # Places M and -1 are those of background and ignored.
+            # At M and -1.
             others = instances.gt_classes.new_tensor([self.num_classes, -1])
             labels.append(torch.cat([instances.gt_classes, others])[matched])
             gt_boxes.append(matched_boxes)
