@@ -62,22 +62,7 @@ def hungarian_matching(
         TypeError, ValueError: wrong dtype, shape or device, lists that are not N long, or an
             unknown activation.
     """
-    if activation not in ("sigmoid", "softmax"):
-        raise ValueError(f"activation must be 'sigmoid' or 'softmax', got {activation!r}")
-    floating = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    check_tensor("logits", logits, 3, floating)
-    check_tensor("boxes", boxes, 3, floating)
-    if boxes.shape != (*logits.shape[:2], 4):
-        raise ValueError(
-            f"boxes must have shape {(*logits.shape[:2], 4)} to go with logits "
-            f"{tuple(logits.shape)}, got {tuple(boxes.shape)}"
-        )
-    check_same_device(logits=logits, boxes=boxes)
-    lists = {"gt_boxes": gt_boxes, "gt_classes": gt_classes, "image_sizes": image_sizes}
-    for name, values in lists.items():
-        if len(values) != len(logits):
-            raise ValueError(f"{name} must be of {len(logits)} images, got {len(values)}")
-
+    _check_arguments(logits, boxes, gt_boxes, gt_classes, image_sizes, activation)
     num_images, num_predictions = logits.shape[:2]
     num_classes = logits.shape[2] - (activation == "softmax")
     logits, boxes = logits.float(), boxes.float()
@@ -107,6 +92,24 @@ def hungarian_matching(
     if not targets:
         return matched, boxes
     return torch.stack([labels for labels, _ in targets]), torch.stack([box for _, box in targets])
+
+
+def _check_arguments(logits, boxes, gt_boxes, gt_classes, image_sizes, activation) -> None:
+    if activation not in ("sigmoid", "softmax"):
+        raise ValueError(f"activation must be 'sigmoid' or 'softmax', got {activation!r}")
+    floating = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_tensor("logits", logits, 3, floating)
+    check_tensor("boxes", boxes, 3, floating)
+    if boxes.shape != (*logits.shape[:2], 4):
+        raise ValueError(
+            f"boxes must have shape {(*logits.shape[:2], 4)} to go with logits "
+            f"{tuple(logits.shape)}, got {tuple(boxes.shape)}"
+        )
+    check_same_device(logits=logits, boxes=boxes)
+    lists = {"gt_boxes": gt_boxes, "gt_classes": gt_classes, "image_sizes": image_sizes}
+    for name, values in lists.items():
+        if len(values) != len(logits):
+            raise ValueError(f"{name} must be of {len(logits)} images, got {len(values)}")
 
 
 def _class_costs(logits: Tensor, activation: str, alpha: float, gamma: float) -> Tensor:
