@@ -62,45 +62,17 @@ def hungarian_matching(
         TypeError, ValueError: wrong dtype, shape or device, lists that are not N long, or an
             unknown activation.
     """
-    if activation not in ("sigmoid", "softmax"):
-        raise ValueError(f"activation must be 'sigmoid' or 'softmax', got {activation!r}")
-    floating = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    check_tensor("logits", logits, 3, floating)
-    check_tensor("boxes", boxes, 3, floating)
-    if boxes.shape != (*logits.shape[:2], 4):
-        raise ValueError(
-            f"boxes must have shape {(*logits.shape[:2], 4)} to go with logits "
-            f"{tuple(logits.shape)}, got {tuple(boxes.shape)}"
-        )
-    check_same_device(logits=logits, boxes=boxes)
-    lists = {"gt_boxes": gt_boxes, "gt_classes": gt_classes, "image_sizes": image_sizes}
-    for name, values in lists.items():
-        if len(values) != len(logits):
-            raise ValueError(f"{name} must be of {len(logits)} images, got {len(values)}")
-
+    _check_arguments(logits, boxes, gt_boxes, gt_classes, image_sizes, activation)
     num_images, num_predictions = logits.shape[:2]
     num_classes = logits.shape[2] - (activation == "softmax")
     logits, boxes = logits.float(), boxes.float()
-    if activation == "sigmoid":
-        positive = alpha * (1 - logits.sigmoid()) ** gamma * F.softplus(-logits)
-        negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
-        class_costs = positive - negative
-    else:
-        class_costs = -logits.softmax(dim=2)
+    class_costs = _class_costs(logits, activation, alpha, gamma)
     costs = []
-    for image, (height, width) in enumerate(image_sizes):
+    for image, image_size in enumerate(image_sizes):
         check_ground_truth(boxes[image], gt_boxes[image], gt_classes[image])
-        predicted, target = boxes[image], gt_boxes[image]
-        if activation == "softmax":
-            predicted, target = _centers_and_sides(predicted), _centers_and_sides(target)
-        # Sides one after the other: a matrix for each, rather than four times as much at once.
-        distances = sum(
-            (predicted[:, side, None] - target[:, side]).abs() / extent
-            for side, extent in enumerate((width, height, width, height))
-        )
         costs.append(
             classification_weight * class_costs[image][:, gt_classes[image]]
-            + l1_weight * distances
+            + l1_weight * _distances(boxes[image], gt_boxes[image], image_size, activation)
             - giou_weight * pairwise_iou(boxes[image], gt_boxes[image], kind="giou")
         )
 
@@ -120,6 +92,47 @@ def hungarian_matching(
     if not targets:
         return matched, boxes
     return torch.stack([labels for labels, _ in targets]), torch.stack([box for _, box in targets])
+
+
+def _check_arguments(logits, boxes, gt_boxes, gt_classes, image_sizes, activation) -> None:
+    if activation not in ("sigmoid", "softmax"):
+        raise ValueError(f"activation must be 'sigmoid' or 'softmax', got {activation!r}")
+    floating = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_tensor("logits", logits, 3, floating)
+    check_tensor("boxes", boxes, 3, floating)
+    if boxes.shape != (*logits.shape[:2], 4):
+        raise ValueError(
+            f"boxes must have shape {(*logits.shape[:2], 4)} to go with logits "
+            f"{tuple(logits.shape)}, got {tuple(boxes.shape)}"
+        )
+    check_same_device(logits=logits, boxes=boxes)
+    lists = {"gt_boxes": gt_boxes, "gt_classes": gt_classes, "image_sizes": image_sizes}
+    for name, values in lists.items():
+        if len(values) != len(logits):
+            raise ValueError(f"{name} must be of {len(logits)} images, got {len(values)}")
+
+
+def _class_costs(logits: Tensor, activation: str, alpha: float, gamma: float) -> Tensor:
+    """(N, Q, C): focal loss as a positive less that as a negative; of a softmax -probability."""
+    if activation == "softmax":
+        return -logits.softmax(dim=2)
+    positive = alpha * (1 - logits.sigmoid()) ** gamma * F.softplus(-logits)
+    negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+    return positive - negative
+
+
+def _distances(
+    predicted: Tensor, target: Tensor, image_size: tuple[int, int], activation: str
+) -> Tensor:
+    """(Q, M) L1 distances of boxes in units of the image's width and height."""
+    if activation == "softmax":
+        predicted, target = _centers_and_sides(predicted), _centers_and_sides(target)
+    height, width = image_size
+    # Sides one after the other: a matrix for each, rather than four times as much at once.
+    return sum(
+        (predicted[:, side, None] - target[:, side]).abs() / extent
+        for side, extent in enumerate((width, height, width, height))
+    )
 
 
 def _centers_and_sides(boxes: Tensor) -> Tensor:
