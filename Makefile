@@ -23,15 +23,16 @@ CUDA_BUILT = $(BIN)/python -c 'import sys, torch, corrdet._C as c; sys.exit(not 
 # ninja, ruff and clang-format are called from the environment, activated or not.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo compare test lint format docs-tables cuda-report sanitize benchmark clean
+.PHONY: help setup demo compare test fast lint types format docs-tables cuda-report sanitize benchmark clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         train and report a small detector (sets up $(VENV) first)'
 	@echo 'make compare      train the losses against each other and print the table'
 	@echo 'make test         style checks, CUDA register report, tests (sets up $(VENV) first)'
+	@echo 'make fast         style, types, and the tests of less than two minutes'
 	@echo 'make setup        set up $(VENV): torch, Detectron2, corrdet'
-	@echo 'make lint         style checks alone'
+	@echo 'make lint         style and type checks alone'
 	@echo 'make format       rewrite the code in style'
 	@echo 'make docs-tables  write the tables of the docs that are made from the code'
 	@echo 'make cuda-report  registers and spills of the CUDA kernels; fails on spills'
@@ -51,10 +52,17 @@ test: lint
 	@if $(CUDA_BUILT); then $(MAKE) --no-print-directory cuda-report; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-lint: setup
+# What is marked slow takes most of the time.
+fast: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not cuda'
+
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(if $(NATIVE),$(BIN)/clang-format --dry-run --Werror $(NATIVE))
+
+types: setup
+	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix .

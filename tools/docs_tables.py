@@ -1,4 +1,4 @@
-"""Tables of the docs that are made from the code: docs/losses.md's, and docs/config.md.
+"""What of the docs is made from the code: docs/losses.md's tables, docs/config.md, README's names.
 
 ``python tools/docs_tables.py`` (``make docs-tables``) writes them, ``--check`` only says which are
 out of date.
@@ -23,6 +23,7 @@ from corrdet.options import Key  # noqa: E402
 
 LOSSES = ROOT / "docs" / "losses.md"
 CONFIG = ROOT / "docs" / "config.md"
+README = ROOT / "README.md"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -147,13 +148,31 @@ TABLES = {
 def losses_page(page: str) -> str:
     """docs/losses.md with the tables of now between their marks."""
     for name, make in TABLES.items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        head, _, rest = page.partition(begin)
-        _, found, tail = rest.partition(end)
-        if not found:
-            raise SystemExit(f"{LOSSES}: expected {begin} and {end}")
-        page = f"{head}{begin}\n{make()}\n{end}{tail}"
+        page = replaced(page, name, make())
     return page
+
+
+def replaced(page: str, name: str, part: str) -> str:
+    """A page with a part of now between its marks."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, _, rest = page.partition(begin)
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise SystemExit(f"expected {begin} and {end} in a page that has the part")
+    return f"{head}{begin}\n{part}\n{end}{tail}"
+
+
+def names_table() -> str:
+    """The names of all losses, for the README."""
+    rows = [
+        (kind, ", ".join(f"`{name}`" for name, _ in in_order(registry)))
+        for kind, registry in (
+            ("classification", CLASSIFICATION_LOSSES),
+            ("localization", LOCALIZATION_LOSSES),
+            ("couplings", COUPLINGS),
+        )
+    ]
+    return table(["", "names"], rows)
 
 
 def keys_table(keys: dict[str, Key]) -> str:
@@ -222,7 +241,11 @@ def pages() -> dict[Path, str]:
     from detectron2.config import get_cfg
 
     add_corrdet_config(get_cfg())  # imports all that declares keys
-    return {LOSSES: losses_page(LOSSES.read_text(encoding="utf-8")), CONFIG: config_page()}
+    return {
+        LOSSES: losses_page(LOSSES.read_text(encoding="utf-8")),
+        CONFIG: config_page(),
+        README: replaced(README.read_text(encoding="utf-8"), "losses", names_table()),
+    }
 
 
 def main() -> None:
@@ -233,7 +256,7 @@ def main() -> None:
         if path.exists() and path.read_text(encoding="utf-8") == page:
             continue
         if args.check:
-            sys.exit(f"docs/{path.name} is out of date: run make docs-tables")
+            sys.exit(f"{path.name} is out of date: run make docs-tables")
         path.write_text(page, encoding="utf-8")
 
 
