@@ -158,6 +158,11 @@ class Key:
             raise ConfigError(name + problem)
 
 
+def default_of(function: Callable[..., Any], argument: str) -> Any:
+    """The default of an argument, for a key of the config that has the same."""
+    return inspect.signature(function).parameters[argument].default
+
+
 def declared_options(function: Callable[..., Any]) -> dict[str, Key]:
     """The options that a signature declares: parameters annotated with a range.
 

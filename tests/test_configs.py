@@ -13,6 +13,8 @@ from corrdet.engine.configuration import load_config
 from tests.helpers.detectors import batch_with_masks as batch
 from tests.helpers.training import ROOT
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
 EVALUATED_ONLY = [path for path in CONFIGS if path.parts[1] == "detr"]
 

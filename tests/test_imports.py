@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers.training import ROOT
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {"torch", "detectron2", "scipy", "matplotlib", "sklearn"}
 
 

@@ -17,6 +17,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from corrdet.losses import Criterion
 from tests.helpers.losses import config, matched_predictions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "plug-in.md"
 SECTIONS = ("plain PyTorch", "torchvision", "Detectron2 ROI head", "loss of your own")

@@ -20,6 +20,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The least that compiles in seconds, links torch's libraries and says which torch it was built for.

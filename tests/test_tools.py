@@ -19,6 +19,8 @@ from detectron2.modeling import build_model
 
 from corrdet.engine import load_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -14,6 +14,8 @@ import torch
 
 from tests.helpers.training import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def run(arguments, **kwargs):
     return subprocess.run(arguments, capture_output=True, text=True, **kwargs)

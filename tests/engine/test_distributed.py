@@ -17,6 +17,8 @@ from corrdet.engine import CorrdetTrainer
 from corrdet.engine.evaluator import CorrelationEvaluator
 from tests.helpers.two_processes import start_group
 
+pytestmark = pytest.mark.slow
+
 
 def worker(rank, directory, function, *arguments):
     start_group(rank, directory)

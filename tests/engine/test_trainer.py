@@ -18,6 +18,8 @@ from corrdet.engine import ConfigError, CorrdetTrainer
 from corrdet.engine.trainer import _AMPTrainer, _SimpleTrainer, truncate_metrics
 from tests.helpers.training import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def train(cfg, resume=False):
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)

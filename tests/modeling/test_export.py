@@ -8,6 +8,8 @@ from torch import nn
 from corrdet.modeling import ExportableDetector, export_detector, trace_detector
 from tests.helpers.detectors import ONE_PRIOR, build_ssd, dense_cfg, possible_quality
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("retinanet_baseline", *ONE_PRIOR)
 SIZES = ((150, 222), (224, 160), (330, 200))
 

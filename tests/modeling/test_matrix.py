@@ -15,6 +15,8 @@ from corrdet.data import build_train_loader
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.registry import refusal
 
+pytestmark = pytest.mark.slow
+
 CLASSIFICATION = list(CLASSIFICATION_LOSSES)
 LOCALIZATION = list(LOCALIZATION_LOSSES)
 EACH_COUPLING = list(COUPLINGS)

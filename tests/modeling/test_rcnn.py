@@ -12,6 +12,8 @@ from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.registry import refusal
 from tests.helpers.detectors import batch_with_masks as batch
 
+pytestmark = pytest.mark.slow
+
 
 def rcnn_cfg(masks=False, **criterion):
     cfg = get_cfg()
@@ -259,8 +261,8 @@ class TestRegionProposals:
         cfg = self.cfg()
         cfg.MODEL.CRITERION.SMOOTH_L1.BETA = 0.5
         model = build_model(cfg)
-        rpn = model.proposal_generator.criterion.localization.keywords
-        assert rpn["beta"] == 0.0 and model.criterion.localization.keywords["beta"] == 0.5
+        rpn = model.proposal_generator.criterion.localization.options
+        assert rpn["beta"] == 0.0 and model.criterion.localization.options["beta"] == 0.5
 
     def test_refusals_name_the_key(self):
         with pytest.raises(ValueError, match="^MODEL.RPN_CRITERION: the coupling 'harmonic' needs"):

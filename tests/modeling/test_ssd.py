@@ -28,6 +28,8 @@ from tests.helpers.detectors import (
     step,
 )
 
+pytestmark = pytest.mark.slow
+
 DETECTORS = ("ssd_baseline", "dssd_baseline", "refinedet_baseline")
 every_detector = pytest.mark.parametrize("name", DETECTORS)
 SIGMOID = (

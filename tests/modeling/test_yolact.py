@@ -36,6 +36,8 @@ from tests.helpers.detectors import (
 )
 from tests.helpers.training import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def yolact_cfg(*overrides, name="yolact_baseline"):
     """The quick config on a smaller model, with the overrides."""

@@ -13,6 +13,8 @@ from corrdet.ops.kernels.smooth_error import BALANCES, DISTANCES
 from tests.helpers.emulation import ORDERS
 from tests.helpers.ops import DTYPES, assert_near, compare_pairwise_error, repeats, samples
 
+pytestmark = pytest.mark.slow
+
 LOSSES = list(product(DISTANCES, BALANCES, (False, True)))  # the last: with IoUs
 SIZES = [(1, 0), (0, 5), (1, 1), (5, 0), (2, 3), (40, 500), (200, 3000), (3, 20000)]
 

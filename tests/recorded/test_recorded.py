@@ -10,6 +10,8 @@ import pytest
 
 from tests.recorded import record as recording
 
+pytestmark = pytest.mark.slow
+
 RECORDED = json.loads(recording.RECORD.read_text())
 # Another machine rounds sums in another way, which a training makes more of at every step.
 STRICT_ITERATIONS = 3

@@ -11,7 +11,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 
 from corrdet.config import check_keys, declare
 from corrdet.errors import ConfigError
-from corrdet.options import Key, at_least
+from corrdet.options import Key, at_least, default_of
 
 from .deformable import DeformableBottleneckBlock
 from .pyramids import pyramid, retinanet_pyramid
@@ -24,7 +24,7 @@ declare(
     "MODEL.RES2NET",
     "Res2Net (Gao et al. 2021), beside MODEL.RESNETS",
     SCALE=Key(
-        4,
+        default_of(Res2NetBlock, "scale"),
         at_least(1),
         "parts of a block's channels, each MODEL.RESNETS.WIDTH_PER_GROUP wide in res2; '26w4s' has "
         "4 of 26",

@@ -8,7 +8,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 
 from corrdet.config import declare
 from corrdet.matching import atss_matching
-from corrdet.options import Key, at_least
+from corrdet.options import Key, at_least, default_of
 
 from .detector import MatchImages
 from .one_prior import OnePriorDetector
@@ -16,7 +16,9 @@ from .one_prior import OnePriorDetector
 declare(
     "MODEL.ATSS",
     "ATSS (Zhang et al. 2020, Alg. 1)",
-    TOPK=Key(9, at_least(1), "candidates of a ground truth in a level"),
+    TOPK=Key(
+        default_of(atss_matching, "topk"), at_least(1), "candidates of a ground truth in a level"
+    ),
 )
 
 

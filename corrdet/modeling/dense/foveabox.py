@@ -7,7 +7,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from corrdet.config import declare
 from corrdet.matching import foveabox_matching
-from corrdet.options import POSITIVE, Key, Range, is_number
+from corrdet.options import POSITIVE, Key, Range, default_of, is_number
 
 from .box_coding import FoveaTransform
 from .detector import MatchImages
@@ -24,7 +24,7 @@ declare(
         "a level is for objects of 1 / eta to eta times its basic scale",
     ),
     SIGMA=Key(
-        0.4,
+        default_of(foveabox_matching, "sigma"),
         Range("in (0, 1]", lambda v: is_number(v) and 0 < v <= 1),
         "sides of the part of a box that is positive, over those of the box",
     ),

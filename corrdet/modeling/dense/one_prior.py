@@ -11,6 +11,7 @@ from corrdet.options import (
     SHARE,
     Key,
     at_least,
+    default_of,
     numbers,
     one_of,
 )
@@ -30,8 +31,16 @@ declare(
         ["p3", "p4", "p5", "p6", "p7"], line="outputs of the backbone, from the largest"
     ),
     NUM_CONVS=Key(4, at_least(1), "convolutions of each tower"),
-    NORM=Key("GN", NORM, "norm of the towers (none in RetinaNet; GroupNorm since FCOS)"),
-    PRIOR_PROB=Key(0.01, PROBABILITY, "what all scores are before training (RetinaNet)"),
+    NORM=Key(
+        default_of(DenseHead, "norm"),
+        NORM,
+        "norm of the towers (none in RetinaNet; GroupNorm since FCOS)",
+    ),
+    PRIOR_PROB=Key(
+        default_of(DenseHead, "prior_prob"),
+        PROBABILITY,
+        "what all scores are before training (RetinaNet)",
+    ),
     QUALITY=Key(
         "",
         one_of(("", *QUALITIES)),
@@ -44,11 +53,15 @@ declare(
         (10.0, 10.0, 5.0, 5.0), numbers(4), "of ATSS and PAA: weights of the deltas (ATSS, 4.1)"
     ),
     SCORE_THRESH_TEST=Key(
-        0.05,
+        Inference.score_threshold,
         line="detections have a higher score; with a third branch, geometric mean with its output",
     ),
-    TOPK_CANDIDATES_TEST=Key(1000, at_least(1), "of each level, so many at most enter NMS"),
-    NMS_THRESH_TEST=Key(0.6, SHARE, "NMS removes boxes with a higher IoU than this"),
+    TOPK_CANDIDATES_TEST=Key(
+        Inference.topk, at_least(1), "of each level, so many at most enter NMS"
+    ),
+    NMS_THRESH_TEST=Key(
+        Inference.nms_threshold, SHARE, "NMS removes boxes with a higher IoU than this"
+    ),
 )
 
 

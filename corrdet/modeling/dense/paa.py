@@ -13,7 +13,7 @@ from corrdet.config import declare
 from corrdet.losses import giou_loss, sigmoid_focal_loss
 from corrdet.matching import labels_and_boxes, paa_candidates, paa_matching, paa_star_costs
 from corrdet.ops import elementwise_iou
-from corrdet.options import BOOL, NOT_NEGATIVE, Key, at_least, one_of
+from corrdet.options import BOOL, NOT_NEGATIVE, Key, at_least, default_of, one_of
 
 from ..core.config_checks import BELOW_ONE
 from .detector import Assignment, Samples
@@ -27,7 +27,11 @@ declare(
         BELOW_ONE,
         "least IoU of an anchor and the ground truth that it may belong to (Sec. 4.1)",
     ),
-    TOPK=Key(9, at_least(1), "candidates of a ground truth in a level (Sec. 4.1)"),
+    TOPK=Key(
+        default_of(paa_matching, "topk"),
+        at_least(1),
+        "candidates of a ground truth in a level (Sec. 4.1)",
+    ),
     COST=Key(
         "losses",
         one_of(("losses", "scores")),

@@ -23,7 +23,7 @@ from corrdet.config import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, MatchedPredictions, smooth_l1_loss
 from corrdet.matching import hungarian_matching
-from corrdet.options import NOT_NEGATIVE, PROBABILITY, Key, at_least
+from corrdet.options import NOT_NEGATIVE, PROBABILITY, Key, at_least, default_of
 
 from ..core.config_checks import build_features
 from ..core.detector import Detector
@@ -63,13 +63,21 @@ declare(
     NUM_BOX_LAYERS=Key(3, at_least(0), "layers before box regression"),
     PRIOR_PROB=Key(0.01, PROBABILITY, "the score that all classes start with, as in RetinaNet"),
     CLASS_COST=Key(
-        2.0,
+        default_of(hungarian_matching, "classification_weight"),
         NOT_NEGATIVE,
         "weight of the focal loss in the matching (Eq. 1), with alpha 0.25 and gamma 2 whatever "
         "the classification loss is",
     ),
-    L1_COST=Key(5.0, NOT_NEGATIVE, "weight of L1 in the matching"),
-    GIOU_COST=Key(2.0, NOT_NEGATIVE, "weight of GIoU in the matching"),
+    L1_COST=Key(
+        default_of(hungarian_matching, "l1_weight"),
+        NOT_NEGATIVE,
+        "weight of L1 in the matching",
+    ),
+    GIOU_COST=Key(
+        default_of(hungarian_matching, "giou_weight"),
+        NOT_NEGATIVE,
+        "weight of GIoU in the matching",
+    ),
     L1_WEIGHT=Key(
         5.0,
         NOT_NEGATIVE,

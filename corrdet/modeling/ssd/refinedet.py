@@ -13,7 +13,7 @@ from corrdet.config import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
 from corrdet.matching import refinedet_matching, ssd_matching
-from corrdet.options import POSITIVE, Key, Range, at_least, numbers
+from corrdet.options import POSITIVE, Key, Range, at_least, default_of, numbers
 
 from ..core.config_checks import BELOW_ONE
 from ..core.training import gather
@@ -36,7 +36,7 @@ declare(
         "aspect ratios of the anchors",
     ),
     MIN_OBJECTNESS=Key(
-        0.01,
+        default_of(refinedet_matching, "min_objectness"),
         BELOW_ONE,
         "below this objectness of the first step an anchor is left out (1 minus the paper's theta)",
     ),

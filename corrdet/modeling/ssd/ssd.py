@@ -22,6 +22,7 @@ from corrdet.options import (
     Key,
     Range,
     at_least,
+    default_of,
     numbers,
     one_of,
 )
@@ -87,7 +88,9 @@ declare(
         "weights of the deltas: the inverse of the 'variances' of the authors' code",
     ),
     IOU_THRESHOLD=Key(
-        0.5, BELOW_ONE, "a prior is positive above this IoU (Sec. 2.2, 'Matching strategy')"
+        default_of(ssd_matching, "iou_threshold"),
+        BELOW_ONE,
+        "a prior is positive above this IoU (Sec. 2.2, 'Matching strategy')",
     ),
     NEGATIVES_PER_POSITIVE=Key(
         3.0,

@@ -13,7 +13,7 @@ from corrdet.config import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
 from corrdet.matching import ssd_matching
-from corrdet.options import NOT_NEGATIVE, SHARE, Key, Range, at_least, numbers, one_of
+from corrdet.options import NOT_NEGATIVE, SHARE, Key, Range, at_least, default_of, numbers, one_of
 
 from ..core.config_checks import build_features
 from ..core.training import BatchPositives
@@ -73,7 +73,9 @@ declare(
     TOPK_CANDIDATES_TEST=Key(1000, at_least(1), "of an image, so many at most enter NMS"),
     NMS=Key("fast", one_of(("fast", "exact")), "'fast' (Sec. 3.4) or 'exact'"),
     NMS_THRESH_TEST=Key(0.5, SHARE, "NMS removes boxes with a higher IoU than this"),
-    FAST_NMS_TOPK=Key(200, at_least(1), "of fast NMS: of each class, n in the paper"),
+    FAST_NMS_TOPK=Key(
+        default_of(fast_nms, "topk"), at_least(1), "of fast NMS: of each class, n in the paper"
+    ),
 )
 
 

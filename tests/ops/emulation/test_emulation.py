@@ -5,6 +5,8 @@ import torch
 
 from tests.helpers.emulation import ORDERS
 
+pytestmark = pytest.mark.slow
+
 FAULTS = {
     1: "race between a write and a read|read before any write|race between a read and a write",
     2: "out of bounds: result\\[16\\] of 16",
