@@ -39,7 +39,7 @@ _REGISTRIES = (
     ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
 )
 # Sections that every run reads; those of a detector are read by that detector only.
-_SECTIONS = ("DATASETS", "INPUT", "INPUT.CROP", "SOLVER", "TEST")
+_SECTIONS = ("DATALOADER", "DATASETS", "INPUT", "INPUT.CROP", "SOLVER", "TEST")
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:

@@ -230,6 +230,8 @@ def test_values_of_the_wrong_type_are_explained(key, value, message, tmp_path):
         ("SOLVER.WARMUP_METHOD", "liner", "unknown name 'liner'; did you mean 'linear'"),
         ("TEST.EVAL_PERIOD", -1, "must be >= 0, got -1"),
         ("VIS_PERIOD", -1, "must be >= 0, got -1"),
+        ("DATALOADER.RANDOM_SUBSET_RATIO", 0.0, r"must be in \(0, 1\], got 0.0"),
+        ("DATALOADER.RANDOM_SUBSET_RATIO", 1.5, r"must be in \(0, 1\], got 1.5"),
         ("DATALOADER.NUM_WORKERS", -1, "must be >= 0, got -1"),
     ],
 )
