@@ -27,6 +27,7 @@ from corrdet.data.augmentation import check_input
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.modeling import check_detector
+from corrdet.modeling.backbones.freezing import check_freezing
 from corrdet.names import config_value, unknown_name
 
 from .checkpoint import split_weights
@@ -147,7 +148,8 @@ def check_run(
 
     Raises:
         ConfigError: no GPU, no weights, no annotation file, an output folder that cannot be written
-            into, a scheduler that there is not, or training of what is for evaluation.
+            into, a scheduler that there is not, stages frozen at random weights, or training of
+            what is for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
@@ -157,7 +159,8 @@ def check_run(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA GPU: "
             "MODEL.DEVICE cpu does without"
         )
-    if not (resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+    goes_on = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if not goes_on:
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
         try:
@@ -182,6 +185,8 @@ def check_run(
                     "Detectron2's own data sets are expected below the folder that the environment "
                     "variable DETECTRON2_DATASETS names, by default 'datasets'"
                 )
+    if not eval_only:
+        check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))
     check_output(cfg.OUTPUT_DIR)
 
 

@@ -340,6 +340,20 @@ class TestRun:
         check_run(cfg("WarmupMultiStepLR"))
         assert not caplog.records  # STEPS are behind MAX_ITER here, which training says once
 
+    def test_freezing(self, tmp_path):
+        frozen = "MODEL.BACKBONE.FREEZE_AT", 2, "OUTPUT_DIR", tmp_path
+        message = "FREEZE_AT is 2, but without MODEL.WEIGHTS the first 2 stage.* random weights"
+        with pytest.raises(ConfigError, match=f"^MODEL.BACKBONE.{message}"):
+            check_run(load(QUICK, *frozen))
+        with pytest.raises(ConfigError, match=message):
+            check_run(load(QUICK, *frozen), resume=True)
+        with pytest.raises(ConfigError, match=r"FREEZE_AT must be a whole number in \[0, 5\]"):
+            check_run(load(QUICK, "MODEL.BACKBONE.FREEZE_AT", 6))
+        check_run(load(QUICK, *frozen, "MODEL.WEIGHTS", QUICK))
+        check_run(load(QUICK, *frozen, "MODEL.WEIGHTS", QUICK), eval_only=True)
+        (tmp_path / "last_checkpoint").write_text("model_final.pth")
+        check_run(load(QUICK, *frozen), resume=True)
+
     def test_what_is_for_evaluation_only(self):
         options = "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", QUICK, "DATASETS.TEST", "('digits_val',)"
         cfg = load(ROOT / "configs/detr/detr_R50.yaml", *options)
