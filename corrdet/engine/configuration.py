@@ -24,6 +24,7 @@ from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config, check_keys
 from corrdet.data.augmentation import check_input
+from corrdet.data.proposals import check_proposal_files
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.modeling import check_detector
@@ -147,9 +148,9 @@ def check_run(
             schedulers itself.
 
     Raises:
-        ConfigError: no GPU, no weights, no annotation file, an output folder that cannot be written
-            into, a scheduler that there is not, stages frozen at random weights, or training of
-            what is for evaluation.
+        ConfigError: no GPU, no weights, no file of annotations or proposals, an output folder that
+            cannot be written into, a scheduler that there is not, stages frozen at random weights,
+            or training of what is for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
@@ -185,6 +186,7 @@ def check_run(
                     "Detectron2's own data sets are expected below the folder that the environment "
                     "variable DETECTRON2_DATASETS names, by default 'datasets'"
                 )
+    check_proposal_files(cfg, *(("TEST",) if eval_only else ("TRAIN", "TEST")))
     if not eval_only:
         check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))
     check_output(cfg.OUTPUT_DIR)
