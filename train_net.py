@@ -39,7 +39,7 @@ def argument_parser():
 def main(args):
     import_modules(args.imports)
     cfg = load_config(args)
-    check_run(cfg, eval_only=args.eval_only, resume=args.resume)
+    check_run(cfg, eval_only=args.eval_only, resume=args.resume, trainer=CorrdetTrainer)
     default_setup(cfg, args)
     shorten_logged_errors()
 

@@ -5,7 +5,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
-    load_proposals_into_dataset,
     print_instances_class_histogram,
 )
 from detectron2.data.detection_utils import check_metadata_consistency
@@ -16,6 +15,7 @@ from corrdet.options import BOOL, Key
 
 from .checks import check_dataset, check_images_exist, check_mask_format, check_num_classes
 from .coco import load_registered
+from .proposals import add_proposals
 
 declare(
     "DATASETS",
@@ -86,16 +86,14 @@ def training_dicts(cfg: CfgNode) -> list[dict]:
         ConfigError: no data set is named.
         EmptyDatasetError: no image is left.
         AnnotationError, ImageReadError, DatasetTypeError, KeyError: see :func:`load_dataset`.
+        ProposalError: see :func:`~corrdet.data.proposals.add_proposals`.
     """
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise ConfigError("DATASETS.TRAIN names no data set")
     joined: list[dict] = []
-    for number, name in enumerate(names):
-        dicts = load_dataset(cfg, name)
-        if cfg.MODEL.LOAD_PROPOSALS:
-            dicts = load_proposals_into_dataset(dicts, cfg.DATASETS.PROPOSAL_FILES_TRAIN[number])
-        joined += dicts
+    for name in names:
+        joined += add_proposals(cfg, "TRAIN", name, load_dataset(cfg, name))
     if all("annotations" in record for record in joined):
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             joined = filter_images_with_only_crowd_annotations(joined)

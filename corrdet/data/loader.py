@@ -25,10 +25,25 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.serialize import PicklableWrapper
 
+from corrdet.config import declare
 from corrdet.errors import ConfigError
+from corrdet.names import unknown_name
+from corrdet.options import Key, Range, is_number
 
 from .dataset import training_dicts
 from .mapper import CorrdetDatasetMapper
+
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+
+declare(
+    "DATALOADER",
+    RANDOM_SUBSET_RATIO=Key(
+        1.0,
+        Range("in (0, 1]", lambda v: is_number(v) and 0 < v <= 1),
+        "of SAMPLER_TRAIN RandomSubsetTrainingSampler: share of the images that are trained on, "
+        "drawn from SEED",
+    ),
+)
 
 
 class ResumableLoader:
@@ -271,8 +286,19 @@ def build_train_loader(
 
 
 def build_sampler(cfg: CfgNode, dicts: Sequence[dict], seed: int) -> torchdata.Sampler:
-    """Detectron2's sampler ``DATALOADER.SAMPLER_TRAIN``, with a seed that resuming keeps."""
+    """Detectron2's sampler ``DATALOADER.SAMPLER_TRAIN``, with a seed that resuming keeps.
+
+    Raises:
+        ConfigError: there is no such sampler, or a subset that nothing reads or that is none.
+    """
     name = cfg.DATALOADER.SAMPLER_TRAIN
+    # Detectron2 reads this key, but its default config does not have it.
+    ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)
+    if ratio != 1 and name != "RandomSubsetTrainingSampler":
+        raise ConfigError(
+            f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, but DATALOADER.SAMPLER_TRAIN {name} does "
+            "not read it: expected RandomSubsetTrainingSampler"
+        )
     if name == "TrainingSampler":
         return TrainingSampler(len(dicts), seed=seed)
     if name == "RepeatFactorTrainingSampler":
@@ -283,15 +309,18 @@ def build_sampler(cfg: CfgNode, dicts: Sequence[dict], seed: int) -> torchdata.S
         )
         return RepeatFactorTrainingSampler(repeat_factors, seed=seed)
     if name == "RandomSubsetTrainingSampler":
-        # Detectron2 reads this key, but its default config does not have it.
-        ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO")
-        if ratio is None:
-            raise ConfigError("RandomSubsetTrainingSampler needs DATALOADER.RANDOM_SUBSET_RATIO")
+        if ratio == 1:
+            raise ConfigError(
+                f"DATALOADER.SAMPLER_TRAIN is {name!r}, which needs DATALOADER.RANDOM_SUBSET_RATIO "
+                "below 1, such as 0.1"
+            )
+        if int(len(dicts) * ratio) < 1:
+            raise ConfigError(
+                f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, which is less than one of the "
+                f"{len(dicts)} image(s) to train on"
+            )
         return RandomSubsetTrainingSampler(len(dicts), ratio, seed_shuffle=seed, seed_subset=seed)
-    raise ConfigError(
-        f"DATALOADER.SAMPLER_TRAIN is {name!r}; known are TrainingSampler, "
-        "RepeatFactorTrainingSampler and RandomSubsetTrainingSampler"
-    )
+    raise ConfigError("DATALOADER.SAMPLER_TRAIN: " + unknown_name("sampler", name, SAMPLERS))
 
 
 def _no_collation(batch: list[dict]) -> list[dict]:

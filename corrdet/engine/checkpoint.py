@@ -1,14 +1,12 @@
 """Checkpoints that are never half-written, and never run code when they are loaded."""
 
 import os
-import pickle
-from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from corrdet.arrays_only import read_array_pickle
 from corrdet.errors import CorrdetError
 from corrdet.files import atomic_write
 
@@ -172,7 +170,7 @@ def load_array_pickle(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            data = _ArrayUnpickler(file, encoding="latin1").load()
+            data = read_array_pickle(file)
     except OSError as error:
         raise WeightsReadError(f"{path} was not read: {error}") from error
     except Exception as error:  # damaged files make pickle raise nearly anything
@@ -182,36 +180,3 @@ def load_array_pickle(path: str) -> dict[str, Any]:
             f"{path} holds a {type(data).__name__}, expected a dictionary of weights"
         )
     return data
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """What protocol 2 stores bytes as; the codec is fixed, as others could decompress bombs."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}, expected latin1")
-    return text.encode("latin1")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    # numpy moved its core between versions 1 and 2: files name either.
-    _reconstruct = np.empty(0).__reduce__()[0]
-    _scalar = np.float32(0).__reduce__()[0]
-    _from_buffer = np.empty(0).__reduce_ex__(5)[0]
-    _admitted = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): _encode_latin1,
-    }
-    for _core in ("numpy.core", "numpy._core"):
-        _admitted[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
-        _admitted[f"{_core}.multiarray", "scalar"] = _scalar
-        _admitted[f"{_core}.numeric", "_frombuffer"] = _from_buffer
-
-    def find_class(self, module: str, name: str):
-        try:
-            return self._admitted[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it holds {module}.{name}, which could run code on this machine; only arrays are "
-                "read from .pkl files"
-            ) from None

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -22,12 +24,16 @@ from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config, check_keys
 from corrdet.data.augmentation import check_input
+from corrdet.data.proposals import check_proposal_files
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.modeling import check_detector
+from corrdet.modeling.backbones.freezing import check_freezing
 from corrdet.names import config_value, unknown_name
 
 from .checkpoint import split_weights
+from .config_files import check_config_file
+from .schedule import check_lr_scheduler, check_schedule
 
 _REGISTRIES = (
     ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
@@ -35,7 +41,7 @@ _REGISTRIES = (
     ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
 )
 # Sections that every run reads; those of a detector are read by that detector only.
-_SECTIONS = ("DATASETS", "INPUT", "INPUT.CROP", "SOLVER", "TEST")
+_SECTIONS = ("DATALOADER", "DATASETS", "INPUT", "INPUT.CROP", "SOLVER", "TEST")
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -56,8 +62,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     add_corrdet_config(cfg)
     cfg = _MergingNode(cfg)
     if args.config_file:
-        if "://" not in args.config_file and not os.path.isfile(args.config_file):
-            raise ConfigError(f"no config file at {args.config_file!r}")
+        _merge(cfg, args.config_file, lambda: check_config_file(args.config_file, cfg))
         _merge(cfg, args.config_file, lambda: cfg.merge_from_file(args.config_file, False))
     if len(args.opts) % 2:
         raise ConfigError(
@@ -66,6 +71,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(args.opts))
     cfg = CfgNode(cfg)
     check_keys(cfg, *_SECTIONS)
+    check_schedule(cfg)
     register_from_config(cfg.DATASETS.REGISTER)
     check_names(cfg)
     check_detector(cfg)
@@ -125,16 +131,26 @@ def check_gpus(num_gpus: int) -> None:
         )
 
 
-def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
+def check_run(
+    cfg: CfgNode,
+    *,
+    eval_only: bool = False,
+    resume: bool = False,
+    trainer: type[DefaultTrainer] = DefaultTrainer,
+) -> None:
     """Look for what a run needs on this machine, so that it fails before it starts.
 
     Args:
         cfg: see :func:`load_config`.
         eval_only: whether it only evaluates.
         resume: whether it goes on with the checkpoint in ``OUTPUT_DIR``, where there is one.
+        trainer: what trains. One with a ``build_lr_scheduler`` of its own knows the names of its
+            schedulers itself.
 
     Raises:
-        ConfigError: no GPU, no weights, no annotation file, or training of what is for evaluation.
+        ConfigError: no GPU, no weights, no file of annotations or proposals, an output folder that
+            cannot be written into, a scheduler that there is not, stages frozen at random weights,
+            or training of what is for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
@@ -144,13 +160,17 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA GPU: "
             "MODEL.DEVICE cpu does without"
         )
-    if not (resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+    goes_on = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if not goes_on:
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
         try:
             split_weights(cfg.MODEL.WEIGHTS)
         except CorrdetError as error:
             raise ConfigError(f"MODEL.WEIGHTS: {error}") from error
+    built_by = trainer.build_lr_scheduler.__func__
+    if not eval_only and built_by is DefaultTrainer.build_lr_scheduler.__func__:
+        check_lr_scheduler(cfg)
     for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             # As plain values only: data sets that make themselves would be made by asking.
@@ -166,6 +186,31 @@ def check_run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) ->
                     "Detectron2's own data sets are expected below the folder that the environment "
                     "variable DETECTRON2_DATASETS names, by default 'datasets'"
                 )
+    check_proposal_files(cfg, *(("TEST",) if eval_only else ("TRAIN", "TEST")))
+    if not eval_only:
+        check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))
+    check_output(cfg.OUTPUT_DIR)
+
+
+def check_output(folder: str) -> None:
+    """Make the output folder, and see that a file can be written there.
+
+    Args:
+        folder: ``OUTPUT_DIR``; addresses such as s3://... are not checked.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if "://" in folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR is {folder!r}, into which nothing can be written "
+            f"({error.strerror or error}): expected a folder, or a path for one"
+        ) from error
 
 
 def check_names(cfg: CfgNode) -> None:
@@ -251,6 +296,8 @@ def _explain_mismatch(message: str, cfg: CfgNode) -> str:
 def _merge(cfg: CfgNode, source: str, merge) -> None:
     try:
         merge()
+    except ConfigError:
+        raise
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(
             f"{source} was not read: it asks for Python objects, which could run code on this "

@@ -27,6 +27,7 @@ from corrdet.data import (
     load_dataset,
 )
 from corrdet.data.coco import read_annotations
+from corrdet.data.proposals import add_proposals
 from corrdet.errors import CorrdetError
 from corrdet.modeling import build_test_time_augmentation, load_old_state
 from corrdet.options import BOOL, Key, Range
@@ -330,10 +331,11 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
     Raises:
         CocoFileError: a box or mask of the file cannot be compared.
         AnnotationError, ImageReadError, ValueError, TypeError, KeyError: see :func:`load_dataset`.
+        ProposalError: with ``MODEL.LOAD_PROPOSALS``, see :func:`add_proposals`.
     """
     metadata = MetadataCatalog.get(name)
     with read_once():
-        dicts = load_dataset(cfg, name)
+        dicts = add_proposals(cfg, "TEST", name, load_dataset(cfg, name))
         if metadata.get("evaluator_type") != "coco":
             return dicts
         file = read_annotations(metadata.json_file)

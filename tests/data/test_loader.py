@@ -17,6 +17,7 @@ from corrdet.data.loader import (
     sample_random_state,
 )
 from corrdet.data.mapper import CorrdetDatasetMapper
+from corrdet.errors import ConfigError
 from tests.helpers.data import loader_config, same, take
 
 
@@ -119,15 +120,33 @@ def test_samplers(digits_dicts):
     assert len(set(stream)) < len(digits_dicts)
     assert stream == list(itertools.islice(build_sampler(cfg, digits_dicts, 3), len(stream)))
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
-    with pytest.raises(ValueError, match="RANDOM_SUBSET_RATIO"):
+    with pytest.raises(ConfigError, match="needs DATALOADER.RANDOM_SUBSET_RATIO below 1"):
+        build_sampler(cfg, digits_dicts, 3)
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1e-5
+    with pytest.raises(ConfigError, match="RATIO is 1e-05, which is less than one of the"):
         build_sampler(cfg, digits_dicts, 3)
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.25
     stream = list(itertools.islice(build_sampler(cfg, digits_dicts, 3), 30))
     assert len(set(stream)) == len(digits_dicts) // 4
     assert stream == list(itertools.islice(build_sampler(cfg, digits_dicts, 3), 30))
-    cfg.DATALOADER.SAMPLER_TRAIN = "Other"
-    with pytest.raises(ValueError, match="'Other'"):
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    with pytest.raises(ConfigError, match="RATIO is 0.25, but .* TrainingSampler does not read it"):
         build_sampler(cfg, digits_dicts, 3)
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainSampler"
+    with pytest.raises(ConfigError, match="unknown sampler 'TrainSampler'; did you mean 'Training"):
+        build_sampler(cfg, digits_dicts, 3)
+
+
+def test_a_resumed_loader_has_the_same_random_subset(digits_dicts):
+    cfg = loader_config(DATALOADER__SAMPLER_TRAIN="RandomSubsetTrainingSampler")
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
+    whole = build_train_loader(cfg, lambda record: record, seed=9, dataset=digits_dicts)
+    expected = ids(take(whole, 10))
+    assert len(set(sum(expected, []))) == len(digits_dicts) // 2
+    rest = build_train_loader(cfg, lambda record: record, seed=9, dataset=digits_dicts)
+    rest.seek(6)
+    assert ids(take(rest, 4)) == expected[6:]
 
 
 def test_random_states_outside_are_untouched(digits_dicts):

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from corrdet.data.register import RegistrationError
-from corrdet.engine import ConfigError, check_gpus, check_run, import_modules, load_config
+from corrdet.engine import (
+    ConfigError,
+    CorrdetTrainer,
+    check_gpus,
+    check_run,
+    import_modules,
+    load_config,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = str(ROOT / "configs/quick/retinanet_concordance.yaml")
@@ -70,6 +77,43 @@ class TestBadInput:
         (tmp_path / "bad.yaml").write_text("MODEL: [1,\n")
         with pytest.raises(ConfigError, match="bad.yaml is not valid YAML"):
             load(tmp_path / "bad.yaml")
+
+    @pytest.mark.parametrize("text, message", [
+        ("", "bad.yaml is empty: expected keys"),
+        ("# SEED: 1\n", "bad.yaml is empty: expected keys"),
+        ("- SEED: 1\n", "bad.yaml holds a list: expected keys"),
+        ("SEED\n", "bad.yaml holds a str: expected keys"),
+        ("_BASE_: bad.yaml\n", "its _BASE_ leads back to itself: bad.yaml -> bad.yaml"),
+        ("_BASE_: middle.yaml\n", "leads back to itself: middle.yaml -> end.yaml -> middle.yaml"),
+        ("_BASE_: empty.yaml\n", "empty.yaml is empty"),
+        ("_BASE_: [empty.yaml]\n", "empty.yaml is empty"),
+        ("_BASE_: 3\n", "_BASE_ must be the path of a config file, got 3"),
+        ("_BASE_:\n", "_BASE_ must be the path of a config file, got None"),
+        ("MODEL:\n", "MODEL: expected keys below it, such as MODEL.LOAD_PROPOSALS, got None"),
+        ("MODEL:\n  FPN: 3\n", "bad.yaml: MODEL.FPN: expected keys below it, .*, got 3"),
+        ("1: 2\n", "bad.yaml: 1 is no text: expected the name of a key"),
+    ])  # fmt: skip
+    def test_yaml_without_keys(self, text, message, tmp_path):
+        (tmp_path / "bad.yaml").write_text(text)
+        (tmp_path / "empty.yaml").write_text("")
+        (tmp_path / "middle.yaml").write_text("_BASE_: end.yaml\n")
+        (tmp_path / "end.yaml").write_text("_BASE_: ./middle.yaml\n")
+        with pytest.raises(ConfigError, match=message):
+            load(tmp_path / "bad.yaml")
+
+    def test_two_bases_may_have_the_same_base(self, tmp_path):
+        (tmp_path / "bottom.yaml").write_text("SEED: 7\n")
+        for name in ("left", "right"):
+            (tmp_path / f"{name}.yaml").write_text("_BASE_: bottom.yaml\n")
+        (tmp_path / "top.yaml").write_text(f"_BASE_: [left.yaml, right.yaml, {QUICK}]\n")
+        assert load(tmp_path / "top.yaml", "SEED", 7).SEED == 7
+
+    def test_no_yaml_file(self, tmp_path):
+        (tmp_path / "lazy.py").write_text("raise SystemExit('it ran')\n")
+        with pytest.raises(ConfigError, match="lazy.py is Python, .*LazyConfig.*expected a YAML"):
+            load(tmp_path / "lazy.py")
+        with pytest.raises(ConfigError, match="is a folder: expected a YAML file"):
+            load(tmp_path)
 
     def test_unknown_key_in_the_file(self, tmp_path):
         (tmp_path / "bad.yaml").write_text("MODEL:\n  CRITERION:\n    COUPLING: [correlation]\n")
@@ -172,6 +216,23 @@ def test_values_of_the_wrong_type_are_explained(key, value, message, tmp_path):
         ("INPUT.FIXED_SIZE", "(512,)", r"must be \(height, width\) in pixels"),
         ("SOLVER.OPTIMIZER", "ADAM", "unknown name 'ADAM'; did you mean 'ADAMW'"),
         ("DATASETS.REGISTER", "(3,)", "must be a tuple of texts"),
+        ("SOLVER.MAX_ITER", 0, "must be >= 1, got 0"),
+        ("SOLVER.MAX_ITER", -5, "must be >= 1, got -5"),
+        ("SOLVER.IMS_PER_BATCH", 0, "must be >= 1, got 0"),
+        ("SOLVER.CHECKPOINT_PERIOD", 0, "must be >= 1, got 0"),
+        ("SOLVER.CHECKPOINT_PERIOD", -1, "must be >= 1, got -1"),
+        ("SOLVER.BASE_LR", "-0.1", "must be finite and not negative, got -0.1"),
+        ("SOLVER.STEPS", "(20, 10)", r"must be iterations in ascending order.* got \(20, 10\)"),
+        ("SOLVER.STEPS", "(0, 10)", r"must be iterations in ascending order, each >= 1"),
+        ("SOLVER.STEPS", "('a',)", r"must be iterations in ascending order, each >= 1"),
+        ("SOLVER.WARMUP_ITERS", -1, "must be >= 0, got -1"),
+        ("SOLVER.WARMUP_FACTOR", 2.0, r"must be in \[0, 1\], got 2.0"),
+        ("SOLVER.WARMUP_METHOD", "liner", "unknown name 'liner'; did you mean 'linear'"),
+        ("TEST.EVAL_PERIOD", -1, "must be >= 0, got -1"),
+        ("VIS_PERIOD", -1, "must be >= 0, got -1"),
+        ("DATALOADER.RANDOM_SUBSET_RATIO", 0.0, r"must be in \(0, 1\], got 0.0"),
+        ("DATALOADER.RANDOM_SUBSET_RATIO", 1.5, r"must be in \(0, 1\], got 1.5"),
+        ("DATALOADER.NUM_WORKERS", -1, "must be >= 0, got -1"),
     ],
 )
 def test_ranges_of_values_that_every_run_reads(key, value, message):
@@ -212,7 +273,17 @@ class TestImports:
                 import_modules([str(tmp_path / "broken.py")])
 
 
+class OwnScheduler(CorrdetTrainer):
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        raise NotImplementedError
+
+
 class TestRun:
+    @pytest.fixture(autouse=True)
+    def in_a_folder_of_its_own(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)  # OUTPUT_DIR is relative
+
     def test_gpus(self, monkeypatch):
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -245,6 +316,43 @@ class TestRun:
         with pytest.raises(ConfigError, match=f"{message}.*DETECTRON2_DATASETS"):
             check_run(cfg)
         check_run(load(QUICK, "MODEL.WEIGHTS", QUICK), eval_only=True)
+
+    def test_output(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/output", ""):
+            cfg = load(QUICK, "OUTPUT_DIR", folder, "MODEL.WEIGHTS", QUICK)
+            message = f"^OUTPUT_DIR is '{folder}', into which nothing can be written"
+            for eval_only in (False, True):
+                with pytest.raises(ConfigError, match=message):
+                    check_run(cfg, eval_only=eval_only)
+        assert (tmp_path / "file").read_text() == "mine"
+        check_run(load(QUICK, "OUTPUT_DIR", tmp_path / "new" / "folder"))
+        assert not list((tmp_path / "new" / "folder").iterdir())
+
+    def test_schedulers(self, tmp_path, caplog):
+        def cfg(name):
+            return load(QUICK, "SOLVER.LR_SCHEDULER_NAME", name, "OUTPUT_DIR", tmp_path)
+
+        message = "LR_SCHEDULER_NAME: unknown name 'WarmupCosinLR'; did you mean 'WarmupCosineLR'"
+        with pytest.raises(ConfigError, match=message):
+            check_run(cfg("WarmupCosinLR"), trainer=CorrdetTrainer)
+        check_run(cfg("WarmupCosinLR"), trainer=OwnScheduler)
+        check_run(cfg("WarmupMultiStepLR"))
+        assert not caplog.records  # STEPS are behind MAX_ITER here, which training says once
+
+    def test_freezing(self, tmp_path):
+        frozen = "MODEL.BACKBONE.FREEZE_AT", 2, "OUTPUT_DIR", tmp_path
+        message = "FREEZE_AT is 2, but without MODEL.WEIGHTS the first 2 stage.* random weights"
+        with pytest.raises(ConfigError, match=f"^MODEL.BACKBONE.{message}"):
+            check_run(load(QUICK, *frozen))
+        with pytest.raises(ConfigError, match=message):
+            check_run(load(QUICK, *frozen), resume=True)
+        with pytest.raises(ConfigError, match=r"FREEZE_AT must be a whole number in \[0, 5\]"):
+            check_run(load(QUICK, "MODEL.BACKBONE.FREEZE_AT", 6))
+        check_run(load(QUICK, *frozen, "MODEL.WEIGHTS", QUICK))
+        check_run(load(QUICK, *frozen, "MODEL.WEIGHTS", QUICK), eval_only=True)
+        (tmp_path / "last_checkpoint").write_text("model_final.pth")
+        check_run(load(QUICK, *frozen), resume=True)
 
     def test_what_is_for_evaluation_only(self):
         options = "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", QUICK, "DATASETS.TEST", "('digits_val',)"

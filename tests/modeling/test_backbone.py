@@ -11,12 +11,14 @@ import torch.nn.functional as F
 import torchvision
 from detectron2.config import get_cfg
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling import build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from detectron2.modeling.backbone import resnet
+from torch.nn import BatchNorm2d
 
 from corrdet import add_corrdet_config
 from corrdet.engine import SafeCheckpointer
 from corrdet.modeling import DeformableBottleneckBlock, DeformableConv2d, Res2NetBlock
+from corrdet.modeling.backbones.freezing import READ_FREEZE_AT
 from tests.helpers.training import ROOT
 
 
@@ -270,6 +272,58 @@ def test_networks_that_there_are_not(name, options, message):
 def test_parts_that_there_are_not(scale):
     with pytest.raises(ValueError, match=f"got 104 channels and scale {scale}"):
         Res2NetBlock(64, 256, bottleneck_channels=104, scale=scale)
+
+
+# ---- Freezing.
+
+
+def build_frozen(name: str, freeze_at: int, norm: str = "BN"):
+    cfg = get_cfg()
+    add_corrdet_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
+    cfg.MODEL.RESNETS.NORM = norm
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    if "retinanet" in name or "ssd" in name:
+        cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    if "res2net" in name:
+        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 26
+    if "deformable" in name or "res2net" in name:
+        cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [True] * 4
+    elif "resnet10" in name:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    return build_backbone(cfg)
+
+
+def ours() -> set[str]:
+    backbones = dict(iter(BACKBONE_REGISTRY))
+    return {name for name, make in backbones.items() if make.__module__.startswith("corrdet.")}
+
+
+def test_all_backbones_are_checked_for_frozen_random_weights():
+    assert ours() <= set(READ_FREEZE_AT)
+    assert set(READ_FREEZE_AT) - ours() == {
+        "build_resnet_backbone", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("freeze_at", [0, 1, 3])
+@pytest.mark.parametrize("name", READ_FREEZE_AT)
+def test_frozen_stages_have_no_gradient_and_frozen_norms(name, freeze_at):
+    backbone = build_frozen(name, freeze_at).train()
+    outputs = backbone(torch.rand(2, 3, 64, 64))
+    sum(output.sum() for output in outputs.values()).backward()
+    bottom_up = getattr(backbone, "bottom_up", backbone)
+    stages = [bottom_up.stem, *(getattr(bottom_up, stage) for stage in bottom_up.stage_names)]
+    assert len(stages) == 5
+    for index, stage in enumerate(stages):
+        is_frozen = index < freeze_at
+        assert all(p.requires_grad != is_frozen for p in stage.parameters())
+        assert all((p.grad is None) == is_frozen for p in stage.parameters())
+        norms = [m for m in stage.modules() if isinstance(m, BatchNorm2d | FrozenBatchNorm2d)]
+        assert norms and all(isinstance(m, FrozenBatchNorm2d) == is_frozen for m in norms)
 
 
 # ---- Converted weights.

@@ -14,7 +14,7 @@ def build_retinanet_resnet10_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbo
     """ResNet-10, that is ResNet-18 with one block a stage instead of two, and a feature pyramid.
 
     Detectron2 has no ResNet smaller than 18. Reads ``MODEL.RESNETS.{NORM, STEM_OUT_CHANNELS,
-    RES2_OUT_CHANNELS}`` and ``MODEL.FPN``; trains all of its layers.
+    RES2_OUT_CHANNELS}``, ``MODEL.BACKBONE.FREEZE_AT`` and ``MODEL.FPN``.
 
     Returns:
         backbone with the outputs p3..p7, strides 8..128.
@@ -51,4 +51,9 @@ def resnet10(cfg, input_shape: ShapeSpec) -> ResNet:
             )
         )
         channels = out_channels
-    return ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES)
+    return ResNet(
+        stem,
+        stages,
+        out_features=cfg.MODEL.FPN.IN_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
