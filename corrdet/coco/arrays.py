@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from .completing import completed
 from .masks import MaskError, check_encodings, encode, for_masks
 from .messages import describe
-from .rules import MAX_COORDINATE, CocoFileError, are_numbers, is_box, is_id, is_number, lists_of
+from .rules import (
+    MAX_COORDINATE,
+    CocoFileError,
+    are_numbers,
+    is_box,
+    is_crowd_flag,
+    is_id,
+    is_number,
+    lists_of,
+)
 
 IOU_TYPES = ("bbox", "segm")
 # Scores in float32 may be rounded to just above 1.
@@ -75,9 +85,9 @@ def ground_truth_from_coco(
 ) -> GroundTruth:
     """Arrays of the content of an annotation file.
 
-    As for pycocotools, crowds are what ``iscrowd`` says, and a key ``ignore`` has no effect. An
-    annotation without ``area`` has that of its box, or of its mask where masks are compared; one
-    without ``id`` gets a number.
+    As for pycocotools, crowds are what ``iscrowd`` says, and a key ``ignore`` has no effect. What
+    annotations leave out is what :func:`~corrdet.coco.completing.completed` says; one without
+    ``id`` gets a number.
 
     Args:
         content: an object with the lists images, annotations and categories.
@@ -90,17 +100,17 @@ def ground_truth_from_coco(
             or has not the size of its image; ``iscrowd`` is neither 0 nor 1.
     """
     _check_iou_type(iou_type)
-    images, annotations, categories = lists_of(content, source)
+    lists_of(content, source)
+    images, annotations, categories = lists_of(completed(content), source)
     images, image_ids = _by_id(images, "images", source)
     categories, category_ids = _by_id(categories, "categories", source)
     arrays = _rows(annotations, "annotations", source, image_ids, category_ids, iou_type)
     ids = [annotation.get("id", index) for index, annotation in enumerate(annotations, 1)]
     _check_unique(ids, "annotations", source)
     sizes = _image_sizes(images, source)
-    masks, areas = None, arrays["boxes"][:, 2] * arrays["boxes"][:, 3]
+    masks = None
     if iou_type == "segm":
         masks = _ground_truth_masks(annotations, sizes[arrays["images"]], source)
-        areas = for_masks(mask_utils.area, masks, 1)[:, 0]
     return GroundTruth(
         image_ids=image_ids,
         file_names=[str(image.get("file_name", "")) for image in images],
@@ -108,7 +118,7 @@ def ground_truth_from_coco(
         category_ids=category_ids,
         category_names=[str(category.get("name", category["id"])) for category in categories],
         ids=np.array(ids),
-        areas=_areas(annotations, areas, source),
+        areas=_areas(annotations, source),
         is_crowd=_is_crowd(annotations, source),
         masks=masks,
         **arrays,
@@ -332,13 +342,8 @@ def _image_sizes(images: list[dict], source: str) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
-def _areas(annotations: list[dict], shape_areas: np.ndarray, source: str) -> np.ndarray:
-    """(G,) as annotated, or where nothing is, ``shape_areas``."""
-    given = [
-        {"area": area} if annotation.get("area") is None else annotation
-        for annotation, area in zip(annotations, shape_areas.tolist(), strict=True)
-    ]
-    areas = _numbers(given, "area", "annotations", source)
+def _areas(annotations: list[dict], source: str) -> np.ndarray:
+    areas = _numbers(annotations, "area", "annotations", source)
     # Negated, so that NaN is bad as well.
     bad = np.flatnonzero(~((areas >= 0) & np.isfinite(areas)))
     if len(bad):
@@ -352,7 +357,7 @@ def _areas(annotations: list[dict], shape_areas: np.ndarray, source: str) -> np.
 def _is_crowd(annotations: list[dict], source: str) -> np.ndarray:
     flags = [annotation.get("iscrowd") for annotation in annotations]
     for index, flag in enumerate(flags):
-        if flag not in (None, 0, 1):
+        if not is_crowd_flag(flag):
             raise CocoFileError(
                 f"{source}: annotations[{index}]: expected iscrowd to be 0 or 1, got "
                 f"{describe(flag)}"

@@ -64,6 +64,11 @@ def is_box(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
 
 
+def is_crowd_flag(value: Any) -> bool:
+    """0, 1 or nothing, which is 0."""
+    return value is None or (isinstance(value, int | float) and value in (0, 1))
+
+
 def has_corners(polygon: Sized) -> bool:
     """Whether a list can be x1, y1, x2, y2, ... of at least three points, by its length."""
     return len(polygon) >= 6 and len(polygon) % 2 == 0

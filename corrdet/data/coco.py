@@ -25,8 +25,8 @@ from corrdet.coco import (
     read,
     read_once,
 )
-from corrdet.coco.messages import listing
-from corrdet.coco.rules import has_corners
+from corrdet.coco.messages import describe, listing
+from corrdet.coco.rules import has_corners, is_crowd_flag
 
 from .checks import SKIP_ANNOTATIONS_ADVICE
 
@@ -173,6 +173,13 @@ def _object(
             "'iscrowd' is"
         )
     kept = {key: annotation[key] for key in keys if key in annotation}
+    if not is_crowd_flag(annotation.get("iscrowd")):
+        raise CocoFileError(
+            f"{file.path}: annotation id {annotation['id']}: expected iscrowd to be 0 or 1, got "
+            f"{describe(annotation['iscrowd'])}"
+        )
+    if "iscrowd" in kept and kept["iscrowd"] is None:  # which Detectron2 takes for a crowd
+        kept["iscrowd"] = 0
     if "bbox" in kept and len(kept["bbox"]) == 0:
         raise ValueError(f"{file.path}: annotation id {annotation['id']}: its box is empty")
     segmentation = annotation.get("segmentation")
