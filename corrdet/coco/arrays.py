@@ -14,9 +14,9 @@ from .rules import (
     MAX_COORDINATE,
     CocoFileError,
     are_numbers,
+    check_unique_ids,
     is_box,
     is_crowd_flag,
-    is_id,
     is_number,
     lists_of,
 )
@@ -106,7 +106,7 @@ def ground_truth_from_coco(
     categories, category_ids = _by_id(categories, "categories", source)
     arrays = _rows(annotations, "annotations", source, image_ids, category_ids, iou_type)
     ids = [annotation.get("id", index) for index, annotation in enumerate(annotations, 1)]
-    _check_unique(ids, "annotations", source)
+    check_unique_ids(ids, "annotations", source)
     sizes = _image_sizes(images, source)
     masks = None
     if iou_type == "segm":
@@ -202,7 +202,7 @@ def _by_id(rows: list, what: str, source: str) -> tuple[list[dict], list]:
                 f"{source}: {what}[{index}]: expected an object with an id, got {describe(row)}"
             )
     ids = [row["id"] for row in rows]
-    _check_unique(ids, what, source)
+    check_unique_ids(ids, what, source)
     try:
         rows = sorted(rows, key=lambda row: row["id"])
     except TypeError as error:
@@ -210,24 +210,6 @@ def _by_id(rows: list, what: str, source: str) -> tuple[list[dict], list]:
             f"{source}: {what}: expected ids of one type, got numbers and texts"
         ) from error
     return rows, [row["id"] for row in rows]
-
-
-def _check_unique(ids: list, what: str, source: str) -> None:
-    for index, value in enumerate(ids):
-        if not is_id(value):
-            raise CocoFileError(
-                f"{source}: {what}[{index}]: expected a whole number or a text as id, got "
-                f"{describe(value)}"
-            )
-    if len(set(ids)) != len(ids):
-        seen: dict[int | str, int] = {}
-        for index, value in enumerate(ids):
-            if value in seen:
-                raise CocoFileError(
-                    f"{source}: {what}[{index}]: expected an id of its own, got {value!r}, that of "
-                    f"{what}[{seen[value]}]"
-                )
-            seen[value] = index
 
 
 def _rows(

@@ -44,6 +44,29 @@ def lists_of(content: Any, source: str) -> tuple[list, list, list]:
     return tuple(content[part] for part in LISTS)
 
 
+def check_unique_ids(ids: list, what: str, source: str) -> None:
+    """Whether each row of ``what`` has an id of its own.
+
+    Raises:
+        CocoFileError: names the first row that has none.
+    """
+    for index, value in enumerate(ids):
+        if not is_id(value):
+            raise CocoFileError(
+                f"{source}: {what}[{index}]: expected a whole number or a text as id, got "
+                f"{describe(value)}"
+            )
+    if len(set(ids)) != len(ids):
+        seen: dict[int | str, int] = {}
+        for index, value in enumerate(ids):
+            if value in seen:
+                raise CocoFileError(
+                    f"{source}: {what}[{index}]: expected an id of its own, got {value!r}, that of "
+                    f"{what}[{seen[value]}]"
+                )
+            seen[value] = index
+
+
 def is_id(value: Any) -> bool:
     """Of an image, category or annotation: a whole number or a text."""
     return isinstance(value, int | str) and not isinstance(value, bool)

@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pycocotools.mask as mask_utils
@@ -26,9 +27,10 @@ from corrdet.coco import (
     read_once,
 )
 from corrdet.coco.messages import describe, listing
-from corrdet.coco.rules import has_corners, is_crowd_flag
+from corrdet.coco.rules import check_unique_ids, has_corners, is_crowd_flag, lists_of
 
 from .checks import SKIP_ANNOTATIONS_ADVICE
+from .classes import ReorderedLoader
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ def load_coco(
             :func:`load_registered` finds out what is wrong.
     """
     file = read_annotations(json_file)
+    for part in ("images", "categories"):
+        check_unique_ids([row["id"] for row in file.content[part]], part, file.path)
     images = {row["id"]: row for row in file.content["images"]}
     contiguous = _put_classes(name, {row["id"]: row["name"] for row in file.content["categories"]})
     by_image: dict[Any, list[dict]] = {image_id: [] for image_id in images}
@@ -102,8 +106,7 @@ def load_registered(name: str, *, skip_bad_annotations: bool = False) -> list[di
     is_coco = name in DatasetCatalog and metadata.get("evaluator_type") == "coco"
     with read_once():
         try:
-            plain = _registered_by_detectron2(DatasetCatalog[name]) if is_coco else None
-            dicts = DatasetCatalog.get(name) if plain is None else load_coco(**plain)
+            dicts = _loader(DatasetCatalog[name])() if is_coco else DatasetCatalog.get(name)
         except AnnotationError:
             raise
         except Exception:
@@ -116,6 +119,21 @@ def load_registered(name: str, *, skip_bad_annotations: bool = False) -> list[di
                 read_annotations(metadata.json_file), skip_bad_annotations=skip_bad_annotations
             )
     return dicts
+
+
+def classes_of(name: str) -> list[str] | None:
+    """The classes of a data set, in order, if need be of its file; None if they are not known."""
+    if name not in DatasetCatalog:
+        return None
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes")
+    if classes is None and metadata.get("evaluator_type") == "coco":
+        if PathManager.isfile(metadata.json_file):
+            file = read_annotations(metadata.json_file)
+            _, _, categories = lists_of(file.content, file.path)
+            _put_classes(name, {row["id"]: row["name"] for row in categories})
+            classes = metadata.thing_classes
+    return None if classes is None else list(classes)
 
 
 def check_coco_polygons(file: CocoFile, *, skip_bad_annotations: bool = False) -> None:
@@ -200,6 +218,15 @@ def _object(
     kept["bbox_mode"] = BoxMode.XYWH_ABS
     kept["category_id"] = contiguous[annotation["category_id"]]
     return kept
+
+
+def _loader(load: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
+    """A function of the catalog, with :func:`load_coco` in place of Detectron2's loader."""
+    if isinstance(load, ReorderedLoader):
+        load.load = _loader(load.load)
+        return load
+    plain = _registered_by_detectron2(load)
+    return load if plain is None else partial(load_coco, **plain)
 
 
 def _registered_by_detectron2(load: Callable) -> dict[str, Any] | None:

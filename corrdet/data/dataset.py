@@ -15,7 +15,8 @@ from corrdet.errors import ConfigError, CorrdetError
 from corrdet.options import BOOL, Key
 
 from .checks import check_dataset, check_images_exist, check_mask_format, check_num_classes
-from .coco import load_registered
+from .classes import follow_classes
+from .coco import classes_of, load_registered
 
 declare(
     "DATASETS",
@@ -77,6 +78,18 @@ def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
     )
 
 
+def in_training_order(cfg: CfgNode, name: str, dicts: list[dict]) -> list[dict]:
+    """A loaded data set with the classes of the first of ``DATASETS.TRAIN``, in its order.
+
+    Raises:
+        AnnotationError: it has other classes; see :func:`.classes.follow_classes`.
+    """
+    if not cfg.DATASETS.TRAIN:
+        return dicts
+    leader = cfg.DATASETS.TRAIN[0]
+    return follow_classes(name, dicts, leader, classes_of(leader))
+
+
 def training_dicts(cfg: CfgNode) -> list[dict]:
     """Load, check, filter and join the data sets ``DATASETS.TRAIN``.
 
@@ -93,6 +106,8 @@ def training_dicts(cfg: CfgNode) -> list[dict]:
     joined: list[dict] = []
     for number, name in enumerate(names):
         dicts = load_dataset(cfg, name)
+        if number:
+            dicts = in_training_order(cfg, name, dicts)
         if cfg.MODEL.LOAD_PROPOSALS:
             dicts = load_proposals_into_dataset(dicts, cfg.DATASETS.PROPOSAL_FILES_TRAIN[number])
         joined += dicts
