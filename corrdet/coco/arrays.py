@@ -18,6 +18,7 @@ from .rules import (
     is_box,
     is_crowd_flag,
     is_number,
+    is_side,
     lists_of,
 )
 
@@ -316,7 +317,7 @@ def _image_sizes(images: list[dict], source: str) -> np.ndarray:
     sizes = [[image.get(key) or 0 for key in ("width", "height")] for image in images]
     for image, size in zip(images, sizes, strict=True):
         for key, side in zip(("width", "height"), size, strict=True):
-            if not is_number(side) or side != int(side) or side < 0:
+            if side != 0 and not is_side(side):
                 raise CocoFileError(
                     f"{source}: image {image['id']!r}: expected a whole number of pixels as {key}, "
                     f"got {describe(side)}"

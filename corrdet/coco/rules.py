@@ -77,6 +77,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def is_side(value: Any) -> bool:
+    """Of an image: a whole number of pixels, at least one."""
+    return is_number(value) and value >= 1 and float(value).is_integer()
+
+
 def are_numbers(values: Iterable) -> bool:
     """As :func:`is_number` of each, by their few types."""
     return all(issubclass(t, numbers.Real) and t is not bool for t in set(map(type, values)))

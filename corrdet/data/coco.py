@@ -27,7 +27,7 @@ from corrdet.coco import (
     read_once,
 )
 from corrdet.coco.messages import describe, listing
-from corrdet.coco.rules import check_unique_ids, has_corners, is_crowd_flag, lists_of
+from corrdet.coco.rules import check_unique_ids, has_corners, is_crowd_flag, is_side, lists_of
 
 from .checks import SKIP_ANNOTATIONS_ADVICE
 from .classes import ReorderedLoader
@@ -72,14 +72,20 @@ def load_coco(
     dicts, num_left_out = [], 0
     for image_id in sorted(images):
         image = images[image_id]
+        for key in ("width", "height"):
+            if not is_side(image[key]):
+                raise CocoFileError(
+                    f"{file.path}: image id {image_id!r} ({image['file_name']}): expected a whole "
+                    f"number of pixels as {key}, got {describe(image[key])}"
+                )
         objects = [_object(file, annotation, keys, contiguous) for annotation in by_image[image_id]]
         kept = [entry for entry in objects if entry is not None]
         num_left_out += len(objects) - len(kept)
         dicts.append(
             {
                 "file_name": os.path.join(image_root, image["file_name"]),
-                "height": image["height"],
-                "width": image["width"],
+                "height": int(image["height"]),
+                "width": int(image["width"]),
                 "image_id": image_id,
                 "annotations": kept,
             }

@@ -334,7 +334,7 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
     """
     metadata = MetadataCatalog.get(name)
     with read_once():
-        dicts = in_training_order(cfg, name, load_dataset(cfg, name))
+        dicts = in_training_order(cfg, name, load_dataset(cfg, name, is_train=False))
         if metadata.get("evaluator_type") != "coco":
             return dicts
         file = read_annotations(metadata.json_file)
