@@ -3,6 +3,7 @@
 - :mod:`~corrdet.coco.reading`: files, each parsed once and handed on.
 - :mod:`~corrdet.coco.rules`: what the format asks of a row.
 - :mod:`~corrdet.coco.arrays`: annotations and results as arrays, checked row by row.
+- :mod:`~corrdet.coco.completing`: what annotations may leave out.
 - :mod:`~corrdet.coco.masks`: polygons and run lengths, checked and encoded.
 - :mod:`~corrdet.coco.checking`: everything that is wrong with a file, for who corrects it.
 - :mod:`~corrdet.coco.messages`: how messages show values and lists.

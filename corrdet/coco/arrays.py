@@ -7,9 +7,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from .completing import completed
 from .masks import MaskError, check_encodings, encode, for_masks
 from .messages import describe
-from .rules import MAX_COORDINATE, CocoFileError, are_numbers, is_box, is_id, is_number, lists_of
+from .rules import (
+    MAX_COORDINATE,
+    CocoFileError,
+    are_numbers,
+    check_unique_ids,
+    is_box,
+    is_crowd_flag,
+    is_number,
+    is_side,
+    lists_of,
+)
 
 IOU_TYPES = ("bbox", "segm")
 # Scores in float32 may be rounded to just above 1.
@@ -75,9 +86,9 @@ def ground_truth_from_coco(
 ) -> GroundTruth:
     """Arrays of the content of an annotation file.
 
-    As for pycocotools, crowds are what ``iscrowd`` says, and a key ``ignore`` has no effect. An
-    annotation without ``area`` has that of its box, or of its mask where masks are compared; one
-    without ``id`` gets a number.
+    As for pycocotools, crowds are what ``iscrowd`` says, and a key ``ignore`` has no effect. What
+    annotations leave out is what :func:`~corrdet.coco.completing.completed` says; one without
+    ``id`` gets a number.
 
     Args:
         content: an object with the lists images, annotations and categories.
@@ -90,17 +101,17 @@ def ground_truth_from_coco(
             or has not the size of its image; ``iscrowd`` is neither 0 nor 1.
     """
     _check_iou_type(iou_type)
-    images, annotations, categories = lists_of(content, source)
+    lists_of(content, source)
+    images, annotations, categories = lists_of(completed(content), source)
     images, image_ids = _by_id(images, "images", source)
     categories, category_ids = _by_id(categories, "categories", source)
     arrays = _rows(annotations, "annotations", source, image_ids, category_ids, iou_type)
     ids = [annotation.get("id", index) for index, annotation in enumerate(annotations, 1)]
-    _check_unique(ids, "annotations", source)
+    check_unique_ids(ids, "annotations", source)
     sizes = _image_sizes(images, source)
-    masks, areas = None, arrays["boxes"][:, 2] * arrays["boxes"][:, 3]
+    masks = None
     if iou_type == "segm":
         masks = _ground_truth_masks(annotations, sizes[arrays["images"]], source)
-        areas = for_masks(mask_utils.area, masks, 1)[:, 0]
     return GroundTruth(
         image_ids=image_ids,
         file_names=[str(image.get("file_name", "")) for image in images],
@@ -108,7 +119,7 @@ def ground_truth_from_coco(
         category_ids=category_ids,
         category_names=[str(category.get("name", category["id"])) for category in categories],
         ids=np.array(ids),
-        areas=_areas(annotations, areas, source),
+        areas=_areas(annotations, source),
         is_crowd=_is_crowd(annotations, source),
         masks=masks,
         **arrays,
@@ -192,7 +203,7 @@ def _by_id(rows: list, what: str, source: str) -> tuple[list[dict], list]:
                 f"{source}: {what}[{index}]: expected an object with an id, got {describe(row)}"
             )
     ids = [row["id"] for row in rows]
-    _check_unique(ids, what, source)
+    check_unique_ids(ids, what, source)
     try:
         rows = sorted(rows, key=lambda row: row["id"])
     except TypeError as error:
@@ -200,24 +211,6 @@ def _by_id(rows: list, what: str, source: str) -> tuple[list[dict], list]:
             f"{source}: {what}: expected ids of one type, got numbers and texts"
         ) from error
     return rows, [row["id"] for row in rows]
-
-
-def _check_unique(ids: list, what: str, source: str) -> None:
-    for index, value in enumerate(ids):
-        if not is_id(value):
-            raise CocoFileError(
-                f"{source}: {what}[{index}]: expected a whole number or a text as id, got "
-                f"{describe(value)}"
-            )
-    if len(set(ids)) != len(ids):
-        seen: dict[int | str, int] = {}
-        for index, value in enumerate(ids):
-            if value in seen:
-                raise CocoFileError(
-                    f"{source}: {what}[{index}]: expected an id of its own, got {value!r}, that of "
-                    f"{what}[{seen[value]}]"
-                )
-            seen[value] = index
 
 
 def _rows(
@@ -324,7 +317,7 @@ def _image_sizes(images: list[dict], source: str) -> np.ndarray:
     sizes = [[image.get(key) or 0 for key in ("width", "height")] for image in images]
     for image, size in zip(images, sizes, strict=True):
         for key, side in zip(("width", "height"), size, strict=True):
-            if not is_number(side) or side != int(side) or side < 0:
+            if side != 0 and not is_side(side):
                 raise CocoFileError(
                     f"{source}: image {image['id']!r}: expected a whole number of pixels as {key}, "
                     f"got {describe(side)}"
@@ -332,13 +325,8 @@ def _image_sizes(images: list[dict], source: str) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
-def _areas(annotations: list[dict], shape_areas: np.ndarray, source: str) -> np.ndarray:
-    """(G,) as annotated, or where nothing is, ``shape_areas``."""
-    given = [
-        {"area": area} if annotation.get("area") is None else annotation
-        for annotation, area in zip(annotations, shape_areas.tolist(), strict=True)
-    ]
-    areas = _numbers(given, "area", "annotations", source)
+def _areas(annotations: list[dict], source: str) -> np.ndarray:
+    areas = _numbers(annotations, "area", "annotations", source)
     # Negated, so that NaN is bad as well.
     bad = np.flatnonzero(~((areas >= 0) & np.isfinite(areas)))
     if len(bad):
@@ -352,7 +340,7 @@ def _areas(annotations: list[dict], shape_areas: np.ndarray, source: str) -> np.
 def _is_crowd(annotations: list[dict], source: str) -> np.ndarray:
     flags = [annotation.get("iscrowd") for annotation in annotations]
     for index, flag in enumerate(flags):
-        if flag not in (None, 0, 1):
+        if not is_crowd_flag(flag):
             raise CocoFileError(
                 f"{source}: annotations[{index}]: expected iscrowd to be 0 or 1, got "
                 f"{describe(flag)}"

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from corrdet.files import reading
 
 from .arrays import Detections, GroundTruth, detections_from_coco, ground_truth_from_coco
+from .completing import completed, results_with_whole_ids, with_whole_ids
 from .rules import CocoFileError
 
 Opener = Callable[[Any, Any], IO]
@@ -25,32 +26,43 @@ class CocoFile:
 
     Attributes:
         path: of the file.
-        content: of the file, which nobody changes.
+        content: of the file, which nobody changes; its ids are whole numbers or texts where they
+            can be.
     """
 
     def __init__(self, path: str, content: Any):
         self.path, self.content = path, content
         self._ground_truths: dict[str, GroundTruth] = {}
+        self._completed: dict | None = None
 
     @property
     def has_annotations(self) -> bool:
         """The files of COCO's test sets have none."""
         return "annotations" in self.content
 
+    @property
+    def completed(self) -> dict:
+        """The content with what annotations leave out: see :func:`.completing.completed`."""
+        if self._completed is None:
+            self._completed = completed(self.content)
+        return self._completed
+
     def ground_truth(self, iou_type: str = "bbox") -> GroundTruth:
         """The objects as arrays, made once: see :func:`ground_truth_from_coco`."""
         if iou_type not in self._ground_truths:
             self._ground_truths[iou_type] = ground_truth_from_coco(
-                self.content, iou_type, source=self.path
+                self.completed if isinstance(self.content, dict) else self.content,
+                iou_type,
+                source=self.path,
             )
         return self._ground_truths[iou_type]
 
     def api(self) -> COCO:
-        """pycocotools' object of this content."""
+        """pycocotools' object of this content, completed."""
         api = COCO()
-        api.dataset = dict(self.content)
+        api.dataset = dict(self.completed)
         if self.has_annotations:  # copies, as evaluating writes into them
-            api.dataset["annotations"] = [dict(row) for row in self.content["annotations"]]
+            api.dataset["annotations"] = [dict(row) for row in self.completed["annotations"]]
         with contextlib.redirect_stdout(io.StringIO()):
             api.createIndex()
         return api
@@ -99,7 +111,7 @@ def read(path: str | os.PathLike, opener: Opener | None = None) -> CocoFile:
     kept = _kept.get()
     file = None if kept is None else kept.in_use.get(path)
     if file is None:
-        file = CocoFile(path, _parse(path, opener))
+        file = CocoFile(path, with_whole_ids(_parse(path, opener)))
     if kept is not None:
         kept.latest = kept.in_use[path] = file
     return file
@@ -133,7 +145,8 @@ def read_detections(
         CocoFileError: not JSON, or not in the format, see :func:`detections_from_coco`.
         ReadError: the file cannot be read.
     """
-    return detections_from_coco(_parse(path), ground_truth, iou_type, source=str(path))
+    content = results_with_whole_ids(_parse(path))
+    return detections_from_coco(content, ground_truth, iou_type, source=str(path))
 
 
 def _parse(path: str | os.PathLike, opener: Opener | None = None) -> Any:

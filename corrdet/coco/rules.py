@@ -44,6 +44,29 @@ def lists_of(content: Any, source: str) -> tuple[list, list, list]:
     return tuple(content[part] for part in LISTS)
 
 
+def check_unique_ids(ids: list, what: str, source: str) -> None:
+    """Whether each row of ``what`` has an id of its own.
+
+    Raises:
+        CocoFileError: names the first row that has none.
+    """
+    for index, value in enumerate(ids):
+        if not is_id(value):
+            raise CocoFileError(
+                f"{source}: {what}[{index}]: expected a whole number or a text as id, got "
+                f"{describe(value)}"
+            )
+    if len(set(ids)) != len(ids):
+        seen: dict[int | str, int] = {}
+        for index, value in enumerate(ids):
+            if value in seen:
+                raise CocoFileError(
+                    f"{source}: {what}[{index}]: expected an id of its own, got {value!r}, that of "
+                    f"{what}[{seen[value]}]"
+                )
+            seen[value] = index
+
+
 def is_id(value: Any) -> bool:
     """Of an image, category or annotation: a whole number or a text."""
     return isinstance(value, int | str) and not isinstance(value, bool)
@@ -54,6 +77,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def is_side(value: Any) -> bool:
+    """Of an image: a whole number of pixels, at least one."""
+    return is_number(value) and value >= 1 and float(value).is_integer()
+
+
 def are_numbers(values: Iterable) -> bool:
     """As :func:`is_number` of each, by their few types."""
     return all(issubclass(t, numbers.Real) and t is not bool for t in set(map(type, values)))
@@ -62,6 +90,11 @@ def are_numbers(values: Iterable) -> bool:
 def is_box(value: Any) -> bool:
     """Four numbers."""
     return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
+
+
+def is_crowd_flag(value: Any) -> bool:
+    """0, 1 or nothing, which is 0."""
+    return value is None or (isinstance(value, int | float) and value in (0, 1))
 
 
 def has_corners(polygon: Sized) -> bool:

@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pycocotools.mask as mask_utils
@@ -25,10 +26,11 @@ from corrdet.coco import (
     read,
     read_once,
 )
-from corrdet.coco.messages import listing
-from corrdet.coco.rules import has_corners
+from corrdet.coco.messages import describe, listing
+from corrdet.coco.rules import check_unique_ids, has_corners, is_crowd_flag, is_side, lists_of
 
 from .checks import SKIP_ANNOTATIONS_ADVICE
+from .classes import ReorderedLoader
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ def load_coco(
             :func:`load_registered` finds out what is wrong.
     """
     file = read_annotations(json_file)
+    for part in ("images", "categories"):
+        check_unique_ids([row["id"] for row in file.content[part]], part, file.path)
     images = {row["id"]: row for row in file.content["images"]}
     contiguous = _put_classes(name, {row["id"]: row["name"] for row in file.content["categories"]})
     by_image: dict[Any, list[dict]] = {image_id: [] for image_id in images}
@@ -68,14 +72,20 @@ def load_coco(
     dicts, num_left_out = [], 0
     for image_id in sorted(images):
         image = images[image_id]
+        for key in ("width", "height"):
+            if not is_side(image[key]):
+                raise CocoFileError(
+                    f"{file.path}: image id {image_id!r} ({image['file_name']}): expected a whole "
+                    f"number of pixels as {key}, got {describe(image[key])}"
+                )
         objects = [_object(file, annotation, keys, contiguous) for annotation in by_image[image_id]]
         kept = [entry for entry in objects if entry is not None]
         num_left_out += len(objects) - len(kept)
         dicts.append(
             {
                 "file_name": os.path.join(image_root, image["file_name"]),
-                "height": image["height"],
-                "width": image["width"],
+                "height": int(image["height"]),
+                "width": int(image["width"]),
                 "image_id": image_id,
                 "annotations": kept,
             }
@@ -102,8 +112,7 @@ def load_registered(name: str, *, skip_bad_annotations: bool = False) -> list[di
     is_coco = name in DatasetCatalog and metadata.get("evaluator_type") == "coco"
     with read_once():
         try:
-            plain = _registered_by_detectron2(DatasetCatalog[name]) if is_coco else None
-            dicts = DatasetCatalog.get(name) if plain is None else load_coco(**plain)
+            dicts = _loader(DatasetCatalog[name])() if is_coco else DatasetCatalog.get(name)
         except AnnotationError:
             raise
         except Exception:
@@ -116,6 +125,21 @@ def load_registered(name: str, *, skip_bad_annotations: bool = False) -> list[di
                 read_annotations(metadata.json_file), skip_bad_annotations=skip_bad_annotations
             )
     return dicts
+
+
+def classes_of(name: str) -> list[str] | None:
+    """The classes of a data set, in order, if need be of its file; None if they are not known."""
+    if name not in DatasetCatalog:
+        return None
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes")
+    if classes is None and metadata.get("evaluator_type") == "coco":
+        if PathManager.isfile(metadata.json_file):
+            file = read_annotations(metadata.json_file)
+            _, _, categories = lists_of(file.content, file.path)
+            _put_classes(name, {row["id"]: row["name"] for row in categories})
+            classes = metadata.thing_classes
+    return None if classes is None else list(classes)
 
 
 def check_coco_polygons(file: CocoFile, *, skip_bad_annotations: bool = False) -> None:
@@ -173,6 +197,13 @@ def _object(
             "'iscrowd' is"
         )
     kept = {key: annotation[key] for key in keys if key in annotation}
+    if not is_crowd_flag(annotation.get("iscrowd")):
+        raise CocoFileError(
+            f"{file.path}: annotation id {annotation['id']}: expected iscrowd to be 0 or 1, got "
+            f"{describe(annotation['iscrowd'])}"
+        )
+    if "iscrowd" in kept and kept["iscrowd"] is None:  # which Detectron2 takes for a crowd
+        kept["iscrowd"] = 0
     if "bbox" in kept and len(kept["bbox"]) == 0:
         raise ValueError(f"{file.path}: annotation id {annotation['id']}: its box is empty")
     segmentation = annotation.get("segmentation")
@@ -193,6 +224,15 @@ def _object(
     kept["bbox_mode"] = BoxMode.XYWH_ABS
     kept["category_id"] = contiguous[annotation["category_id"]]
     return kept
+
+
+def _loader(load: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
+    """A function of the catalog, with :func:`load_coco` in place of Detectron2's loader."""
+    if isinstance(load, ReorderedLoader):
+        load.load = _loader(load.load)
+        return load
+    plain = _registered_by_detectron2(load)
+    return load if plain is None else partial(load_coco, **plain)
 
 
 def _registered_by_detectron2(load: Callable) -> dict[str, Any] | None:

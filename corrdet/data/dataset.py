@@ -11,19 +11,33 @@ from detectron2.data.detection_utils import check_metadata_consistency
 
 from corrdet.config import declare
 from corrdet.errors import ConfigError, CorrdetError
-from corrdet.options import BOOL, Key
+from corrdet.options import BOOL, Key, Range
 
-from .checks import check_dataset, check_images_exist, check_mask_format, check_num_classes
-from .coco import load_registered
+from .checks import (
+    check_dataset,
+    check_image_headers,
+    check_images_exist,
+    check_mask_format,
+    check_num_classes,
+)
+from .classes import follow_classes
+from .coco import classes_of, load_registered
 from .proposals import add_proposals
 
+IMAGE_CHECKS = ("none", "header", "whole")
 declare(
     "DATASETS",
     SKIP_UNREADABLE=Key(
         False,
         BOOL,
-        "True: images that cannot be read are found before training, named and left out. "
-        "False: missing ones are an error before training, a damaged one when it is read",
+        "True: images that cannot be read, or have another size than stated, are found before "
+        "training, named and left out. False: they are an error, as CHECK_IMAGES finds them",
+    ),
+    CHECK_IMAGES=Key(
+        "header",
+        Range("one of 'none', 'header', 'whole'", lambda v: v in IMAGE_CHECKS, IMAGE_CHECKS),
+        "before training and evaluation, compare sizes and EXIF with the header of each image; "
+        "'whole' decodes each, which finds damaged ones; 'none' looks for the files only",
     ),
     SKIP_BAD_ANNOTATIONS=Key(
         False,
@@ -41,15 +55,21 @@ class DatasetTypeError(CorrdetError, TypeError):
     """What a registered function returns is no list of dicts."""
 
 
-def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
+def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict]:
     """Load a data set and check its classes, images and annotations.
 
     ``DATASETS.SKIP_UNREADABLE`` and ``DATASETS.SKIP_BAD_ANNOTATIONS`` are off where the config
     lacks them.
 
+    Args:
+        cfg: the config.
+        name: of the data set.
+        is_train: whether images will be resized as in training, or as in tests.
+
     Raises:
         AnnotationError: a file or annotations that cannot be used, or more classes than the model.
-        ImageReadError: missing images, without ``SKIP_UNREADABLE``.
+        ImageReadError: missing or unreadable images, without ``SKIP_UNREADABLE``.
+        ImageSizeError: images of another size than stated, or too long, without it.
         EmptyDatasetError: there is no image.
         DatasetTypeError: it is not a list of dicts.
         KeyError: it is not registered.
@@ -68,13 +88,41 @@ def load_dataset(cfg: CfgNode, name: str) -> list[dict]:
     skip_unreadable = cfg.DATASETS.get("SKIP_UNREADABLE", False)
     if not skip_unreadable:
         check_images_exist(name, dicts)
+    how = cfg.DATASETS.get("CHECK_IMAGES", "header")
+    if how != "none":
+        shapes = _shapes(cfg, is_train)
+        dicts = check_image_headers(name, dicts, skip=skip_unreadable, shapes=shapes)
+    if not dicts:
+        raise EmptyDatasetError(f"no image of data set {name!r} can be used")
     return check_dataset(
         name,
         dicts,
         skip_unreadable=skip_unreadable,
         skip_bad_annotations=skip_bad_annotations,
+        check_images=how == "whole",
         check_masks=cfg.MODEL.MASK_ON,
     )
+
+
+def _shapes(cfg: CfgNode, is_train: bool) -> list[tuple[int, int]]:
+    """(shortest edge, longest edge) of what images are resized to."""
+    if cfg.INPUT.get("FIXED_SIZE", ()):
+        return []
+    if not is_train:
+        return [(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    return [(size, cfg.INPUT.MAX_SIZE_TRAIN) for size in cfg.INPUT.MIN_SIZE_TRAIN]
+
+
+def in_training_order(cfg: CfgNode, name: str, dicts: list[dict]) -> list[dict]:
+    """A loaded data set with the classes of the first of ``DATASETS.TRAIN``, in its order.
+
+    Raises:
+        AnnotationError: it has other classes; see :func:`.classes.follow_classes`.
+    """
+    if not cfg.DATASETS.TRAIN:
+        return dicts
+    leader = cfg.DATASETS.TRAIN[0]
+    return follow_classes(name, dicts, leader, classes_of(leader))
 
 
 def training_dicts(cfg: CfgNode) -> list[dict]:
@@ -92,8 +140,11 @@ def training_dicts(cfg: CfgNode) -> list[dict]:
     if not names:
         raise ConfigError("DATASETS.TRAIN names no data set")
     joined: list[dict] = []
-    for name in names:
-        joined += add_proposals(cfg, "TRAIN", name, load_dataset(cfg, name))
+    for number, name in enumerate(names):
+        dicts = load_dataset(cfg, name)
+        if number:
+            dicts = in_training_order(cfg, name, dicts)
+        joined += add_proposals(cfg, "TRAIN", name, dicts)
     if all("annotations" in record for record in joined):
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             joined = filter_images_with_only_crowd_annotations(joined)

@@ -6,16 +6,23 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
 
 from corrdet.config import declare
-from corrdet.errors import CorrdetError
 from corrdet.options import SHARE, Key, at_least, numbers
 
 from .augmentation import check_input, ssd_augmentations
-from .checks import SKIP_ADVICE, ImageReadError, check_mask_format, unreadable_reason
+from .checks import (
+    SKIP_ADVICE,
+    ImageReadError,
+    ImageSizeError,
+    check_mask_format,
+    unreadable_reason,
+)
+from .images import read_image
 
 # Beside Detectron2's own ENABLED, TYPE and SIZE. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
 declare(
@@ -29,17 +36,15 @@ declare(
 )
 
 
-class ImageSizeError(CorrdetError, SizeMismatchError):
-    """An image does not have the size that its data set states."""
-
-
 class CorrdetDatasetMapper(DatasetMapper):
     """Map a dataset dict to what models take: read, augment, make tensors and instances.
 
-    It differs from :class:`detectron2.data.DatasetMapper` in five ways:
+    It differs from :class:`detectron2.data.DatasetMapper` in six ways:
 
     - An image that cannot be read, or has another size than stated, raises a
       :class:`~corrdet.errors.CorrdetError` with the file's name.
+    - Images are read by :func:`.images.read_image`: those of 16 bits are scaled, and EXIF turns
+      only those whose stated size is the turned one.
     - An image without objects gets empty ``instances`` with every field that others have, so that
       it can be trained on (``DATALOADER.FILTER_EMPTY_ANNOTATIONS False``).
     - ``keep_instances``: at test time, too, the ground truth is returned as ``instances``, in the
@@ -110,7 +115,7 @@ class CorrdetDatasetMapper(DatasetMapper):
             [_GiveBoxes(_object_boxes(dataset_dict)), *self.augmentations.augs]
         )
         try:
-            return super(CorrdetDatasetMapper, mapper).__call__(dataset_dict)
+            return mapper._map(dataset_dict)
         except Exception as error:
             # Which part failed is found out afterwards: that costs nothing as long as nothing
             # fails.
@@ -124,6 +129,34 @@ class CorrdetDatasetMapper(DatasetMapper):
             if self.use_instance_mask and self.instance_mask_format == "polygon":
                 check_mask_format([dataset_dict])
             raise
+
+    def _map(self, dataset_dict: dict) -> dict:
+        """What :class:`detectron2.data.DatasetMapper` does, whose reading cannot be replaced."""
+        dataset_dict = copy.deepcopy(dataset_dict)
+        stated = None
+        if {"width", "height"} <= dataset_dict.keys():
+            stated = (dataset_dict["width"], dataset_dict["height"])
+        image = read_image(dataset_dict["file_name"], self.image_format, stated)
+        utils.check_image_size(dataset_dict, image)
+        sem_seg = None
+        if "sem_seg_file_name" in dataset_dict:
+            sem_seg = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
+        augmented = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(augmented)
+        image, sem_seg = augmented.image, augmented.sem_seg
+        image_shape = image.shape[:2]
+        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(
+                dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image_shape)
+        return dataset_dict
 
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
         for annotation in dataset_dict["annotations"]:

@@ -27,6 +27,7 @@ from corrdet.data import (
     load_dataset,
 )
 from corrdet.data.coco import read_annotations
+from corrdet.data.dataset import in_training_order
 from corrdet.data.proposals import add_proposals
 from corrdet.errors import CorrdetError
 from corrdet.modeling import build_test_time_augmentation, load_old_state
@@ -120,11 +121,11 @@ class CorrdetTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
 
-        for name in cfg.DATASETS.TEST:
-            load_test_set(cfg, name)  # for its checks: now, not when hours of training are over
         self._detector = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, self._detector)
         self._loader = self.build_train_loader(cfg)
+        for name in cfg.DATASETS.TEST:
+            load_test_set(cfg, name)  # for its checks: now, not when hours of training are over
         model = self._detector
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
@@ -335,7 +336,8 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
     """
     metadata = MetadataCatalog.get(name)
     with read_once():
-        dicts = add_proposals(cfg, "TEST", name, load_dataset(cfg, name))
+        dicts = in_training_order(cfg, name, load_dataset(cfg, name, is_train=False))
+        dicts = add_proposals(cfg, "TEST", name, dicts)
         if metadata.get("evaluator_type") != "coco":
             return dicts
         file = read_annotations(metadata.json_file)

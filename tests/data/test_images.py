@@ -1,0 +1,222 @@
+"""Images as users bring them: sizes, EXIF, depths; found before training, and read rightly."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from PIL import Image
+
+from corrdet.coco import AnnotationError, CocoFileError
+from corrdet.data import CorrdetDatasetMapper, ImageReadError, ImageSizeError
+from corrdet.data.dataset import load_dataset
+from corrdet.data.images import read_image, to_eight_bits
+from corrdet.data.register import register_from_config
+from corrdet.errors import CorrdetError
+from tests.helpers.data import loader_config
+from tests.helpers.users_data import SIDE, for_each, rectangles, write
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Function of a content and config keys: the data set, loaded as for training."""
+    names = []
+
+    def load(content: dict, is_train: bool = True, **options):
+        name = f"images_{len(names)}"
+        names.extend(register_from_config([f"{name}={write(tmp_path, content, name)}"]))
+        cfg = loader_config(MODEL__ROI_HEADS__NUM_CLASSES=2)
+        cfg.DATASETS.SKIP_UNREADABLE = options.pop("skip", False)
+        cfg.DATASETS.CHECK_IMAGES = options.pop("check", "header")
+        for key, value in options.items():
+            cfg.INPUT[key] = value
+        return load_dataset(cfg, name, is_train=is_train)
+
+    yield load
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def save(tmp_path, content: dict, pixels, name: str = "own.jpg", orientation=None) -> dict:
+    """One more image, of the size of its pixels; returns its row."""
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(tmp_path / "images" / name, exif=exif.tobytes())
+    row = {"id": 99, "file_name": name, "width": image.width, "height": image.height}
+    content["images"].append(row)
+    return row
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize(
+    ("row", "stated"), [(1, (97, 96)), (0, (48, 48)), (3, (96, 960))]
+)  # fmt: skip
+def test_other_sizes_than_stated(tmp_path, load, row, stated, is_train, caplog):
+    content = rectangles(tmp_path)
+    width, height = stated
+    content["images"][row].update(width=width, height=height)
+    with pytest.raises(ImageSizeError) as caught:
+        load(content, is_train)
+    name = content["images"][row]["file_name"]
+    assert isinstance(caught.value, CorrdetError)
+    words = f"{name}: the data set says {width} x {height}, the file has 96 x 96 (w x h)"
+    assert words in str(caught.value) and "1 of 4 images" in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        kept = load(content, is_train, skip=True)
+    assert len(kept) == 3 and words in caplog.text
+
+
+ARROW = np.zeros((80, 128, 3), np.uint8)
+ARROW[:40, :64] = 255  # upper left
+
+
+class TestExif:
+    def mapped(self, record) -> np.ndarray:
+        mapper = CorrdetDatasetMapper(False, augmentations=[], image_format="BGR")
+        return mapper(record)["image"].permute(1, 2, 0).numpy()
+
+    @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+    @pytest.mark.parametrize("name", ["own.jpg", "own.png"])
+    def test_the_stated_size_decides(self, tmp_path, load, orientation, name, caplog):
+        content = rectangles(tmp_path)
+        row = save(tmp_path, content, ARROW, name, orientation)
+        path = str(tmp_path / "images" / name)
+        as_stored = np.asarray(Image.open(path).convert("RGB"))
+        with caplog.at_level(logging.WARNING):
+            record = load(content)[-1]
+        assert "1 image(s) are not turned by EXIF" in caplog.text and path in caplog.text
+        assert np.array_equal(self.mapped(record), as_stored[:, :, ::-1])
+        row.update(width=80, height=128)
+        caplog.clear()
+        record = load(content)[-1]
+        assert caplog.text == ""
+        assert np.array_equal(self.mapped(record), detection_utils.read_image(path, "BGR"))
+        row.update(width=80, height=100)
+        with pytest.raises(ImageSizeError, match="has 128 x 80, turned by EXIF 80 x 128 "):
+            load(content)
+
+    @pytest.mark.parametrize(("pixels", "orientation"), [(ARROW, 3), (ARROW[:, :80], 6)])
+    def test_where_sizes_cannot_tell_it_is_said(self, tmp_path, load, pixels, orientation, caplog):
+        content = rectangles(tmp_path)
+        save(tmp_path, content, pixels, "own.jpg", orientation)
+        with caplog.at_level(logging.WARNING):
+            record = load(content)[-1]
+        assert "their sizes cannot tell" in caplog.text
+        expected = detection_utils.read_image(record["file_name"], "BGR")
+        assert np.array_equal(self.mapped(record), expected)
+
+    def test_images_without_it_are_read_as_by_detectron2(self, tmp_path, load):
+        for record in load(rectangles(tmp_path)):
+            expected = detection_utils.read_image(record["file_name"], "BGR")
+            assert np.array_equal(self.mapped(record), expected)
+
+
+RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "expected"),
+    [
+        ((RAMP * 65535).astype(np.uint16), "own.png", RAMP * 255),
+        ((RAMP * 4095).astype(np.uint16), "own.tif", RAMP * 4095 / 257),
+        ((RAMP * 65535).astype(np.int32), "own.tif", RAMP * 255),
+        ((RAMP * 2**30).astype(np.int32), "own.tif", RAMP * 255),
+        ((RAMP * 255).astype(np.int32), "own.tif", RAMP * 255),
+        (RAMP.astype(np.float32), "own.tif", RAMP * 255),
+        ((RAMP * 255).astype(np.float32), "own.tif", RAMP * 255),
+        ((RAMP * 10 - 5).astype(np.float32) * 100, "own.tif", RAMP * 255),
+    ],
+)
+def test_deep_images_are_scaled_and_it_is_said(tmp_path, load, values, name, expected, caplog):
+    content = rectangles(tmp_path)
+    save(tmp_path, content, values, name)
+    with caplog.at_level(logging.WARNING):
+        record = load(content)[-1]
+        load(content)
+    assert "1 image(s) are of 16 or 32 bits a channel, which are scaled" in caplog.text
+    pixels = CorrdetDatasetMapper(False, augmentations=[], image_format="BGR")(record)["image"]
+    assert np.abs(pixels.numpy() - expected).max() <= 1
+    # Without 8 bits asked for, as it is.
+    assert np.array_equal(read_image(record["file_name"]), values)
+
+
+def test_deep_images_of_one_value():
+    assert to_eight_bits(np.full((2, 2), 70_000), "I").tolist() == [[0, 0]] * 2
+    assert to_eight_bits(np.full((2, 2), np.nan), "F").tolist() == [[0, 0]] * 2
+
+
+@pytest.mark.parametrize("value", ["96", 96.5, None, -1, True, 0, float("inf")])
+@pytest.mark.parametrize("key", ["width", "height"])
+def test_sizes_that_are_no_numbers_of_pixels_are_named(tmp_path, load, key, value, registered):
+    content = rectangles(tmp_path)
+    content["images"][1][key] = value
+    words = f"expected a whole number of pixels as {key}, got"
+    with pytest.raises(CocoFileError, match=rf"image id 2 \(0002.png\): {words}"):
+        load(content)
+    # Of a function of one's own.
+    record = {"file_name": str(tmp_path / "images/0001.png"), "width": SIDE, "height": SIDE}
+    name = registered([{**record, key: value, "annotations": []}])
+    with pytest.raises(AnnotationError, match=rf"0001.png: {words}"):
+        load_dataset(loader_config(), name)
+
+
+def test_sizes_that_are_not_stated_are_the_files(tmp_path, registered):
+    rectangles(tmp_path)
+    name = registered([{"file_name": str(tmp_path / "images/0001.png")}])
+    (record,) = load_dataset(loader_config(), name)
+    assert (record["width"], record["height"]) == (SIDE, SIDE)
+
+
+def test_sizes_may_be_whole_floating_point_numbers(tmp_path, load):
+    content = rectangles(tmp_path)
+    for_each("images", width=96.0, height=96.0)(content)
+    record = load(content)[0]
+    assert json.dumps([record["width"], record["height"]]) == "[96, 96]"
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((1, 4000), False), ((4000, 1), False), ((1, 400), True)]
+)
+def test_images_of_which_nothing_would_be_left(tmp_path, load, shape, fits, caplog):
+    content = rectangles(tmp_path)
+    save(tmp_path, content, np.zeros((*shape, 3), np.uint8))
+    if fits:
+        assert len(load(content)) == 5
+        return
+    with pytest.raises(ImageSizeError, match="resized to at most 1333 pixels, has a side of no"):
+        load(content)
+    assert len(load(content, skip=True)) == 4
+    assert len(load(content, MAX_SIZE_TRAIN=4000)) == 5
+    with pytest.raises(ImageSizeError):
+        load(content, is_train=False, MAX_SIZE_TRAIN=4000)
+    assert len(load(content, is_train=False, MIN_SIZE_TEST=0)) == 5
+
+
+@pytest.mark.parametrize("which", [slice(None), slice(1), slice(2, 4)])
+def test_boxes_in_shares_of_the_image(tmp_path, load, which):
+    content = rectangles(tmp_path)
+    for row in content["annotations"][which]:
+        row["bbox"] = [side / SIDE for side in row["bbox"]]
+    number = len(content["annotations"][which])
+    with pytest.raises(
+        AnnotationError, match=rf"{number} bad annotation\(s\) \({number} in 0..1\)"
+    ):
+        load(content)
+
+
+def test_damaged_images_are_found_by_choice(tmp_path, load):
+    content = rectangles(tmp_path)
+    path = tmp_path / "images" / "0002.png"
+    path.write_bytes(path.read_bytes()[:-4000])
+    assert len(load(content)) == 4
+    with pytest.raises(ImageReadError, match=r"1 image\(s\) that cannot be read:\n.*0002.png"):
+        load(content, check="whole")
+    path.write_bytes(b"no image")
+    with pytest.raises(ImageReadError, match=r"1 image\(s\) that cannot be read:\n.*0002.png"):
+        load(content)
+    assert len(load(content, check="none")) == 4
+    assert len(load(content, skip=True)) == 3
