@@ -1,16 +1,18 @@
 """Detectron2's trainer, with exact resuming, correlation measures, and errors that name images."""
 
+import inspect
 import json
 import logging
 import math
 import os
 import weakref
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicWriter
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -33,7 +35,12 @@ from corrdet.options import BOOL, Key, Range
 
 from .checkpoint import SafeCheckpointer
 from .evaluator import CorrelationEvaluator
-from .hooks import RecentScalars, WriteEvaluations
+from .hooks import (
+    AnyLRScheduler,
+    RecentScalars,
+    WriterOfEvaluations,
+    is_restored_by_detectron2,
+)
 from .random_state import get_random_states, set_random_states
 
 OPTIMIZERS = ("SGD", "ADAMW")
@@ -74,6 +81,44 @@ declare(
 
 class DivergedError(CorrdetError, FloatingPointError):
     """A loss is NaN or infinite."""
+
+
+class WatchedLoader:
+    """Another loader than corrdet's, which remembers the batch that it gave last, for messages.
+
+    Everything else of the loader is where it was.
+    """
+
+    def __init__(self, loader: Iterable):
+        """
+        Args:
+            loader: gives batches, each usually a list of dicts.
+        """
+        self._loader = loader
+        self.last_batch = None
+
+    def __iter__(self) -> Iterator:
+        # Not a generator, which would begin to read at the first batch: workers start here.
+        return _WatchedIterator(self, iter(self._loader))
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["_loader"], name)
+
+
+class _WatchedIterator:
+    def __init__(self, watched: WatchedLoader, iterator: Iterator):
+        self._watched = watched
+        self._iterator = iterator
+
+    def __iter__(self) -> "_WatchedIterator":
+        return self
+
+    def __next__(self):
+        self._watched.last_batch = next(self._iterator)
+        return self._watched.last_batch
 
 
 class _KeepsLosses:
@@ -119,11 +164,14 @@ class CorrdetTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
 
-        for name in cfg.DATASETS.TEST:
-            load_test_set(cfg, name)  # for its checks: now, not when hours of training are over
+        for name in cfg.DATASETS.TEST:  # now, not when hours of training are over
+            if _is_overridden(type(self), "build_test_loader"):
+                check_ground_truth(cfg, name)  # what it gives as images is not ours to check
+            else:
+                load_test_set(cfg, name)
         self._detector = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, self._detector)
-        self._loader = self.build_train_loader(cfg)
+        self._loader = self._usable(self.build_train_loader(cfg))
         model = self._detector
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
@@ -137,8 +185,20 @@ class CorrdetTrainer(DefaultTrainer):
             self._detector, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self._random_states: dict | None = None
-        self._writers: list = []  # on the main process only
         self.register_hooks(self.build_hooks())
+
+    def _usable(self, loader):
+        """The training loader, watched where it is not corrdet's, which is said."""
+        if isinstance(loader, ResumableLoader):
+            return loader
+        logging.getLogger(__name__).warning(
+            "%s.build_train_loader gives a %s: the training can be resumed, but goes on with other "
+            "images than without the stop. corrdet.data.build_train_loader(cfg, mapper=...) "
+            "resumes exactly",
+            type(self).__name__,
+            type(loader).__name__,
+        )
+        return WatchedLoader(loader)
 
     # ---- What is built.
 
@@ -177,7 +237,8 @@ class CorrdetTrainer(DefaultTrainer):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-            optimizer = cls.build_optimizer(cfg, model)
+            # Not that of cls, which may be in the middle of calling this.
+            optimizer = CorrdetTrainer.build_optimizer(cfg, model)
 
             def clip(optimizer, *_):
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -203,16 +264,18 @@ class CorrdetTrainer(DefaultTrainer):
         # Behind timing and schedule, before what saves and writes: a checkpoint and a line of
         # metrics then hold the same iterations.
         hooks.insert(2, RecentScalars())
+        if not is_restored_by_detectron2(self.scheduler):
+            hooks = [AnyLRScheduler() if type(h) is LRScheduler else h for h in hooks]
+        hooks = [
+            WriterOfEvaluations(h, self.cfg.TEST.EVAL_PERIOD) if type(h) is PeriodicWriter else h
+            for h in hooks
+        ]
         if self.cfg.TEST.AUG.ENABLED:
             # Behind the evaluation without it, and before what writes: once, after training.
             (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
             evaluate = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._detector))
             hooks.insert(place + 1, evaluate)
-        return [*hooks, WriteEvaluations(self._writers, self.cfg.TEST.EVAL_PERIOD)]
-
-    def build_writers(self) -> list:
-        self._writers = super().build_writers()
-        return self._writers
+        return hooks
 
     # ---- Training.
 
@@ -220,9 +283,12 @@ class CorrdetTrainer(DefaultTrainer):
         try:
             return super().train()
         finally:
-            self._loader.close()
+            if isinstance(self._loader, ResumableLoader):
+                self._loader.close()
 
     def before_train(self):
+        # Whatever was registered behind it: what a hook logs in an iteration is written in it.
+        self._hooks.sort(key=lambda hook: isinstance(hook, PeriodicWriter))
         super().before_train()
         # Last, so that nothing that is set up on the way has drawn from them.
         if self._random_states is not None:
@@ -249,7 +315,7 @@ class CorrdetTrainer(DefaultTrainer):
 
     def _describe_failure(self, message: str) -> str:
         broken = ", ".join(self._broken_losses())
-        images = ", ".join(str(image.get("file_name", "?")) for image in self._loader.last_batch)
+        images = ", ".join(_image_names(self._loader.last_batch)) or "not known"
         advice = (
             "Usual causes: a learning rate that is too high or a warm-up that is too short, images "
             "or boxes that are damaged. The last checkpoint is intact."
@@ -271,26 +337,43 @@ class CorrdetTrainer(DefaultTrainer):
         # Detectron2 0.6 leaves this out, and with it the optimizer; later versions have it here.
         state["_trainer"] = self._trainer.state_dict()
         state["random_states"] = get_random_states()
-        state["data_seed"] = self._loader.seed
+        # None for a loader of the user's.
+        is_resumable = isinstance(self._loader, ResumableLoader)
+        state["data_seed"] = self._loader.seed if is_resumable else None
         return state
 
     def load_state_dict(self, state: dict) -> None:
         TrainerBase.load_state_dict(self, state)
-        if state["data_seed"] != self._loader.seed:
-            # A run without SEED draws one; this run has drawn another.
-            self._loader.close()
-            self._loader = self.build_train_loader(self.cfg, state["data_seed"])
-            self._trainer = type(self._trainer)(
-                self._trainer.model, self._loader, self._trainer.optimizer
-            )
+        if isinstance(self._loader, ResumableLoader):
+            self._take_seed(state["data_seed"])
         self._trainer.load_state_dict(state["_trainer"])
         self._random_states = state["random_states"]
         load_old_state(self._detector, state)
 
+    def _take_seed(self, seed: int | None) -> None:
+        """Go on with the order and augmentations of the checkpoint's run."""
+        if seed not in (None, self._loader.seed):
+            # A run without SEED draws one; this run has drawn another.
+            self._loader.close()
+            # By the config, as a user's method need not take a seed.
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.SEED = seed
+            self._loader = self.build_train_loader(cfg)
+            self._trainer = type(self._trainer)(
+                self._trainer.model, self._loader, self._trainer.optimizer
+            )
+        if seed != self._loader.seed:
+            logging.getLogger(__name__).warning(
+                "the checkpoint's run read its images by %s: this one goes on with others",
+                "another loader" if seed is None else f"the seed {seed}, not {self._loader.seed}",
+            )
+
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)
         if self.start_iter > 0:
-            self._loader.seek(self.start_iter)
+            if isinstance(self._loader, ResumableLoader):
+                self._loader.seek(self.start_iter)
             if comm.is_main_process():
                 truncate_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
 
@@ -316,7 +399,15 @@ class CorrdetTrainer(DefaultTrainer):
         """
         model = build_test_time_augmentation(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        if "output_folder" in inspect.signature(cls.build_evaluator).parameters:
+            evaluators = [
+                cls.build_evaluator(cfg, name, output_folder=folder) for name in cfg.DATASETS.TEST
+            ]
+        else:  # one of the user's, as Detectron2's base class has it
+            own = cfg.clone()
+            own.defrost()
+            own.OUTPUT_DIR = folder
+            evaluators = [cls.build_evaluator(own, name) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
 
@@ -331,14 +422,24 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
         CocoFileError: a box or mask of the file cannot be compared.
         AnnotationError, ImageReadError, ValueError, TypeError, KeyError: see :func:`load_dataset`.
     """
-    metadata = MetadataCatalog.get(name)
     with read_once():
         dicts = load_dataset(cfg, name)
-        if metadata.get("evaluator_type") != "coco":
-            return dicts
-        file = read_annotations(metadata.json_file)
+        check_ground_truth(cfg, name)
+    return dicts
+
+
+def check_ground_truth(cfg: CfgNode, name: str) -> None:
+    """Look for what AP cannot be measured against in the annotation file of a data set, if any.
+
+    Raises:
+        CocoFileError: a box or mask of the file cannot be compared.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "coco":
+        return
+    file = read_annotations(metadata.json_file)
     if not file.has_annotations:
-        return dicts
+        return
     try:
         for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
             file.ground_truth(iou_type)
@@ -347,7 +448,17 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
             f"{error}\nAP is measured against this file as it is: correct it, as "
             "DATASETS.SKIP_BAD_ANNOTATIONS does not change it."
         ) from error
-    return dicts
+
+
+def _is_overridden(trainer: type, method: str) -> bool:
+    return getattr(trainer, method).__func__ is not getattr(CorrdetTrainer, method).__func__
+
+
+def _image_names(batch) -> list[str]:
+    """File names of a batch in Detectron2's format; none of another."""
+    if not isinstance(batch, list | tuple):
+        return []
+    return [str(image.get("file_name", "?")) for image in batch if isinstance(image, Mapping)]
 
 
 def truncate_metrics(path: str, start_iter: int) -> None:
