@@ -42,6 +42,14 @@ from .hooks import (
     is_restored_by_detectron2,
 )
 from .random_state import get_random_states, set_random_states
+from .validation import (
+    BestCheckpoint,
+    EarlyStopping,
+    WatchMetric,
+    build_loss_loader,
+    check_metrics,
+    mean_losses,
+)
 
 OPTIMIZERS = ("SGD", "ADAMW")
 
@@ -81,6 +89,10 @@ declare(
 
 class DivergedError(CorrdetError, FloatingPointError):
     """A loss is NaN or infinite."""
+
+
+class _StoppedEarly(BaseException):
+    """Ends the loop of Detectron2's trainer; not an Exception, which it would log as an error."""
 
 
 class WatchedLoader:
@@ -163,12 +175,16 @@ class CorrdetTrainer(DefaultTrainer):
         self.cfg = cfg
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._reason_to_stop: str | None = None
 
+        check_metrics(cfg)
         for name in cfg.DATASETS.TEST:  # now, not when hours of training are over
             if _is_overridden(type(self), "build_test_loader"):
                 check_ground_truth(cfg, name)  # what it gives as images is not ours to check
             else:
                 load_test_set(cfg, name)
+            if cfg.TEST.EVAL_LOSS:
+                self.build_loss_loader(cfg, name)
         self._detector = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, self._detector)
         self._loader = self._usable(self.build_train_loader(cfg))
@@ -215,6 +231,11 @@ class CorrdetTrainer(DefaultTrainer):
         return build_detection_test_loader(
             dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
+
+    @classmethod
+    def build_loss_loader(cls, cfg: CfgNode, dataset_name: str):
+        """The batches of a test set that ``TEST.EVAL_LOSS`` takes the losses of."""
+        return build_loss_loader(cfg, load_test_set(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
@@ -275,6 +296,26 @@ class CorrdetTrainer(DefaultTrainer):
             (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
             evaluate = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._detector))
             hooks.insert(place + 1, evaluate)
+        # Before the writers, or last on the processes that have none.
+        place = len(hooks) - isinstance(hooks[-1], PeriodicWriter)
+        hooks[place:place] = self._hooks_of_evaluation()
+        return hooks
+
+    def _hooks_of_evaluation(self) -> list:
+        cfg = self.cfg
+        hooks, period = [], cfg.TEST.EVAL_PERIOD
+        if cfg.TEST.EVAL_LOSS:
+            hooks.append(EvalHook(period, self.test_losses))
+        best, stopping = cfg.TEST.BEST_CHECKPOINT, cfg.SOLVER.EARLY_STOPPING
+        if best.METRIC:
+            hooks.append(BestCheckpoint(best.METRIC, best.MODE, period, self.checkpointer))
+        if stopping.METRIC:
+            metrics_file = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
+            hooks.append(
+                EarlyStopping(
+                    stopping.METRIC, stopping.MODE, period, stopping.PATIENCE, metrics_file
+                )
+            )
         return hooks
 
     # ---- Training.
@@ -282,18 +323,52 @@ class CorrdetTrainer(DefaultTrainer):
     def train(self):
         try:
             return super().train()
+        except _StoppedEarly:
+            return getattr(self, "_last_eval_results", None)
         finally:
             if isinstance(self._loader, ResumableLoader):
                 self._loader.close()
 
     def before_train(self):
         # Whatever was registered behind it: what a hook logs in an iteration is written in it.
-        self._hooks.sort(key=lambda hook: isinstance(hook, PeriodicWriter))
+        # What watches metrics comes before, behind all hooks that measure some.
+        self._hooks.sort(
+            key=lambda h: 2 * isinstance(h, PeriodicWriter) + isinstance(h, WatchMetric)
+        )
         super().before_train()
         # Last, so that nothing that is set up on the way has drawn from them.
         if self._random_states is not None:
             set_random_states(self._random_states)
             self._random_states = None
+        if self._reason_to_stop is not None:
+            logging.getLogger(__name__).warning(
+                "%s: nothing is left to train", self._reason_to_stop
+            )
+            raise _StoppedEarly
+
+    def stop_early(self, reason: str) -> None:
+        """End the training after this iteration, as if it were the last; on all processes."""
+        self._reason_to_stop = reason
+
+    def after_step(self):
+        super().after_step()
+        if self._reason_to_stop is None or self.iter + 1 >= self.max_iter:
+            return
+        logging.getLogger(__name__).info(
+            "%s: the training ends at iteration %d", self._reason_to_stop, self.iter
+        )
+        self.checkpointer.save("model_final", iteration=self.iter)
+        # As after the last iteration, but without another evaluation.
+        self.iter += 1
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if isinstance(hook, EvalHook) and hook._period == 0:
+                hook._do_eval()
+            elif isinstance(hook, PeriodicWriter):
+                for writer in hook._writers:
+                    if hasattr(writer, "_max_iter"):  # tells how long the rest will take
+                        writer._max_iter = self.iter
+        raise _StoppedEarly
 
     def run_step(self):
         """
@@ -388,6 +463,21 @@ class CorrdetTrainer(DefaultTrainer):
                 return super().test(cfg, model, evaluators)
         finally:
             set_random_states(states)
+
+    def test_losses(self) -> dict[str, float]:
+        """The losses on the test sets: ``val_loss_cls``, ..., ``val_total_loss``.
+
+        With several test sets, each behind the name of its set: ``my_val/val_loss_cls``.
+        """
+        results = {}
+        names = self.cfg.DATASETS.TEST
+        for name in names:
+            with read_once():
+                loader = self.build_loss_loader(self.cfg, name)
+            prefix = f"{name}/val_" if len(names) > 1 else "val_"
+            losses = mean_losses(self._detector, loader, self.iter)
+            results.update({prefix + loss: value for loss, value in losses.items()})
+        return results
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
