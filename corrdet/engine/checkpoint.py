@@ -32,8 +32,14 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     _match_by_name = False
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """As the base class; a reader sees the file in full or not at all."""
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+        """As the base class; a reader sees the file in full or not at all.
+
+        Args:
+            name: of the file, without its suffix.
+            tag: whether it is what a training is resumed from.
+            kwargs: what is saved beside the checkpoint's own.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), **kwargs}
@@ -44,7 +50,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path, "wb") as file:
             torch.save(data, file)
-        self.tag_last_checkpoint(basename)
+        if tag:
+            self.tag_last_checkpoint(basename)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:

@@ -41,7 +41,16 @@ _REGISTRIES = (
     ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
 )
 # Sections that every run reads; those of a detector are read by that detector only.
-_SECTIONS = ("DATALOADER", "DATASETS", "INPUT", "INPUT.CROP", "SOLVER", "TEST")
+_SECTIONS = (
+    "DATALOADER",
+    "DATASETS",
+    "INPUT",
+    "INPUT.CROP",
+    "SOLVER",
+    "SOLVER.EARLY_STOPPING",
+    "TEST",
+    "TEST.BEST_CHECKPOINT",
+)
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:

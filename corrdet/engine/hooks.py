@@ -1,30 +1,53 @@
 """Training hooks."""
 
+import torch
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventWriter
+from detectron2.engine.hooks import LRScheduler, PeriodicWriter
 
 from corrdet.modeling.core import WRITER_PERIOD
 
 
-class WriteEvaluations(HookBase):
+class WriterOfEvaluations(PeriodicWriter):
     """Writes an evaluation's results when they are there, not at the next period of the writers.
 
     A training that is killed in between would lose them, and would not evaluate again when resumed.
     """
 
-    def __init__(self, writers: list[EventWriter], period: int):
+    def __init__(self, hook: PeriodicWriter, eval_period: int):
         """
         Args:
-            writers: what the trainer writes metrics with.
-            period: of the evaluation, in iterations; 0 for none.
+            hook: what it takes the place of, with the writers and their period.
+            eval_period: of the evaluation, in iterations; 0 for none.
         """
-        self._writers = writers
-        self._period = period
+        super().__init__(hook._writers, hook._period)
+        self._eval_period = eval_period
 
     def after_step(self):
-        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
+        if self._eval_period > 0 and (self.trainer.iter + 1) % self._eval_period == 0:
             for writer in self._writers:
                 writer.write()
+        else:
+            super().after_step()
+
+
+def is_restored_by_detectron2(scheduler) -> bool:
+    """Whether Detectron2's own hook saves the state of a scheduler of learning rates."""
+    return isinstance(scheduler, torch.optim.lr_scheduler._LRScheduler)
+
+
+class AnyLRScheduler(LRScheduler):
+    """Detectron2's hook, for every scheduler that has a state.
+
+    Detectron2 0.6 saves that of ``_LRScheduler``, the base of its own schedulers, which PyTorch's
+    have no longer since 2.0: a resumed training would go through the warm-up again.
+    """
+
+    def state_dict(self) -> dict:
+        return self.scheduler.state_dict() if hasattr(self.scheduler, "state_dict") else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if hasattr(self.scheduler, "load_state_dict"):
+            self.scheduler.load_state_dict(state)
 
 
 class RecentScalars(HookBase):

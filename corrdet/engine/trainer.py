@@ -1,16 +1,18 @@
 """Detectron2's trainer, with exact resuming, correlation measures, and errors that name images."""
 
+import inspect
 import json
 import logging
 import math
 import os
 import weakref
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicWriter
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -35,8 +37,21 @@ from corrdet.options import BOOL, Key, Range
 
 from .checkpoint import SafeCheckpointer
 from .evaluator import CorrelationEvaluator
-from .hooks import RecentScalars, WriteEvaluations
+from .hooks import (
+    AnyLRScheduler,
+    RecentScalars,
+    WriterOfEvaluations,
+    is_restored_by_detectron2,
+)
 from .random_state import get_random_states, set_random_states
+from .validation import (
+    BestCheckpoint,
+    EarlyStopping,
+    WatchMetric,
+    build_loss_loader,
+    check_metrics,
+    mean_losses,
+)
 
 OPTIMIZERS = ("SGD", "ADAMW")
 
@@ -76,6 +91,48 @@ declare(
 
 class DivergedError(CorrdetError, FloatingPointError):
     """A loss is NaN or infinite."""
+
+
+class _StoppedEarly(BaseException):
+    """Ends the loop of Detectron2's trainer; not an Exception, which it would log as an error."""
+
+
+class WatchedLoader:
+    """Another loader than corrdet's, which remembers the batch that it gave last, for messages.
+
+    Everything else of the loader is where it was.
+    """
+
+    def __init__(self, loader: Iterable):
+        """
+        Args:
+            loader: gives batches, each usually a list of dicts.
+        """
+        self._loader = loader
+        self.last_batch = None
+
+    def __iter__(self) -> Iterator:
+        # Not a generator, which would begin to read at the first batch: workers start here.
+        return _WatchedIterator(self, iter(self._loader))
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["_loader"], name)
+
+
+class _WatchedIterator:
+    def __init__(self, watched: WatchedLoader, iterator: Iterator):
+        self._watched = watched
+        self._iterator = iterator
+
+    def __iter__(self) -> "_WatchedIterator":
+        return self
+
+    def __next__(self):
+        self._watched.last_batch = next(self._iterator)
+        return self._watched.last_batch
 
 
 class _KeepsLosses:
@@ -120,12 +177,19 @@ class CorrdetTrainer(DefaultTrainer):
         self.cfg = cfg
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._reason_to_stop: str | None = None
 
+        check_metrics(cfg)
         self._detector = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, self._detector)
-        self._loader = self.build_train_loader(cfg)
-        for name in cfg.DATASETS.TEST:
-            load_test_set(cfg, name)  # for its checks: now, not when hours of training are over
+        self._loader = self._usable(self.build_train_loader(cfg))
+        for name in cfg.DATASETS.TEST:  # now, not when hours of training are over
+            if _is_overridden(type(self), "build_test_loader"):
+                check_ground_truth(cfg, name)  # what it gives as images is not ours to check
+            else:
+                load_test_set(cfg, name)
+            if cfg.TEST.EVAL_LOSS:
+                self.build_loss_loader(cfg, name)
         model = self._detector
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
@@ -139,8 +203,20 @@ class CorrdetTrainer(DefaultTrainer):
             self._detector, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self._random_states: dict | None = None
-        self._writers: list = []  # on the main process only
         self.register_hooks(self.build_hooks())
+
+    def _usable(self, loader):
+        """The training loader, watched where it is not corrdet's, which is said."""
+        if isinstance(loader, ResumableLoader):
+            return loader
+        logging.getLogger(__name__).warning(
+            "%s.build_train_loader gives a %s: the training can be resumed, but goes on with other "
+            "images than without the stop. corrdet.data.build_train_loader(cfg, mapper=...) "
+            "resumes exactly",
+            type(self).__name__,
+            type(loader).__name__,
+        )
+        return WatchedLoader(loader)
 
     # ---- What is built.
 
@@ -157,6 +233,11 @@ class CorrdetTrainer(DefaultTrainer):
         return build_detection_test_loader(
             dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
+
+    @classmethod
+    def build_loss_loader(cls, cfg: CfgNode, dataset_name: str):
+        """The batches of a test set that ``TEST.EVAL_LOSS`` takes the losses of."""
+        return build_loss_loader(cfg, load_test_set(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
@@ -179,7 +260,8 @@ class CorrdetTrainer(DefaultTrainer):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-            optimizer = cls.build_optimizer(cfg, model)
+            # Not that of cls, which may be in the middle of calling this.
+            optimizer = CorrdetTrainer.build_optimizer(cfg, model)
 
             def clip(optimizer, *_):
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -205,31 +287,90 @@ class CorrdetTrainer(DefaultTrainer):
         # Behind timing and schedule, before what saves and writes: a checkpoint and a line of
         # metrics then hold the same iterations.
         hooks.insert(2, RecentScalars())
+        if not is_restored_by_detectron2(self.scheduler):
+            hooks = [AnyLRScheduler() if type(h) is LRScheduler else h for h in hooks]
+        hooks = [
+            WriterOfEvaluations(h, self.cfg.TEST.EVAL_PERIOD) if type(h) is PeriodicWriter else h
+            for h in hooks
+        ]
         if self.cfg.TEST.AUG.ENABLED:
             # Behind the evaluation without it, and before what writes: once, after training.
             (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
             evaluate = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._detector))
             hooks.insert(place + 1, evaluate)
-        return [*hooks, WriteEvaluations(self._writers, self.cfg.TEST.EVAL_PERIOD)]
+        # Before the writers, or last on the processes that have none.
+        place = len(hooks) - isinstance(hooks[-1], PeriodicWriter)
+        hooks[place:place] = self._hooks_of_evaluation()
+        return hooks
 
-    def build_writers(self) -> list:
-        self._writers = super().build_writers()
-        return self._writers
+    def _hooks_of_evaluation(self) -> list:
+        cfg = self.cfg
+        hooks, period = [], cfg.TEST.EVAL_PERIOD
+        if cfg.TEST.EVAL_LOSS:
+            hooks.append(EvalHook(period, self.test_losses))
+        best, stopping = cfg.TEST.BEST_CHECKPOINT, cfg.SOLVER.EARLY_STOPPING
+        if best.METRIC:
+            hooks.append(BestCheckpoint(best.METRIC, best.MODE, period, self.checkpointer))
+        if stopping.METRIC:
+            metrics_file = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
+            hooks.append(
+                EarlyStopping(
+                    stopping.METRIC, stopping.MODE, period, stopping.PATIENCE, metrics_file
+                )
+            )
+        return hooks
 
     # ---- Training.
 
     def train(self):
         try:
             return super().train()
+        except _StoppedEarly:
+            return getattr(self, "_last_eval_results", None)
         finally:
-            self._loader.close()
+            if isinstance(self._loader, ResumableLoader):
+                self._loader.close()
 
     def before_train(self):
+        # Whatever was registered behind it: what a hook logs in an iteration is written in it.
+        # What watches metrics comes before, behind all hooks that measure some.
+        self._hooks.sort(
+            key=lambda h: 2 * isinstance(h, PeriodicWriter) + isinstance(h, WatchMetric)
+        )
         super().before_train()
         # Last, so that nothing that is set up on the way has drawn from them.
         if self._random_states is not None:
             set_random_states(self._random_states)
             self._random_states = None
+        if self._reason_to_stop is not None:
+            logging.getLogger(__name__).warning(
+                "%s: nothing is left to train", self._reason_to_stop
+            )
+            raise _StoppedEarly
+
+    def stop_early(self, reason: str) -> None:
+        """End the training after this iteration, as if it were the last; on all processes."""
+        self._reason_to_stop = reason
+
+    def after_step(self):
+        super().after_step()
+        if self._reason_to_stop is None or self.iter + 1 >= self.max_iter:
+            return
+        logging.getLogger(__name__).info(
+            "%s: the training ends at iteration %d", self._reason_to_stop, self.iter
+        )
+        self.checkpointer.save("model_final", iteration=self.iter)
+        # As after the last iteration, but without another evaluation.
+        self.iter += 1
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if isinstance(hook, EvalHook) and hook._period == 0:
+                hook._do_eval()
+            elif isinstance(hook, PeriodicWriter):
+                for writer in hook._writers:
+                    if hasattr(writer, "_max_iter"):  # tells how long the rest will take
+                        writer._max_iter = self.iter
+        raise _StoppedEarly
 
     def run_step(self):
         """
@@ -251,7 +392,7 @@ class CorrdetTrainer(DefaultTrainer):
 
     def _describe_failure(self, message: str) -> str:
         broken = ", ".join(self._broken_losses())
-        images = ", ".join(str(image.get("file_name", "?")) for image in self._loader.last_batch)
+        images = ", ".join(_image_names(self._loader.last_batch)) or "not known"
         advice = (
             "Usual causes: a learning rate that is too high or a warm-up that is too short, images "
             "or boxes that are damaged. The last checkpoint is intact."
@@ -273,26 +414,43 @@ class CorrdetTrainer(DefaultTrainer):
         # Detectron2 0.6 leaves this out, and with it the optimizer; later versions have it here.
         state["_trainer"] = self._trainer.state_dict()
         state["random_states"] = get_random_states()
-        state["data_seed"] = self._loader.seed
+        # None for a loader of the user's.
+        is_resumable = isinstance(self._loader, ResumableLoader)
+        state["data_seed"] = self._loader.seed if is_resumable else None
         return state
 
     def load_state_dict(self, state: dict) -> None:
         TrainerBase.load_state_dict(self, state)
-        if state["data_seed"] != self._loader.seed:
-            # A run without SEED draws one; this run has drawn another.
-            self._loader.close()
-            self._loader = self.build_train_loader(self.cfg, state["data_seed"])
-            self._trainer = type(self._trainer)(
-                self._trainer.model, self._loader, self._trainer.optimizer
-            )
+        if isinstance(self._loader, ResumableLoader):
+            self._take_seed(state["data_seed"])
         self._trainer.load_state_dict(state["_trainer"])
         self._random_states = state["random_states"]
         load_old_state(self._detector, state)
 
+    def _take_seed(self, seed: int | None) -> None:
+        """Go on with the order and augmentations of the checkpoint's run."""
+        if seed not in (None, self._loader.seed):
+            # A run without SEED draws one; this run has drawn another.
+            self._loader.close()
+            # By the config, as a user's method need not take a seed.
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.SEED = seed
+            self._loader = self.build_train_loader(cfg)
+            self._trainer = type(self._trainer)(
+                self._trainer.model, self._loader, self._trainer.optimizer
+            )
+        if seed != self._loader.seed:
+            logging.getLogger(__name__).warning(
+                "the checkpoint's run read its images by %s: this one goes on with others",
+                "another loader" if seed is None else f"the seed {seed}, not {self._loader.seed}",
+            )
+
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)
         if self.start_iter > 0:
-            self._loader.seek(self.start_iter)
+            if isinstance(self._loader, ResumableLoader):
+                self._loader.seek(self.start_iter)
             if comm.is_main_process():
                 truncate_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
 
@@ -308,6 +466,21 @@ class CorrdetTrainer(DefaultTrainer):
         finally:
             set_random_states(states)
 
+    def test_losses(self) -> dict[str, float]:
+        """The losses on the test sets: ``val_loss_cls``, ..., ``val_total_loss``.
+
+        With several test sets, each behind the name of its set: ``my_val/val_loss_cls``.
+        """
+        results = {}
+        names = self.cfg.DATASETS.TEST
+        for name in names:
+            with read_once():
+                loader = self.build_loss_loader(self.cfg, name)
+            prefix = f"{name}/val_" if len(names) > 1 else "val_"
+            losses = mean_losses(self._detector, loader, self.iter)
+            results.update({prefix + loss: value for loss, value in losses.items()})
+        return results
+
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict:
         """Evaluate with the views of TEST.AUG, as Detectron2's train_net.py does.
@@ -318,7 +491,15 @@ class CorrdetTrainer(DefaultTrainer):
         """
         model = build_test_time_augmentation(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        if "output_folder" in inspect.signature(cls.build_evaluator).parameters:
+            evaluators = [
+                cls.build_evaluator(cfg, name, output_folder=folder) for name in cfg.DATASETS.TEST
+            ]
+        else:  # one of the user's, as Detectron2's base class has it
+            own = cfg.clone()
+            own.defrost()
+            own.OUTPUT_DIR = folder
+            evaluators = [cls.build_evaluator(own, name) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
 
@@ -334,15 +515,25 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
         AnnotationError, ImageReadError, ValueError, TypeError, KeyError: see :func:`load_dataset`.
         ProposalError: with ``MODEL.LOAD_PROPOSALS``, see :func:`add_proposals`.
     """
-    metadata = MetadataCatalog.get(name)
     with read_once():
         dicts = in_training_order(cfg, name, load_dataset(cfg, name, is_train=False))
         dicts = add_proposals(cfg, "TEST", name, dicts)
-        if metadata.get("evaluator_type") != "coco":
-            return dicts
-        file = read_annotations(metadata.json_file)
+        check_ground_truth(cfg, name)
+    return dicts
+
+
+def check_ground_truth(cfg: CfgNode, name: str) -> None:
+    """Look for what AP cannot be measured against in the annotation file of a data set, if any.
+
+    Raises:
+        CocoFileError: a box or mask of the file cannot be compared.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "coco":
+        return
+    file = read_annotations(metadata.json_file)
     if not file.has_annotations:
-        return dicts
+        return
     try:
         for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
             file.ground_truth(iou_type)
@@ -351,7 +542,17 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
             f"{error}\nAP is measured against this file as it is: correct it, as "
             "DATASETS.SKIP_BAD_ANNOTATIONS does not change it."
         ) from error
-    return dicts
+
+
+def _is_overridden(trainer: type, method: str) -> bool:
+    return getattr(trainer, method).__func__ is not getattr(CorrdetTrainer, method).__func__
+
+
+def _image_names(batch) -> list[str]:
+    """File names of a batch in Detectron2's format; none of another."""
+    if not isinstance(batch, list | tuple):
+        return []
+    return [str(image.get("file_name", "?")) for image in batch if isinstance(image, Mapping)]
 
 
 def truncate_metrics(path: str, start_iter: int) -> None:
