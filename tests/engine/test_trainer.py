@@ -384,7 +384,7 @@ class TestBadData:
                 image["file_name"] = str(broken)
 
         rewrite(tiny_cfg, tmp_path, change)
-        with pytest.raises(ImageReadError, match=r"broken.jpg.*DATASETS.SKIP_UNREADABLE"):
+        with pytest.raises(ImageReadError, match=r"(?s)broken.jpg.*DATASETS.SKIP_UNREADABLE"):
             train(tiny_cfg)
 
     def test_an_unreadable_image_is_skipped_when_asked(self, tiny_cfg, tmp_path, caplog):
