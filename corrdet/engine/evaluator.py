@@ -15,9 +15,11 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
 from corrdet.coco import GroundTruth, detections_from_coco, ground_truth_from_coco
-from corrdet.data.coco import read_annotations
+from corrdet.data.coco import read_annotations, used_part
 from corrdet.files import atomic_write
 from corrdet.measures import Results, inconsistency, measure, rank_correlation
+
+logger = logging.getLogger(__name__)
 
 BOUNDS = ("upper", "lower")
 
@@ -44,6 +46,7 @@ class CorrelationEvaluator(COCOEvaluator):
         distributed: bool = True,
         max_dets_per_image: int | None = None,
         kpt_oks_sigmas: Sequence[float] = (),
+        used: Sequence[dict] | None = None,
     ):
         """
         Args:
@@ -53,6 +56,8 @@ class CorrelationEvaluator(COCOEvaluator):
             distributed: collect the results of all processes.
             max_dets_per_image: for AP, 100 if not given.
             kpt_oks_sigmas: of keypoints; COCO's if not given.
+            used: dataset dicts, where some of the file's images or objects are not to count; all
+                if not given.
 
         Raises:
             CocoFileError: the annotation file is not JSON.
@@ -79,9 +84,25 @@ class CorrelationEvaluator(COCOEvaluator):
             self._metadata.json_file = path
             convert_to_coco_json(dataset_name, path)
         self._file = read_annotations(self._metadata.json_file)
+        if used is not None and self._file.has_annotations:
+            self._leave_out(dataset_name, used)
         self._coco_api = self._file.api()
         self._do_evaluation = self._file.has_annotations
         self._clear()
+
+    def _leave_out(self, name: str, used: Sequence[dict]) -> None:
+        whole, self._file = self._file, used_part(self._file, used)
+        parts = [
+            f"{len(whole.content[part]) - len(self._file.content[part])} of the "
+            f"{len(whole.content[part])} {part}"
+            for part in ("images", "annotations")
+            if len(self._file.content[part]) < len(whole.content[part])
+        ]
+        if parts:
+            logger.warning(
+                f"{name}: AP and all other measures are without {' and '.join(parts)}, which "
+                "DATASETS.SKIP_UNREADABLE and DATASETS.SKIP_BAD_ANNOTATIONS leave out"
+            )
 
     def _clear(self) -> None:
         self._image_correlations: list[float] = []

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
-from corrdet.coco import CocoFileError, read_once
+from corrdet.coco import read_once
 from corrdet.config import check_keys, declare
 from corrdet.data import (
     CorrdetDatasetMapper,
@@ -26,7 +26,7 @@ from corrdet.data import (
     build_train_loader,
     load_dataset,
 )
-from corrdet.data.coco import read_annotations
+from corrdet.data.coco import read_annotations, used_part
 from corrdet.data.dataset import in_training_order
 from corrdet.errors import CorrdetError
 from corrdet.modeling import build_test_time_augmentation, load_old_state
@@ -163,7 +163,9 @@ class CorrdetTrainer(DefaultTrainer):
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         return CorrelationEvaluator(
-            dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+            dataset_name,
+            output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
+            used=load_test_set(cfg, dataset_name) if leaves_out(cfg) else None,
         )
 
     @classmethod
@@ -325,8 +327,8 @@ class CorrdetTrainer(DefaultTrainer):
 def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
     """Load a data set that is evaluated on; what it is compared with is checked, too.
 
-    AP is measured against the annotation file, and not against what ``SKIP_BAD_ANNOTATIONS`` leaves
-    of it. pycocotools dies of some masks, or does not end, after all images have been seen.
+    AP is measured against the annotation file, without what the keys ``DATASETS.SKIP_*`` leave out.
+    pycocotools dies of some masks, or does not end, after all images have been seen.
 
     Raises:
         CocoFileError: a box or mask of the file cannot be compared.
@@ -340,15 +342,16 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
         file = read_annotations(metadata.json_file)
     if not file.has_annotations:
         return dicts
-    try:
-        for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
-            file.ground_truth(iou_type)
-    except CocoFileError as error:
-        raise CocoFileError(
-            f"{error}\nAP is measured against this file as it is: correct it, as "
-            "DATASETS.SKIP_BAD_ANNOTATIONS does not change it."
-        ) from error
+    if leaves_out(cfg):
+        file = used_part(file, dicts)
+    for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
+        file.ground_truth(iou_type)
     return dicts
+
+
+def leaves_out(cfg: CfgNode) -> bool:
+    """Whether parts of a test set may be left out."""
+    return cfg.DATASETS.SKIP_UNREADABLE or cfg.DATASETS.SKIP_BAD_ANNOTATIONS
 
 
 def truncate_metrics(path: str, start_iter: int) -> None:

@@ -15,6 +15,7 @@ from corrdet.data.register import register_from_config
 from corrdet.engine import CorrdetTrainer
 from corrdet.engine.evaluator import CorrelationEvaluator
 from corrdet.engine.trainer import load_test_set
+from corrdet.errors import CorrdetError
 from tests.helpers.users_data import for_each, perfect_outputs, rectangles, write
 
 
@@ -222,3 +223,92 @@ def test_ids_are_asked_for_the_same_in_training(change, message, tmp_path, regis
         training_dicts(cfg)
     with pytest.raises(CocoFileError, match=message):
         read_ground_truth(tmp_path / "train.json")
+
+
+POLYGONS = [
+    lambda box: [[1, 1, 5, 5]],
+    lambda box: [1, 1, 5, 5, 1, 5],
+    lambda box: {"size": [3, 3]},
+    lambda box: [[], [1.0, 2.0, "x"]],
+    lambda box: "none",
+]
+
+
+@pytest.mark.parametrize("segmentation", POLYGONS)
+def test_masks_are_no_concern_of_boxes(segmentation, tmp_path, register, cfg):
+    content = rectangles(tmp_path)
+    for row in content["annotations"][:3]:
+        row["segmentation"] = segmentation(row["bbox"])
+    name = register("boxes_train", write(tmp_path, content))
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    trainer = CorrdetTrainer(cfg)  # the loader, and the checks of the test set
+    assert sum(len(record["annotations"]) for record in load_test_set(cfg, name)) == 8
+    trainer._loader.close()
+    dicts = load_test_set(cfg, name)
+    results = evaluate(trainer.build_evaluator(cfg, name, str(tmp_path / "out")), dicts)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, "bitmask"
+    with pytest.raises(AnnotationError, match="annotation id 1"):
+        load_dataset(cfg, name)
+
+
+class TestLeftOut:
+    """Of a test set, and of AP."""
+
+    def damage_file(folder, content):
+        (folder / "images/0002.png").write_bytes(b"")
+
+    def misstate_size(folder, content):
+        content["images"][1]["width"] = 50
+
+    def take_file(folder, content):
+        (folder / "images/0002.png").unlink()
+
+    def flatten(folder, content):
+        content["annotations"][2]["bbox"][2] = 0
+
+    def take_box(folder, content):
+        content["annotations"][3]["bbox"] = None
+
+    def move_out(folder, content):
+        content["annotations"][0]["bbox"][0] = 400
+
+    @pytest.mark.parametrize(
+        ("change", "key", "words"),
+        [
+            (damage_file, "SKIP_UNREADABLE", "1 of the 4 images and 2 of the 8 annotations"),
+            (misstate_size, "SKIP_UNREADABLE", "1 of the 4 images and 2 of the 8 annotations"),
+            (take_file, "SKIP_UNREADABLE", "1 of the 4 images and 2 of the 8 annotations"),
+            (flatten, "SKIP_BAD_ANNOTATIONS", "without 1 of the 8 annotations"),
+            (take_box, "SKIP_BAD_ANNOTATIONS", "without 1 of the 8 annotations"),
+            (move_out, "SKIP_BAD_ANNOTATIONS", "without 1 of the 8 annotations"),
+        ],
+    )
+    def test_what_is_left_out_counts_as_not_there(
+        self, change, key, words, tmp_path, register, cfg, caplog
+    ):
+        content = rectangles(tmp_path)
+        change(tmp_path, content)
+        name = register("parts_val", write(tmp_path, content, "val"))
+        cfg.DATASETS.TRAIN = (name,)
+        with pytest.raises(CorrdetError):
+            load_test_set(cfg, name)
+        cfg.DATASETS[key] = True
+        dicts = load_test_set(cfg, name)
+        logging.getLogger("corrdet").propagate = True
+        evaluator = CorrdetTrainer.build_evaluator(cfg, name, str(tmp_path / "out"))
+        assert words in caplog.text
+        results = evaluate(evaluator, dicts)["bbox"]
+        assert results["AP"] == results["AR100"] == pytest.approx(100)
+        number = sum(len(record["annotations"]) for record in dicts)
+        assert len(evaluator._coco_api.anns) == number
+        assert evaluator.measured["bbox"].matches.num_gt[0].sum() == number
+
+    def test_without_the_keys_the_file_counts(self, tmp_path, register, cfg):
+        content = rectangles(tmp_path)
+        name = register("parts_val", write(tmp_path, content, "val"))
+        cfg.DATASETS.TRAIN = (name,)
+        evaluator = CorrdetTrainer.build_evaluator(cfg, name, str(tmp_path / "out"))
+        dicts = load_test_set(cfg, name)
+        dicts[0]["annotations"] = []
+        assert evaluate(evaluator, dicts)["bbox"]["AR100"] < 90
