@@ -159,12 +159,13 @@ class CorrdetTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
-        """``output_folder``: by default ``OUTPUT_DIR/inference``."""
+        """``output_folder``: by default ``OUTPUT_DIR/inference``; see :func:`results_folder`."""
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         return CorrelationEvaluator(
             dataset_name,
-            output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
+            output_dir=output_folder or results_folder(cfg, "inference", dataset_name),
+            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
             used=load_test_set(cfg, dataset_name) if leaves_out(cfg) else None,
         )
 
@@ -318,8 +319,10 @@ class CorrdetTrainer(DefaultTrainer):
             ``OUTPUT_DIR/inference_TTA``.
         """
         model = build_test_time_augmentation(cfg, model)
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        evaluators = [
+            cls.build_evaluator(cfg, name, results_folder(cfg, "inference_TTA", name))
+            for name in cfg.DATASETS.TEST
+        ]
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
 
@@ -347,6 +350,12 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
     for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
         file.ground_truth(iou_type)
     return dicts
+
+
+def results_folder(cfg: CfgNode, kind: str, name: str) -> str:
+    """``OUTPUT_DIR/<kind>``; several test sets have folders of their own in it, by their names."""
+    own = [name] if len(cfg.DATASETS.TEST) > 1 else []
+    return os.path.join(cfg.OUTPUT_DIR, kind, *own)
 
 
 def leaves_out(cfg: CfgNode) -> bool:
