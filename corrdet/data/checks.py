@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -394,6 +395,20 @@ def unreadable_reason(file_name: str, image_format: str | None = "BGR") -> str |
     return None
 
 
+def _unreadable_reason_once(file_name: str) -> str | None:
+    """:func:`unreadable_reason`; a test set is checked at each evaluation, and decoded once."""
+    try:
+        status = os.stat(file_name)
+    except OSError:
+        return unreadable_reason(file_name)
+    return _unreadable_reason_of(file_name, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1_000_000)
+def _unreadable_reason_of(file_name: str, _time: int, _size: int) -> str | None:
+    return unreadable_reason(file_name)
+
+
 def _find_unreadable(
     name: str, dataset_dicts: Sequence[dict], threads: int = 8
 ) -> dict[int, tuple[str, str]]:
@@ -402,7 +417,7 @@ def _find_unreadable(
     unreadable = {}
     # Threads: PIL decodes without the interpreter's lock.
     with ThreadPoolExecutor(threads) as pool:
-        reasons = pool.map(unreadable_reason, file_names)
+        reasons = pool.map(_unreadable_reason_once, file_names)
         bar = tqdm(reasons, total=len(file_names), desc=f"reading {name}", unit="image")
         for index, reason in enumerate(bar):
             if reason is not None:

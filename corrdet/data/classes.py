@@ -68,7 +68,7 @@ class ReorderedLoader:
         wanted: the classes in their new order.
     """
 
-    def __init__(self, name: str, load: Callable[..., list[dict]], wanted: Sequence[str]) -> None:
+    def __init__(self, name: str, load: Callable[[], list[dict]], wanted: Sequence[str]) -> None:
         self.name, self.load = name, load
         metadata = MetadataCatalog.get(name)
         self._before = {key: metadata.get(key) for key in (*BY_CLASS, IDS)}
@@ -84,11 +84,12 @@ class ReorderedLoader:
         if self._before[IDS] is not None:
             self._after[IDS] = {key: self._new[old] for key, old in self._before[IDS].items()}
 
-    def __call__(self, **options) -> list[dict]:
+    def __call__(self, load: Callable[[], list[dict]] | None = None) -> list[dict]:
+        """``load``: in place of the function of the catalog."""
         # Functions that set metadata set those of their file, and Detectron2 takes no others.
         self._put(self._before)
         try:
-            return self.reorder(self.load(**options))
+            return self.reorder((load or self.load)())
         finally:
             self._put(self._after)
 

@@ -45,6 +45,7 @@ def load_coco(
     image_root: str | os.PathLike,
     name: str,
     extra_keys: Sequence[str] = (),
+    masks: bool = True,
 ) -> list[dict]:
     """As Detectron2's ``load_coco_json``: dataset dicts, classes put into the metadata.
 
@@ -53,6 +54,8 @@ def load_coco(
         image_root: folder that the file's image names are relative to.
         name: of the data set.
         extra_keys: of annotations, to be kept as they are.
+        masks: whether an object without a valid polygon is left out, as Detectron2 does; if not,
+            only its mask is.
 
     Raises:
         AnnotationError, LookupError, TypeError, ValueError: the file is not what COCO's format has;
@@ -78,7 +81,9 @@ def load_coco(
                     f"{file.path}: image id {image_id!r} ({image['file_name']}): expected a whole "
                     f"number of pixels as {key}, got {describe(image[key])}"
                 )
-        objects = [_object(file, annotation, keys, contiguous) for annotation in by_image[image_id]]
+        objects = [
+            _object(file, annotation, keys, contiguous, masks) for annotation in by_image[image_id]
+        ]
         kept = [entry for entry in objects if entry is not None]
         num_left_out += len(objects) - len(kept)
         dicts.append(
@@ -96,12 +101,15 @@ def load_coco(
     return dicts
 
 
-def load_registered(name: str, *, skip_bad_annotations: bool = False) -> list[dict]:
+def load_registered(
+    name: str, *, skip_bad_annotations: bool = False, masks: bool = True
+) -> list[dict]:
     """A data set of the catalog; if it is in COCO's format, what is wrong with the file is said.
 
     Args:
         name: in the catalog.
         skip_bad_annotations: log polygons that the loader leaves out instead of raising.
+        masks: whether they are used; see :func:`load_coco`.
 
     Raises:
         AnnotationError: the file is not what COCO's format has; or polygons of fewer than three
@@ -112,7 +120,7 @@ def load_registered(name: str, *, skip_bad_annotations: bool = False) -> list[di
     is_coco = name in DatasetCatalog and metadata.get("evaluator_type") == "coco"
     with read_once():
         try:
-            dicts = _loader(DatasetCatalog[name])() if is_coco else DatasetCatalog.get(name)
+            dicts = _loader(DatasetCatalog[name], masks)() if is_coco else DatasetCatalog.get(name)
         except AnnotationError:
             raise
         except Exception:
@@ -120,7 +128,7 @@ def load_registered(name: str, *, skip_bad_annotations: bool = False) -> list[di
             if is_coco:
                 check_coco_file(read_annotations(metadata.json_file))
             raise
-        if is_coco:
+        if is_coco and masks:
             check_coco_polygons(
                 read_annotations(metadata.json_file), skip_bad_annotations=skip_bad_annotations
             )
@@ -162,6 +170,35 @@ def check_coco_polygons(file: CocoFile, *, skip_bad_annotations: bool = False) -
     logger.warning(f"{found}, which are left out:\n{listing(problems)}")
 
 
+def used_part(file: CocoFile, dicts: Sequence[dict]) -> CocoFile:
+    """An annotation file without the images and objects that checks have left out.
+
+    Args:
+        file: of a data set.
+        dicts: what is left of it, with the annotations' ids; without ids all objects of the images
+            stay.
+    """
+    ids: set | None = set()
+    for record in dicts:
+        for annotation in record.get("annotations", ()):
+            if "id" not in annotation or ids is None:
+                ids = None
+                break
+            ids.add(annotation["id"])
+    images = {record["image_id"] for record in dicts}
+    content = file.content
+    annotations = [
+        row
+        for row in content["annotations"]
+        if row["image_id"] in images and (ids is None or row["id"] in ids)
+    ]
+    kept = {
+        "images": [image for image in content["images"] if image["id"] in images],
+        "annotations": annotations,
+    }
+    return CocoFile(file.path, {**content, **kept})
+
+
 def _put_classes(name: str, names: dict[Any, str]) -> dict[Any, int]:
     """Category id -> class, in the order of the ids; the metadata get both."""
     ids = sorted(names)
@@ -188,7 +225,11 @@ def _check_ids(file: CocoFile, annotations: Sequence[dict], by_image: dict) -> N
 
 
 def _object(
-    file: CocoFile, annotation: dict, keys: Sequence[str], contiguous: dict[Any, int]
+    file: CocoFile,
+    annotation: dict,
+    keys: Sequence[str],
+    contiguous: dict[Any, int],
+    masks: bool,
 ) -> dict | None:
     """One annotation; None where none of its polygons is one."""
     if annotation.get("ignore", 0):
@@ -204,17 +245,20 @@ def _object(
         )
     if "iscrowd" in kept and kept["iscrowd"] is None:  # which Detectron2 takes for a crowd
         kept["iscrowd"] = 0
-    if "bbox" in kept and len(kept["bbox"]) == 0:
+    if kept.get("bbox") in ([], ()):
         raise ValueError(f"{file.path}: annotation id {annotation['id']}: its box is empty")
     segmentation = annotation.get("segmentation")
     if segmentation:
-        if not isinstance(segmentation, dict):
-            segmentation = [polygon for polygon in segmentation if has_corners(polygon)]
-            if not segmentation:
-                return None
-        elif isinstance(segmentation["counts"], list):
-            segmentation = mask_utils.frPyObjects(segmentation, *segmentation["size"])
-        kept["segmentation"] = segmentation
+        try:
+            kept["segmentation"] = _segmentation(segmentation)
+        except Exception:
+            if masks:
+                raise
+        else:
+            if not kept["segmentation"]:
+                if masks:
+                    return None
+                del kept["segmentation"]
     if kept.get("keypoints"):
         # Pixels count from 0 here, and positions from the corner of the first.
         kept["keypoints"] = [
@@ -226,13 +270,29 @@ def _object(
     return kept
 
 
-def _loader(load: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
-    """A function of the catalog, with :func:`load_coco` in place of Detectron2's loader."""
+def _segmentation(segmentation: Any) -> Any:
+    """What Detectron2 takes: polygons, of which those with too few points are left out, or a mask.
+
+    Raises:
+        Exception: of many types, for what is neither.
+    """
+    if not isinstance(segmentation, dict):
+        return [polygon for polygon in segmentation if has_corners(polygon)]
+    if isinstance(segmentation["counts"], list):
+        return mask_utils.frPyObjects(segmentation, *segmentation["size"])
+    return segmentation
+
+
+def _loader(load: Callable[[], list[dict]], masks: bool) -> Callable[[], list[dict]]:
+    """A function of the catalog; :func:`load_coco` is told of masks, and replaces Detectron2's."""
     if isinstance(load, ReorderedLoader):
-        load.load = _loader(load.load)
-        return load
+        return partial(load, _loader(load.load, masks))
+    if isinstance(load, partial) and load.func is load_coco:
+        return partial(load, masks=masks)
     plain = _registered_by_detectron2(load)
-    return load if plain is None else partial(load_coco, **plain)
+    if plain is None:
+        return load
+    return partial(load_coco, **plain, extra_keys=("id",), masks=masks)
 
 
 def _registered_by_detectron2(load: Callable) -> dict[str, Any] | None:

@@ -31,7 +31,8 @@ declare(
         False,
         BOOL,
         "True: images that cannot be read, or have another size than stated, are found before "
-        "training, named and left out. False: they are an error, as CHECK_IMAGES finds them",
+        "training, named and left out, of a test set also of AP. False: they are an error, as "
+        "CHECK_IMAGES finds them",
     ),
     CHECK_IMAGES=Key(
         "header",
@@ -42,7 +43,8 @@ declare(
     SKIP_BAD_ANNOTATIONS=Key(
         False,
         BOOL,
-        "True: degenerate or out-of-image boxes are named and left out. False: they are an error",
+        "True: degenerate or out-of-image boxes are named and left out, of a test set also of AP. "
+        "False: they are an error",
     ),
 )
 
@@ -75,7 +77,9 @@ def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict
         KeyError: it is not registered.
     """
     skip_bad_annotations = cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False)
-    dicts = load_registered(name, skip_bad_annotations=skip_bad_annotations)
+    dicts = load_registered(
+        name, skip_bad_annotations=skip_bad_annotations, masks=cfg.MODEL.MASK_ON
+    )
     if not isinstance(dicts, list):
         raise DatasetTypeError(
             f"data set {name!r} is a {type(dicts).__name__}, not a list of dicts"

@@ -1,8 +1,11 @@
 """COCO evaluation with the measures of how well scores and boxes agree."""
 
+import contextlib
+import io
 import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Collection, Sequence
 
@@ -13,11 +16,16 @@ from detectron2.data.datasets import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
+from pycocotools.cocoeval import COCOeval
 
 from corrdet.coco import GroundTruth, detections_from_coco, ground_truth_from_coco
-from corrdet.data.coco import read_annotations
+from corrdet.data.coco import read_annotations, used_part
 from corrdet.files import atomic_write
 from corrdet.measures import Results, inconsistency, measure, rank_correlation
+from corrdet.measures.matching import MAX_DETECTIONS
+
+logger = logging.getLogger(__name__)
 
 BOUNDS = ("upper", "lower")
 
@@ -44,6 +52,8 @@ class CorrelationEvaluator(COCOEvaluator):
         distributed: bool = True,
         max_dets_per_image: int | None = None,
         kpt_oks_sigmas: Sequence[float] = (),
+        used: Sequence[dict] | None = None,
+        detections_per_image: int = MAX_DETECTIONS,
     ):
         """
         Args:
@@ -53,6 +63,10 @@ class CorrelationEvaluator(COCOEvaluator):
             distributed: collect the results of all processes.
             max_dets_per_image: for AP, 100 if not given.
             kpt_oks_sigmas: of keypoints; COCO's if not given.
+            used: dataset dicts, where some of the file's images or objects are not to count; all
+                if not given.
+            detections_per_image: how many the detector gives. AP is that of the 100 best of
+                a class, as COCO's; with more than 100 here, ``AP-maxDets<number>`` is of so many.
 
         Raises:
             CocoFileError: the annotation file is not JSON.
@@ -69,19 +83,47 @@ class CorrelationEvaluator(COCOEvaluator):
         self._kpt_oks_sigmas = kpt_oks_sigmas
         self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
-        if not hasattr(self._metadata, "json_file"):
+        converted = f"{dataset_name}_coco_format.json"
+        path = getattr(self._metadata, "json_file", None)
+        if path is None or os.path.basename(path) == converted:
             if output_dir is None:
                 raise ValueError(
                     f"data set {dataset_name!r} is not in COCO's format: expected an output_dir to "
                     "convert it to"
                 )
-            path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
+            path = os.path.join(output_dir, converted)
+            # Always: what is there may be of other data.
+            convert_to_coco_json(dataset_name, path, allow_cached=False)
+            vars(self._metadata).pop("json_file", None)  # of an evaluator with another folder
             self._metadata.json_file = path
-            convert_to_coco_json(dataset_name, path)
-        self._file = read_annotations(self._metadata.json_file)
+        self._file = read_annotations(path)
+        if used is not None and self._file.has_annotations:
+            self._leave_out(dataset_name, used)
+        self._max_detections = max_detections = int(detections_per_image)
+        if max_dets_per_image is None and max_detections > MAX_DETECTIONS:
+            message = (
+                f"AP is that of the {MAX_DETECTIONS} best detections of an image and class, as "
+                f"COCO's; as TEST.DETECTIONS_PER_IMAGE is {max_detections}, "
+                f"AP-maxDets{max_detections} is that of so many"
+            )
+            log_first_n(logging.WARNING, message, key="message", name=__name__)
         self._coco_api = self._file.api()
         self._do_evaluation = self._file.has_annotations
         self._clear()
+
+    def _leave_out(self, name: str, used: Sequence[dict]) -> None:
+        whole, self._file = self._file, used_part(self._file, used)
+        parts = [
+            f"{len(whole.content[part]) - len(self._file.content[part])} of the "
+            f"{len(whole.content[part])} {part}"
+            for part in ("images", "annotations")
+            if len(self._file.content[part]) < len(whole.content[part])
+        ]
+        if parts:
+            logger.warning(
+                f"{name}: AP and all other measures are without {' and '.join(parts)}, which "
+                "DATASETS.SKIP_UNREADABLE and DATASETS.SKIP_BAD_ANNOTATIONS leave out"
+            )
 
     def _clear(self) -> None:
         self._image_correlations: list[float] = []
@@ -152,6 +194,9 @@ class CorrelationEvaluator(COCOEvaluator):
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         results = super()._derive_coco_results(coco_eval, iou_type, class_names=class_names)
+        number = self._max_detections
+        if self._max_dets_per_image[-1] == MAX_DETECTIONS < number:
+            results[f"AP-maxDets{number}"] = _average_precision(coco_eval, iou_type, number)
         if iou_type == "keypoints":
             return results
         if coco_eval is None:
@@ -200,3 +245,20 @@ class CorrelationEvaluator(COCOEvaluator):
             return detections
         dataset_ids = {value: key for key, value in contiguous.items()}
         return [{**d, "category_id": dataset_ids[d["category_id"]]} for d in detections]
+
+
+def _average_precision(evaluated: COCOeval | None, iou_type: str, max_detections: int) -> float:
+    """pycocotools' AP, in percent, of more detections of an image than COCO counts."""
+    if evaluated is None:  # there are none
+        return 0.0
+    evaluation = COCOeval(evaluated.cocoGt, evaluated.cocoDt, iou_type)
+    evaluation.params.imgIds = evaluated.params.imgIds
+    evaluation.params.maxDets = [max_detections]
+    if iou_type == "keypoints":
+        evaluation.params.kpt_oks_sigmas = evaluated.params.kpt_oks_sigmas
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0, 0]  # of all areas
+    precision = precision[precision > -1]
+    return 100 * float(precision.mean()) if precision.size else math.nan

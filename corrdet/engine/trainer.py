@@ -20,17 +20,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
-from corrdet.coco import CocoFileError, read_once
+from corrdet.coco import read_once
 from corrdet.config import check_keys, declare
 from corrdet.data import (
     CorrdetDatasetMapper,
     ResumableLoader,
     build_train_loader,
-    load_dataset,
 )
-from corrdet.data.coco import read_annotations
-from corrdet.data.dataset import in_training_order
-from corrdet.data.proposals import add_proposals
 from corrdet.errors import CorrdetError
 from corrdet.modeling import build_test_time_augmentation, load_old_state
 from corrdet.options import BOOL, Key, Range
@@ -44,6 +40,7 @@ from .hooks import (
     is_restored_by_detectron2,
 )
 from .random_state import get_random_states, set_random_states
+from .test_sets import check_ground_truth, leaves_out, load_test_set, results_folder
 from .validation import (
     BestCheckpoint,
     EarlyStopping,
@@ -241,11 +238,14 @@ class CorrdetTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
-        """``output_folder``: by default ``OUTPUT_DIR/inference``."""
+        """``output_folder``: by default ``OUTPUT_DIR/inference``; see :func:`results_folder`."""
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         return CorrelationEvaluator(
-            dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+            dataset_name,
+            output_dir=output_folder or results_folder(cfg, "inference", dataset_name),
+            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            used=load_test_set(cfg, dataset_name) if leaves_out(cfg) else None,
         )
 
     @classmethod
@@ -490,58 +490,19 @@ class CorrdetTrainer(DefaultTrainer):
             ``OUTPUT_DIR/inference_TTA``.
         """
         model = build_test_time_augmentation(cfg, model)
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        if "output_folder" in inspect.signature(cls.build_evaluator).parameters:
-            evaluators = [
-                cls.build_evaluator(cfg, name, output_folder=folder) for name in cfg.DATASETS.TEST
-            ]
-        else:  # one of the user's, as Detectron2's base class has it
-            own = cfg.clone()
-            own.defrost()
-            own.OUTPUT_DIR = folder
-            evaluators = [cls.build_evaluator(own, name) for name in cfg.DATASETS.TEST]
+        takes_folder = "output_folder" in inspect.signature(cls.build_evaluator).parameters
+        evaluators = []
+        for name in cfg.DATASETS.TEST:
+            folder = results_folder(cfg, "inference_TTA", name)
+            if takes_folder:
+                evaluators.append(cls.build_evaluator(cfg, name, output_folder=folder))
+            else:  # one of the user's, as Detectron2's base class has it
+                own = cfg.clone()
+                own.defrost()
+                own.OUTPUT_DIR = folder
+                evaluators.append(cls.build_evaluator(own, name))
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": result for name, result in results.items()}
-
-
-def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
-    """Load a data set that is evaluated on; what it is compared with is checked, too.
-
-    AP is measured against the annotation file, and not against what ``SKIP_BAD_ANNOTATIONS`` leaves
-    of it. pycocotools dies of some masks, or does not end, after all images have been seen.
-
-    Raises:
-        CocoFileError: a box or mask of the file cannot be compared.
-        AnnotationError, ImageReadError, ValueError, TypeError, KeyError: see :func:`load_dataset`.
-        ProposalError: with ``MODEL.LOAD_PROPOSALS``, see :func:`add_proposals`.
-    """
-    with read_once():
-        dicts = in_training_order(cfg, name, load_dataset(cfg, name, is_train=False))
-        dicts = add_proposals(cfg, "TEST", name, dicts)
-        check_ground_truth(cfg, name)
-    return dicts
-
-
-def check_ground_truth(cfg: CfgNode, name: str) -> None:
-    """Look for what AP cannot be measured against in the annotation file of a data set, if any.
-
-    Raises:
-        CocoFileError: a box or mask of the file cannot be compared.
-    """
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") != "coco":
-        return
-    file = read_annotations(metadata.json_file)
-    if not file.has_annotations:
-        return
-    try:
-        for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
-            file.ground_truth(iou_type)
-    except CocoFileError as error:
-        raise CocoFileError(
-            f"{error}\nAP is measured against this file as it is: correct it, as "
-            "DATASETS.SKIP_BAD_ANNOTATIONS does not change it."
-        ) from error
 
 
 def _is_overridden(trainer: type, method: str) -> bool:

@@ -1,0 +1,64 @@
+"""The data sets that are evaluated on: loaded, checked, and where their results go."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from corrdet.coco import read_once
+from corrdet.data import load_dataset
+from corrdet.data.coco import read_annotations, used_part
+from corrdet.data.dataset import in_training_order
+from corrdet.data.proposals import add_proposals
+
+
+def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
+    """Load a data set that is evaluated on; what it is compared with is checked, too.
+
+    AP is measured against the annotation file, without what the keys ``DATASETS.SKIP_*`` leave out.
+    pycocotools dies of some masks, or does not end, after all images have been seen.
+
+    Raises:
+        CocoFileError: a box or mask of the file cannot be compared.
+        AnnotationError, ImageReadError, ValueError, TypeError, KeyError: see :func:`load_dataset`.
+        ProposalError: with ``MODEL.LOAD_PROPOSALS``, see :func:`add_proposals`.
+    """
+    with read_once():
+        dicts = in_training_order(cfg, name, load_dataset(cfg, name, is_train=False))
+        dicts = add_proposals(cfg, "TEST", name, dicts)
+        check_ground_truth(cfg, name, dicts)
+    return dicts
+
+
+def check_ground_truth(cfg: CfgNode, name: str, dicts: list[dict] | None = None) -> None:
+    """Look for what AP cannot be measured against in the annotation file of a data set, if any.
+
+    Args:
+        cfg: the config.
+        name: of the data set.
+        dicts: what is used of it; None for all of the file.
+
+    Raises:
+        CocoFileError: a box or mask of the file cannot be compared.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "coco":
+        return
+    file = read_annotations(metadata.json_file)
+    if not file.has_annotations:  # as in the files of COCO's test sets
+        return
+    if dicts is not None and leaves_out(cfg):
+        file = used_part(file, dicts)
+    for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
+        file.ground_truth(iou_type)
+
+
+def results_folder(cfg: CfgNode, kind: str, name: str) -> str:
+    """``OUTPUT_DIR/<kind>``; several test sets have folders of their own in it, by their names."""
+    own = [name] if len(cfg.DATASETS.TEST) > 1 else []
+    return os.path.join(cfg.OUTPUT_DIR, kind, *own)
+
+
+def leaves_out(cfg: CfgNode) -> bool:
+    """Whether parts of a test set may be left out."""
+    return cfg.DATASETS.SKIP_UNREADABLE or cfg.DATASETS.SKIP_BAD_ANNOTATIONS
