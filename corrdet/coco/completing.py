@@ -81,9 +81,11 @@ def _completed_row(row: dict, sizes: dict) -> dict:
 
 
 def _size(image: dict) -> tuple[int, int]:
-    width, height = image.get("width"), image.get("height")
-    is_known = is_number(width) and is_number(height) and 0 < width < 1e6 and 0 < height < 1e6
-    return (int(width), int(height)) if is_known else (0, 0)
+    sides: list[Any] = [image.get("width"), image.get("height")]
+    if not all(is_number(side) and 0 < side < 1e6 for side in sides):
+        return 0, 0
+    width, height = map(int, sides)
+    return width, height
 
 
 def _mask_area(segmentation: Any, size: tuple[int, int]) -> float | None:
