@@ -23,7 +23,9 @@ def with_whole_ids(content: Any) -> Any:
     """The content of a file with ids such as 3.0 as 3; it is changed, whatever else is wrong."""
     for part in LISTS:
         rows = content.get(part) if isinstance(content, dict) else None
-        for key in ID_KEYS[part] if isinstance(rows, list) else ():
+        if not isinstance(rows, list):
+            continue
+        for key in ID_KEYS[part]:
             for row in rows:
                 if isinstance(row, dict):
                     value = row.get(key)
