@@ -1,6 +1,7 @@
 """Checkpoints that are never half-written, and never run code when they are loaded."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     """
 
     _match_by_name = False
+    # Called with what is in a file and its path, before anything of it is loaded.
+    check: Callable[[dict[str, Any], str], None] | None = None
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """As the base class; a reader sees the file in full or not at all.
@@ -68,6 +71,12 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        data = self._read_file(filename)
+        if self.check is not None:
+            self.check(data, filename)
+        return data
+
+    def _read_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             data = load_array_pickle(filename)
             if "model" in data and "__author__" in data:

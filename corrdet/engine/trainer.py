@@ -40,6 +40,7 @@ from .hooks import (
     is_restored_by_detectron2,
 )
 from .random_state import get_random_states, set_random_states
+from .resuming import check_resumable, move_aside, old_files, take_learning_rates
 from .test_sets import check_ground_truth, leaves_out, load_test_set, results_folder
 from .validation import (
     BestCheckpoint,
@@ -177,6 +178,8 @@ class CorrdetTrainer(DefaultTrainer):
         self._reason_to_stop: str | None = None
 
         check_metrics(cfg)
+        # Before the writers make new ones.
+        self._old_files = old_files(cfg.OUTPUT_DIR)
         self._detector = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, self._detector)
         self._loader = self._usable(self.build_train_loader(cfg))
@@ -413,6 +416,7 @@ class CorrdetTrainer(DefaultTrainer):
         state = TrainerBase.state_dict(self)
         # Detectron2 0.6 leaves this out, and with it the optimizer; later versions have it here.
         state["_trainer"] = self._trainer.state_dict()
+        state["config"] = self.cfg.dump()
         state["random_states"] = get_random_states()
         # None for a loader of the user's.
         is_resumable = isinstance(self._loader, ResumableLoader)
@@ -426,6 +430,9 @@ class CorrdetTrainer(DefaultTrainer):
         self._trainer.load_state_dict(state["_trainer"])
         self._random_states = state["random_states"]
         load_old_state(self._detector, state)
+
+    def _check_checkpoint(self, checkpoint: Mapping, path: str) -> None:
+        check_resumable(checkpoint, path, self.cfg, self._detector, self._trainer.optimizer)
 
     def _take_seed(self, seed: int | None) -> None:
         """Go on with the order and augmentations of the checkpoint's run."""
@@ -447,7 +454,32 @@ class CorrdetTrainer(DefaultTrainer):
             )
 
     def resume_or_load(self, resume: bool = True) -> None:
-        super().resume_or_load(resume=resume)
+        """As DefaultTrainer's. What an earlier training left is moved aside if it is not resumed.
+
+        Raises:
+            CheckpointError: the checkpoint is of another training, or no key of ``MODEL.WEIGHTS``
+                is one of the model.
+        """
+        resumes = resume and self.checkpointer.has_checkpoint()
+        rates = [g.get("initial_lr", g["lr"]) for g in self._trainer.optimizer.param_groups]
+        if resumes:
+            self.checkpointer.check = self._check_checkpoint
+        try:
+            super().resume_or_load(resume=resume)
+        finally:
+            self.checkpointer.check = None
+        if resumes and self.cfg.SOLVER.RESUME_LR == "config":
+            take_learning_rates(self._trainer.optimizer, self.scheduler, rates)
+        if not resumes:
+            comm.synchronize()  # MODEL.WEIGHTS may be among the files
+            if comm.is_main_process() and self._old_files:
+                folder = move_aside(self.cfg.OUTPUT_DIR, self._old_files)
+                logging.getLogger(__name__).warning(
+                    "OUTPUT_DIR has an earlier training, which is not resumed: its files are in %s "
+                    "now",
+                    folder,
+                )
+            self._old_files = []
         if self.start_iter > 0:
             if isinstance(self._loader, ResumableLoader):
                 self._loader.seek(self.start_iter)

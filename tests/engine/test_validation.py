@@ -203,9 +203,6 @@ class TestBestCheckpoint:
         assert self.best(scripted_cfg) == {"metric": "bbox/AP", "value": 3.0, "iteration": 3}
         best, same = weights(scripted_cfg, "model_best"), weights(scripted_cfg, "model_0000003")
         assert all(torch.equal(best[name], same[name]) for name in same)
-        # Not what a training is resumed from.
-        last = (Path(scripted_cfg.OUTPUT_DIR) / "last_checkpoint").read_text()
-        assert last == "model_final.pth"
 
     @pytest.mark.parametrize("mode, metric, best", [("min", "bbox/AP", 1), ("auto", "my_loss", 5)])
     def test_lower_is_better(self, scripted_cfg, mode, metric, best):
@@ -231,6 +228,9 @@ class TestBestCheckpoint:
         train(Scripted(scripted_cfg), resume=True)
         # The last evaluation is the one after the last step.
         assert self.best(scripted_cfg) == {"metric": "bbox/AP", "value": 9.5, "iteration": 11}
+        # Not what a training is resumed from.
+        last = (Path(scripted_cfg.OUTPUT_DIR) / "last_checkpoint").read_text()
+        assert last == "model_final.pth"
 
     def test_what_is_not_measured_is_said_with_the_nearest(self, scripted_cfg, caplog):
         scripted_cfg.TEST.BEST_CHECKPOINT.METRIC = "bbox/ap"
