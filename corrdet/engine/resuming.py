@@ -1,5 +1,6 @@
 """What a training goes on with, what it cannot go on with, and what was in its folder before."""
 
+import json
 import logging
 import os
 import re
@@ -217,3 +218,26 @@ def move_aside(folder: str, names: list[str]) -> str:
         elif os.path.exists(source):
             os.rename(source, os.path.join(target, name))
     return target
+
+
+def truncate_metrics(path: str, start_iter: int) -> None:
+    """Cut off the lines of ``metrics.json`` that the resumed training will write again.
+
+    Args:
+        path: a file of JSON lines with an ``iteration`` each, or none.
+        start_iter: the first iteration that is trained again.
+    """
+    if not os.path.isfile(path):
+        return
+    kept = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                iteration = json.loads(line)["iteration"]
+            except (ValueError, KeyError):
+                break  # the line that a killed process was writing
+            if not line.endswith(b"\n") or iteration >= start_iter:
+                break
+            kept += len(line)
+    # In place: the writer has the file open for appending already.
+    os.truncate(path, kept)

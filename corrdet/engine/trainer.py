@@ -1,7 +1,6 @@
 """Detectron2's trainer, with exact resuming, correlation measures, and errors that name images."""
 
 import inspect
-import json
 import logging
 import math
 import os
@@ -14,14 +13,12 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicWriter
 from detectron2.evaluation import PascalVOCDetectionEvaluator
-from detectron2.solver import build_optimizer
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from corrdet.coco import read_once
-from corrdet.config import check_keys, declare
+from corrdet.config import declare
 from corrdet.data import (
     CorrdetDatasetMapper,
     ResumableLoader,
@@ -29,7 +26,7 @@ from corrdet.data import (
 )
 from corrdet.errors import CorrdetError
 from corrdet.modeling import build_test_time_augmentation, load_old_state
-from corrdet.options import BOOL, Key, Range
+from corrdet.options import BOOL, Key
 
 from .checkpoint import SafeCheckpointer
 from .evaluator import CorrelationEvaluator
@@ -39,8 +36,15 @@ from .hooks import (
     WriterOfEvaluations,
     is_restored_by_detectron2,
 )
+from .optimizer import build_optimizer
 from .random_state import get_random_states, set_random_states
-from .resuming import check_resumable, move_aside, old_files, take_learning_rates
+from .resuming import (
+    check_resumable,
+    move_aside,
+    old_files,
+    take_learning_rates,
+    truncate_metrics,
+)
 from .test_sets import check_ground_truth, leaves_out, load_test_set, results_folder
 from .validation import (
     BestCheckpoint,
@@ -51,21 +55,6 @@ from .validation import (
     mean_losses,
 )
 
-OPTIMIZERS = ("SGD", "ADAMW")
-
-# SOLVER.CLIP_GRADIENTS.CLIP_TYPE, Detectron2's own key, can also be "full_model".
-declare(
-    "SOLVER",
-    OPTIMIZER=Key(
-        "SGD",
-        Range(
-            f"one of {', '.join(map(repr, OPTIMIZERS))}",
-            lambda v: isinstance(v, str) and v.upper() in OPTIMIZERS,
-            OPTIMIZERS,
-        ),
-        "SGD is Detectron2's own, with momentum",
-    ),
-)
 declare(
     "TEST",
     BETA_IMG=Key(
@@ -253,37 +242,8 @@ class CorrdetTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """``SOLVER.OPTIMIZER``: "SGD" is Detectron2's, "ADAMW" has the same parameter groups.
-
-        ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``: "full_model" clips the norm of all gradients together,
-        beside Detectron2's own types, which clip each parameter's.
-        """
-        node = cfg.SOLVER.CLIP_GRADIENTS
-        if node.ENABLED and node.CLIP_TYPE == "full_model":
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-            # Not that of cls, which may be in the middle of calling this.
-            optimizer = CorrdetTrainer.build_optimizer(cfg, model)
-
-            def clip(optimizer, *_):
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, node.CLIP_VALUE, node.NORM_TYPE)
-
-            optimizer.register_step_pre_hook(clip)
-            return optimizer
-        check_keys(cfg, "SOLVER")
-        if cfg.SOLVER.OPTIMIZER.upper() == "SGD":
-            return build_optimizer(cfg, model)
-        parameters = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return optimizer(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        """That of ``SOLVER.OPTIMIZER``; see :mod:`corrdet.engine.optimizer`."""
+        return build_optimizer(cfg, model)
 
     def build_hooks(self) -> list:
         hooks = super().build_hooks()
@@ -546,26 +506,3 @@ def _image_names(batch) -> list[str]:
     if not isinstance(batch, list | tuple):
         return []
     return [str(image.get("file_name", "?")) for image in batch if isinstance(image, Mapping)]
-
-
-def truncate_metrics(path: str, start_iter: int) -> None:
-    """Cut off the lines of ``metrics.json`` that the resumed training will write again.
-
-    Args:
-        path: a file of JSON lines with an ``iteration`` each, or none.
-        start_iter: the first iteration that is trained again.
-    """
-    if not os.path.isfile(path):
-        return
-    kept = 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                iteration = json.loads(line)["iteration"]
-            except (ValueError, KeyError):
-                break  # the line that a killed process was writing
-            if not line.endswith(b"\n") or iteration >= start_iter:
-                break
-            kept += len(line)
-    # In place: the writer has the file open for appending already.
-    os.truncate(path, kept)

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from corrdet.coco import CocoFileError
 from corrdet.data import AnnotationError, ImageReadError
 from corrdet.engine import ConfigError, CorrdetTrainer
-from corrdet.engine.trainer import _AMPTrainer, _SimpleTrainer, truncate_metrics
+from corrdet.engine.resuming import truncate_metrics
+from corrdet.engine.trainer import _AMPTrainer, _SimpleTrainer
 from tests.helpers.training import ROOT
 
 pytestmark = pytest.mark.slow
