@@ -20,10 +20,33 @@ from detectron2.utils.logger import log_first_n
 from pycocotools.cocoeval import COCOeval
 
 from corrdet.coco import GroundTruth, detections_from_coco, ground_truth_from_coco
+from corrdet.config import declare
 from corrdet.data.coco import read_annotations, used_part
 from corrdet.files import atomic_write
 from corrdet.measures import Results, inconsistency, measure, rank_correlation
 from corrdet.measures.matching import MAX_DETECTIONS
+from corrdet.options import BOOL, Key
+
+declare(
+    "TEST",
+    BETA_IMG=Key(
+        True,
+        BOOL,
+        "measure beta_img (the thesis, Eq. 3.1), which needs the ground truth at evaluation",
+    ),
+    IMAGE_BOUNDS=Key(
+        False,
+        BOOL,
+        "measure the upper and lower bounds of AP at image level, too (the thesis, Table 3.1), "
+        "which takes two more post-processings of every image; needs BETA_IMG",
+    ),
+    REPORT=Key(
+        False,
+        BOOL,
+        "with --eval-only, write OUTPUT_DIR/inference/<data set>/report.html: see corrdet.analysis",
+    ),
+)
+
 
 logger = logging.getLogger(__name__)
 

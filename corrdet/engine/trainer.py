@@ -18,7 +18,6 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from corrdet.coco import read_once
-from corrdet.config import declare
 from corrdet.data import (
     CorrdetDatasetMapper,
     ResumableLoader,
@@ -26,7 +25,6 @@ from corrdet.data import (
 )
 from corrdet.errors import CorrdetError
 from corrdet.modeling import build_test_time_augmentation, load_old_state
-from corrdet.options import BOOL, Key
 
 from .checkpoint import SafeCheckpointer
 from .evaluator import CorrelationEvaluator
@@ -53,26 +51,6 @@ from .validation import (
     build_loss_loader,
     check_metrics,
     mean_losses,
-)
-
-declare(
-    "TEST",
-    BETA_IMG=Key(
-        True,
-        BOOL,
-        "measure beta_img (the thesis, Eq. 3.1), which needs the ground truth at evaluation",
-    ),
-    IMAGE_BOUNDS=Key(
-        False,
-        BOOL,
-        "measure the upper and lower bounds of AP at image level, too (the thesis, Table 3.1), "
-        "which takes two more post-processings of every image; needs BETA_IMG",
-    ),
-    REPORT=Key(
-        False,
-        BOOL,
-        "with --eval-only, write OUTPUT_DIR/inference/<data set>/report.html: see corrdet.analysis",
-    ),
 )
 
 
