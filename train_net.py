@@ -13,6 +13,7 @@ from corrdet.data import load_dataset
 from corrdet.engine import (
     CorrdetTrainer,
     StrictCheckpointer,
+    check_output,
     check_run,
     import_modules,
     load_config,
@@ -40,6 +41,7 @@ def main(args):
     import_modules(args.imports)
     cfg = load_config(args)
     check_run(cfg, eval_only=args.eval_only, resume=args.resume, trainer=CorrdetTrainer)
+    check_output(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     shorten_logged_errors()
 

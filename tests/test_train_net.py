@@ -165,7 +165,9 @@ def test_what_is_known_to_fail_fails_before_anything_is_printed(
 def test_a_damaged_image_is_named_in_one_line(workers, tiny_digits, tiny_command, tmp_path):
     json_file, root = tiny_digits["train"].removeprefix("tiny_train=").split(":")
     content = json.loads(Path(json_file).read_text())
-    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    # Its header is whole, so that it is found when it is read.
+    whole = (Path(root) / content["images"][0]["file_name"]).read_bytes()
+    (tmp_path / "broken.jpg").write_bytes(whole[: len(whole) // 2])
     for image in content["images"]:
         image["file_name"] = str(tmp_path / "broken.jpg")
     (tmp_path / "broken.json").write_text(json.dumps(content))

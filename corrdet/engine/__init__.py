@@ -4,7 +4,7 @@ from corrdet.errors import ConfigError
 
 from .checkpoint import CheckpointError, SafeCheckpointer, StrictCheckpointer
 from .command import run_command, shorten_logged_errors
-from .configuration import check_gpus, check_run, import_modules, load_config
+from .configuration import check_gpus, check_output, check_run, import_modules, load_config
 from .trainer import CorrdetTrainer, DivergedError
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "SafeCheckpointer",
     "StrictCheckpointer",
     "check_gpus",
+    "check_output",
     "check_run",
     "import_modules",
     "load_config",

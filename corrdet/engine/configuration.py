@@ -157,9 +157,8 @@ def check_run(
             schedulers itself.
 
     Raises:
-        ConfigError: no GPU, no weights, no file of annotations or proposals, an output folder that
-            cannot be written into, a scheduler that there is not, stages frozen at random weights,
-            or training of what is for evaluation.
+        ConfigError: no GPU, no weights, no file of annotations or proposals, a scheduler that there
+            is not, stages frozen at random weights, or training of what is for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
@@ -198,7 +197,6 @@ def check_run(
     check_proposal_files(cfg, *(("TEST",) if eval_only else ("TRAIN", "TEST")))
     if not eval_only:
         check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))
-    check_output(cfg.OUTPUT_DIR)
 
 
 def check_output(folder: str) -> None:
