@@ -8,14 +8,22 @@ The format is that of the PASCAL Visual Object Classes Challenge's development k
 al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 88(2), 2010).
 VOC counts pixels from 1 and its boxes contain the pixels of both corners. The box of the whole
 image is (1, 1, width, height) there and (0, 0, width, height) in continuous coordinates, so 1 is
-subtracted from xmin and ymin only, as Detectron2's own VOC loader does. Many tools write continuous
-coordinates into the same XML instead: ``zero_based`` takes the numbers as they are.
+subtracted from xmin and ymin only, as Detectron2's own VOC loader does: the box (5, 5, 5, 5) is one
+pixel, of width and height 1. Many tools write continuous coordinates into the same XML instead:
+``zero_based`` takes the numbers as they are, and there (5, 5, 5, 5) has no area and is refused.
+After that, boxes that overhang their image by up to two pixels are clipped to it and counted, as
+those of converters that are off by one are; whatever overhangs by more is refused.
+
+The ids of classes must be the same in all splits. With ``image_set`` they are those of all XML
+files of the folder, whatever the split; for splits in folders of their own, ``classes`` gives them,
+or ``--classes-of train.json`` takes those of a file that was converted before.
 """
 
 import argparse
 import json
 import math
 import os
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -25,6 +33,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from corrdet.coco import read_ground_truth
 from corrdet.coco.messages import listing
 from corrdet.errors import CorrdetError
 from corrdet.files import ReadError, atomic_write
@@ -32,6 +41,9 @@ from corrdet.files import ReadError, atomic_write
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_LISTED = 20
 EXIF_ORIENTATION = 0x0112  # tag; values 5 to 8 mean that width and height are swapped
+# Pixels by which a box may overhang its image; see :data:`corrdet.data.checks.OVERHANG_TOLERANCE`,
+# which needs Detectron2.
+OVERHANG_TOLERANCE = 2.0
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -65,6 +77,7 @@ class _VocImage:
     width: int
     height: int
     objects: list[tuple[str, tuple[float, float, float, float], int]] = field(default_factory=list)
+    clipped: int = 0
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -86,14 +99,18 @@ def convert_voc(
     difficult: str = "crowd",
     on_error: str = "raise",
     warn: Callable[[str], None] | None = None,
+    image_set: str | os.PathLike | None = None,
 ) -> dict:
     """Convert a folder of Pascal VOC XML files.
 
     Args:
-        annotations: folder with the ``*.xml`` files; taken in the order of their names.
+        annotations: folder with the ``*.xml`` files, also in folders in it and as ``*.XML``; taken
+            in the order of their paths.
         images: folder with the images. An image is looked for under the XML's ``<filename>``, then
-            under the XML's own name with a usual image suffix.
-        classes: the class names in the order of their ids, or None for those that occur, sorted.
+            under the XML's own name with a usual image suffix; first in the folder that the XML's
+            is called like, then in ``images`` itself.
+        classes: the class names in the order of their ids, or None for those that occur in any XML
+            file, also out of the image set, sorted.
         zero_based: boxes are (xmin, ymin, xmax, ymax) in continuous coordinates from 0, not VOC's.
         difficult: what becomes of objects marked ``<difficult>1</difficult>``. ``"crowd"``:
             ``iscrowd = 1``, so that COCO's evaluation counts them neither as missed nor as found,
@@ -101,6 +118,8 @@ def convert_voc(
             ``"keep"``: ordinary objects; ``"drop"``: left out.
         on_error: ``"raise"``, or ``"skip"``: leave out bad files and objects and warn of each.
         warn: takes the warnings; printed to the standard error if not given.
+        image_set: a file such as ``ImageSets/Main/train.txt``, which names an XML file a line,
+            without suffix; what is behind the name is not read. All XML files if not given.
 
     Returns:
         The COCO data set. Image ids and category ids count from 1, ``file_name`` is relative to
@@ -109,8 +128,10 @@ def convert_voc(
     Raises:
         VocError: with ``on_error="raise"``, naming everything that is wrong: malformed XML, missing
             images, two files for one image, sizes that differ from the image's, unknown classes,
-            boxes that are degenerate or not inside the image.
-        VocFolderError: if a folder is missing or holds no XML.
+            boxes that are degenerate or overhang the image by more than two pixels; names of the
+            image set without an XML file.
+        VocFolderError: if a folder is missing or holds no XML, or the image set is missing or
+            empty.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
@@ -120,30 +141,37 @@ def convert_voc(
     for folder in (annotations, images):
         if not folder.is_dir():
             raise VocFolderError(f"{folder} is not a folder")
-    files = sorted(annotations.glob("*.xml"))
+    files = sorted(file for file in annotations.rglob("*") if file.suffix.lower() == ".xml")
     if not files:
         raise VocFolderError(f"no .xml files in {annotations}")
-
     problems: list[str] = []
+    others: list[Path] = []
+    if image_set is not None:
+        files, others = _split(files, annotations, Path(image_set), problems)
     parsed: list[_VocImage] = []
     used: dict[str, str] = {}  # image -> the XML that it belongs to
     for file in tqdm(files, desc="reading VOC annotations", unit="file", disable=None):
         try:
-            image = _read(file, images, classes, zero_based, problems)
+            image = _read(file, annotations, images, classes, zero_based, problems)
             if image.file_name in used:
                 raise _BadFile(f"is of {image.file_name}, as {used[image.file_name]} is already")
-            used[image.file_name] = file.name
+            used[image.file_name] = _name(file, annotations)
             parsed.append(image)
         except _BadFile as error:
-            problems.append(f"{file.name}: {error}")
+            problems.append(f"{_name(file, annotations)}: {error}")
     if problems and on_error == "raise":
         raise VocError(problems)
     warn = warn or (lambda message: print(f"warning: {message}", file=sys.stderr))
     for problem in problems:
         warn(f"left out: {problem}")
 
+    clipped = sum(image.clipped for image in parsed)
+    if clipped:
+        warn(f"clipped {clipped} box(es) that overhang their image by at most 2 pixels")
+
     if classes is None:
-        classes = sorted({name for image in parsed for name, _, _ in image.objects})
+        names = {name for image in parsed for name, _, _ in image.objects}
+        classes = sorted(names.union(*map(_class_names, others)))
     return _to_coco(parsed, list(classes), difficult)
 
 
@@ -157,8 +185,49 @@ def convert_voc_file(
     return dataset
 
 
+def _split(
+    files: list[Path], annotations: Path, image_set: Path, problems: list[str]
+) -> tuple[list[Path], list[Path]]:
+    """The files that an image set names, and the others; names without a file are problems."""
+    try:
+        lines = image_set.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VocFolderError(f"the image set {image_set} cannot be read: {error}") from error
+    names = {line.split()[0]: None for line in lines if line.strip()}
+    if not names:
+        raise VocFolderError(f"the image set {image_set} names no image")
+    by_name: dict[str, Path] = {}
+    for file in files:
+        # By the path, or the name alone, where that says which.
+        by_name.setdefault(file.stem, file)
+    for file in files:
+        by_name[file.relative_to(annotations).with_suffix("").as_posix()] = file
+    chosen = set()
+    for name in names:
+        file = by_name.get(name) or by_name.get(name.removesuffix(".xml").removesuffix(".jpg"))
+        if file is None:
+            problems.append(f"{image_set.name}: {name} has no XML file in {annotations}")
+        else:
+            chosen.add(file)
+    return [f for f in files if f in chosen], [f for f in files if f not in chosen]
+
+
+def _class_names(file: Path) -> set[str]:
+    """Of a file that is not converted, so whatever else is wrong with it is of no concern."""
+    try:
+        names = {(_text(element, "name") or "") for element in _parse(file).findall("object")}
+    except _BadFile:
+        return set()
+    return names - {""}
+
+
+def _name(file: Path, annotations: Path) -> str:
+    return file.relative_to(annotations).as_posix()
+
+
 def _read(
     file: Path,
+    annotations: Path,
     images: Path,
     classes: Sequence[str] | None,
     zero_based: bool,
@@ -166,7 +235,8 @@ def _read(
 ) -> _VocImage:
     """Read one XML file; what is wrong with single objects goes to ``problems``."""
     root = _parse(file)
-    path = _find_image(images, _text(root, "filename"), file.stem)
+    folder = images / file.relative_to(annotations).parent
+    path = _find_image([folder, images], _text(root, "filename"), file.stem)
     try:
         with Image.open(path) as opened:
             width, height = opened.size
@@ -191,9 +261,12 @@ def _read(
                 raise ValueError("has no <name>")
             if classes is not None and name not in classes:
                 raise ValueError(f"is of a class that is not among {', '.join(classes)}")
-            box = _box(element, width, height, zero_based)
+            box, is_clipped = _box(element, width, height, zero_based)
+            image.clipped += is_clipped
         except ValueError as error:
-            problems.append(f"{file.name}: object {index} ({name or 'unnamed'}) {error}")
+            problems.append(
+                f"{_name(file, annotations)}: object {index} ({name or 'unnamed'}) {error}"
+            )
             continue
         is_difficult = int((_text(element, "difficult") or "0").strip() == "1")
         image.objects.append((name, box, is_difficult))
@@ -202,8 +275,7 @@ def _read(
 
 def _parse(file: Path) -> ElementTree.Element:
     try:
-        parser = ElementTree.XMLParser(target=_NoDoctype())
-        root = ElementTree.parse(file, parser=parser).getroot()
+        root = _parse_bytes(file.read_bytes())
     except (ElementTree.ParseError, UnicodeDecodeError, LookupError, ValueError) as error:
         raise _BadFile(f"is not well-formed XML: {error}") from error
     except OSError as error:
@@ -211,6 +283,25 @@ def _parse(file: Path) -> ElementTree.Element:
     if root.tag != "annotation":
         raise _BadFile(f"is not a VOC annotation: its root is <{root.tag}>, not <annotation>")
     return root
+
+
+DECLARATION = re.compile(
+    rb"""^(?:\xef\xbb\xbf)?<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["'][^>]*\?>"""
+)
+
+
+def _parse_bytes(content: bytes) -> ElementTree.Element:
+    """The root, in the encoding that the file declares; Python's parser knows but a few itself.
+
+    Raises:
+        ElementTree.ParseError, UnicodeDecodeError, LookupError, ValueError: as they come.
+    """
+    parser = ElementTree.XMLParser(target=_NoDoctype())
+    declared = DECLARATION.match(content)
+    encoding = declared[1].decode().lower() if declared else "utf-8"
+    if encoding.startswith(("utf", "us-ascii", "iso-8859-1")):
+        return ElementTree.fromstring(content, parser=parser)
+    return ElementTree.fromstring(content[declared.end() :].decode(encoding), parser=parser)
 
 
 def _text(element: ElementTree.Element, path: str) -> str | None:
@@ -225,23 +316,25 @@ def _number(text: str | None) -> float:
         return math.nan
 
 
-def _find_image(images: Path, file_name: str | None, stem: str) -> Path:
+def _find_image(folders: Sequence[Path], file_name: str | None, stem: str) -> Path:
     # Only the last part of <filename> is used: paths in it are those of somebody else's machine,
     # and must not lead out of the folder.
     names = [Path(file_name.replace("\\", "/")).name] if file_name else []
     for suffix in IMAGE_SUFFIXES:
         names += [stem + suffix, stem + suffix.upper()]
-    for name in names:
-        if name and (images / name).is_file():
-            return images / name
+    for folder in folders:
+        for name in names:
+            if name and (folder / name).is_file():
+                return folder / name
     wanted = names[0] if file_name else f"{stem}.*"
-    raise _BadFile(f"image {wanted} is not in {images}")
+    raise _BadFile(f"image {wanted} is not in {folders[-1]}")
 
 
 def _box(
     element: ElementTree.Element, width: int, height: int, zero_based: bool
-) -> tuple[float, float, float, float]:
-    """XYXY in continuous coordinates, or ValueError with what is wrong."""
+) -> tuple[tuple[float, float, float, float], bool]:
+    """XYXY in continuous coordinates, and whether it was clipped; or ValueError with what is
+    wrong."""
     numbers = [_number(_text(element, f"bndbox/{corner}")) for corner in CORNERS]
     if not all(math.isfinite(number) for number in numbers):
         written = [_text(element, f"bndbox/{corner}") for corner in CORNERS]
@@ -252,14 +345,20 @@ def _box(
         x1, y1 = x1 - 1, y1 - 1
     if x2 <= x1 or y2 <= y1:
         raise ValueError(f"has the degenerate box {described}")
-    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+    overhang = max(-x1, -y1, x2 - width, y2 - height)
+    is_inside = x1 < width and y1 < height and x2 > 0 and y2 > 0
+    # A coordinate 0 is no overhang but another way to count, which is for the user to say.
+    counts_from_0 = not zero_based and min(x1, y1) == -1
+    if 0 < overhang <= OVERHANG_TOLERANCE and is_inside and not counts_from_0:
+        return (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)), True
+    if overhang > 0:
         hint = ""
-        if not zero_based and min(x1, y1) == -1:
+        if counts_from_0:
             hint = (
                 "; a coordinate 0 suggests boxes that count from 0: try zero_based (--zero-based)"
             )
         raise ValueError(f"has the box {described} outside of the {width} x {height} image{hint}")
-    return x1, y1, x2, y2
+    return (x1, y1, x2, y2), False
 
 
 def _to_coco(parsed: Sequence[_VocImage], classes: list[str], difficult: str) -> dict:
@@ -305,7 +404,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--annotations", required=True, help="folder with the XML files")
     parser.add_argument("--images", required=True, help="folder with the images")
     parser.add_argument("--output", required=True, help="COCO file to write")
-    parser.add_argument("--classes", nargs="+", help="class names in order; default: all, sorted")
+    parser.add_argument(
+        "--image-set",
+        metavar="FILE",
+        help="such as ImageSets/Main/train.txt: the XML files to convert; classes are those of all",
+    )
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--classes", nargs="+", help="class names in order; default: all, sorted")
+    classes.add_argument(
+        "--classes-of", metavar="FILE", help="take the classes of a COCO file, of another split"
+    )
     parser.add_argument(
         "--zero-based", action="store_true", help="boxes are continuous coordinates from 0"
     )
@@ -322,7 +430,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.annotations,
             options.images,
             options.output,
-            classes=options.classes,
+            classes=options.classes
+            if options.classes_of is None
+            else read_ground_truth(options.classes_of).category_names,
+            image_set=options.image_set,
             zero_based=options.zero_based,
             difficult=options.difficult,
             on_error="skip" if options.skip_bad else "raise",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from corrdet.data.voc import VocError, convert_voc, main
+from corrdet.data.voc import VocError, VocFolderError, convert_voc, main
 
 
 def voc_object(name="car", box=(1, 1, 10, 20), difficult=0) -> str:
@@ -112,7 +112,7 @@ def test_image_is_found_by_the_name_of_the_xml(folder):
 
 
 def test_every_problem_is_named(folder):
-    folder.add("box", voc_object(), voc_object("van", (9, 9, 8, 20)), voc_object(box=(1, 1, 41, 9)))
+    folder.add("box", voc_object(), voc_object("van", (9, 9, 8, 20)), voc_object(box=(1, 1, 43, 9)))
     folder.add("nan", voc_object(box=("nan", 1, 2, 3)), voc_object(box=("", 1, 2, 3)))
     folder.add("size", size=(30, 40))
     folder.add("gone")
@@ -233,3 +233,78 @@ def test_missing_folders(folder, tmp_path):
         folder.convert()
     with pytest.raises(FileNotFoundError, match="absent"):
         convert_voc(tmp_path / "absent", folder.images)
+
+
+def test_splits_of_one_folder_have_one_list_of_classes(folder, tmp_path):
+    folder.add("a", voc_object("van"))
+    folder.add("b", voc_object("car"))
+    folder.add("c", voc_object("bus"))
+    train, val = tmp_path / "train.txt", tmp_path / "val.txt"
+    train.write_text("a\nb\n\n")
+    val.write_text("c  1\n", encoding="utf-8-sig")
+    first, second = folder.convert(image_set=train), folder.convert(image_set=val)
+    assert [image["file_name"] for image in first["images"]] == ["a.jpg", "b.jpg"]
+    assert [image["file_name"] for image in second["images"]] == ["c.jpg"]
+    assert first["categories"] == second["categories"]
+    assert [category["name"] for category in first["categories"]] == ["bus", "car", "van"]
+    assert [a["category_id"] for a in first["annotations"]] == [3, 2]
+    val.write_text("c\nd\n")
+    assert folder.problems(image_set=val) == [f"val.txt: d has no XML file in {folder.annotations}"]
+    val.write_text("\n")
+    with pytest.raises(VocFolderError, match="names no image"):
+        folder.convert(image_set=val)
+    # Splits in folders of their own.
+    output = tmp_path / "voc.json"
+    command = ["--annotations", str(folder.annotations), "--images", str(folder.images)]
+    command += ["--output", str(output)]
+    assert main([*command, "--image-set", str(train), "--classes", "car", "van", "bus"]) == 0
+    assert main([*command, "--image-set", str(train), "--classes-of", str(output)]) == 0
+    names = [category["name"] for category in json.loads(output.read_text())["categories"]]
+    assert names == ["car", "van", "bus"]
+    assert main([*command, "--image-set", str(tmp_path / "none.txt")]) == 1
+
+
+def test_folders_in_the_folder_and_capital_suffixes(folder):
+    folder.add("a", voc_object())
+    for name in ("x", "y"):
+        (folder.annotations / name).mkdir()
+        (folder.images / name).mkdir()
+        text = (folder.annotations / "a.xml").read_text()
+        (folder.annotations / name / "b.XML").write_text(text.replace("a.jpg", "b.jpg"))
+        Image.new("RGB", (40, 30)).save(folder.images / name / "b.jpg")
+    names = [image["file_name"] for image in folder.convert()["images"]]
+    assert names == ["a.jpg", "x/b.jpg", "y/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("box", "clipped"),
+    [
+        ((1, 1, 42, 30), [0, 0, 40, 30]),
+        ((5, 5, 41, 31.5), [4, 4, 36, 26]),
+        ((5, -1, 41, 30), [4, 0, 36, 30]),
+    ],
+)
+def test_an_overhang_of_two_pixels_is_clipped_and_counted(folder, box, clipped):
+    folder.add("a", voc_object(box=box), voc_object())
+    warnings = []
+    annotations = folder.convert(warn=warnings.append)["annotations"]
+    assert annotations[0]["bbox"] == clipped
+    assert warnings == ["clipped 1 box(es) that overhang their image by at most 2 pixels"]
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "windows-1252", "utf-16", "utf-8"])
+def test_declared_encodings(folder, encoding):
+    name = "caf\u00e9" if encoding == "windows-1252" else "\u8eca"
+    folder.add("a", voc_object(name))
+    text = (folder.annotations / "a.xml").read_text(encoding="utf-8")
+    declared = f'<?xml version="1.0" encoding="{encoding}"?>{text}'
+    (folder.annotations / "a.xml").write_text(declared, encoding=encoding)
+    assert folder.convert()["categories"] == [{"id": 1, "name": name}]
+    (folder.annotations / "a.xml").write_text(declared.replace(encoding, "klingon"))
+    assert "not well-formed" in folder.problems()[0]
+
+
+def test_boxes_of_one_pixel(folder):
+    folder.add("a", voc_object(box=(5, 5, 5, 5)))
+    assert folder.convert()["annotations"][0]["bbox"] == [4, 4, 1, 1]
+    assert "degenerate" in folder.problems(zero_based=True)[0]
