@@ -118,7 +118,8 @@ class Criterion(nn.Module):
             classification: find_loss("classification", CLASSIFICATION_LOSSES, classification),
             localization: find_loss("localization", LOCALIZATION_LOSSES, localization),
         }
-        for name in distinct_names(couplings):
+        names = distinct_names(couplings)
+        for name in names:
             losses[name] = find_loss("couplings", COUPLINGS, name)
         for name in options:
             if name not in losses:
@@ -126,7 +127,7 @@ class Criterion(nn.Module):
         self._losses = {
             name: _bind(name, loss, options.get(name, {})) for name, loss in losses.items()
         }
-        reason = refusal(classification, localization, list(couplings))
+        reason = refusal(classification, localization, names)
         if reason:
             raise OptionError("", reason)
         if localization_weighted_by != "none" and not losses[localization].per_sample:
@@ -137,12 +138,12 @@ class Criterion(nn.Module):
             )
         self.classification = self._losses[classification]
         self.localization = self._losses[localization]
-        self.couplings = {name: self._losses[name] for name in couplings}
+        self.couplings = {name: self._losses[name] for name in names}
         self.coupling_weights = {
             name: _weight(
                 name, couplings[name] if isinstance(couplings, Mapping) else losses[name].weight
             )
-            for name in couplings
+            for name in names
         }
 
     def forward(
@@ -331,19 +332,22 @@ class Criterion(nn.Module):
         for loss, bound in self._losses.items():
             if not bound.loss.has_state:
                 continue
-            bound.state.clear()
             start = f"{prefix}state.{loss}."
+            loaded: dict[str, Any] = {}
             lists: dict[str, dict[int, Tensor]] = {}
             for key in [key for key in state_dict if key.startswith(start)]:
-                name, _, index = key.removeprefix(start).partition("[")[0].partition(".")
+                entry = key.removeprefix(start).partition("[")[0]
+                name, _, index = entry.rpartition(".")
                 # A copy: losses may write into what they keep.
                 value = state_dict[key].clone()
-                if index:
+                if name and index.isdigit():
                     lists.setdefault(name, {})[int(index)] = value
                 else:
-                    bound.state[name] = value
+                    loaded[entry] = value
             for name, items in lists.items():
-                bound.state[name] = [items[index] for index in sorted(items)]
+                loaded[name] = [items[index] for index in sorted(items)]
+            bound.state.clear()
+            bound.state.update(loaded)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Criterion":
         """States follow to another device, but keep their precision: they are of float32 losses."""

@@ -69,7 +69,8 @@ def _ghm_c(matched: MatchedPredictions, *, state, bins, momentum) -> Tensor:
 
 
 def _running_counts(state: dict[str, Tensor], bins: int, like: Tensor) -> Tensor:
-    if "counts" not in state:
+    # Weights may come from a training with other bins.
+    if "counts" not in state or len(state["counts"]) != bins:
         state["counts"] = torch.full((bins,), -1.0, dtype=like.dtype)
     # A copy: what was saved before is not to change.
     state["counts"] = state["counts"].to(like.device, copy=True)

@@ -1,6 +1,7 @@
 """The losses that a Criterion can be composed of, by name."""
 
 import inspect
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,6 +56,17 @@ class RegisteredLoss:
     use: str = ""
     source: str = ""
     reaches: str = ""
+
+    def __reduce__(self):
+        # By its name, as its ranges cannot be pickled: a model is pickled to be saved as a whole.
+        for registry in REGISTRIES:
+            for name, loss in registry.items():
+                if loss is self:
+                    return _registered, (name,)
+        raise pickle.PicklingError("a loss that is not registered any more cannot be pickled")
+
+    def __deepcopy__(self, memo: dict) -> "RegisteredLoss":
+        return self
 
     @cached_property
     def takes_localization(self) -> bool:
@@ -174,6 +186,14 @@ CLASSIFICATION_LOSSES = LossRegistry("classification loss")
 LOCALIZATION_LOSSES = LossRegistry("localization loss")
 COUPLINGS = LossRegistry("coupling", reserved=WEIGHT_OPTIONS)
 REGISTRIES = (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS)
+
+
+def _registered(name: str) -> RegisteredLoss:
+    """A loss that was pickled."""
+    for registry in REGISTRIES:
+        if name in registry:
+            return registry[name]
+    raise pickle.UnpicklingError(f"there is no loss {name!r}: import what registers it first")
 
 
 def find_loss(argument: str, registry: LossRegistry, name: Any) -> RegisteredLoss:

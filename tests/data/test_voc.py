@@ -292,7 +292,7 @@ def test_an_overhang_of_two_pixels_is_clipped_and_counted(folder, box, clipped):
     assert warnings == ["clipped 1 box(es) that overhang their image by at most 2 pixels"]
 
 
-@pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "windows-1252", "utf-16", "utf-8"])
+@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "windows-1252", "utf-16", "utf-8"])
 def test_declared_encodings(folder, encoding):
     name = "caf\u00e9" if encoding == "windows-1252" else "\u8eca"
     folder.add("a", voc_object(name))

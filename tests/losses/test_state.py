@@ -1,6 +1,8 @@
 """What losses keep from step to step: in checkpoints, in copies and on other devices."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -134,6 +136,45 @@ class TestCheckpoints:
         assert torch.equal(other.head.weight, first.head.weight)
         assert list(other.criterion.state_dict()) == []
         assert "criterion" not in caplog.text
+
+
+def test_a_whole_module_can_be_pickled():
+    old = Detector(trained())
+    file = io.BytesIO()
+    torch.save(old, file)
+    file.seek(0)
+    new = torch.load(file, weights_only=False)
+    assert new.state_dict().keys() == old.state_dict().keys()
+    assert new.criterion(batch(1)) == old.criterion(batch(1))
+    assert pickle.loads(pickle.dumps(old)).criterion.classification.loss is (
+        old.criterion.classification.loss
+    )
+
+
+def test_counts_of_other_bins_start_anew():
+    other = Criterion("ghm_c", "ghm_r", options={"ghm_c": {"bins": 10}})
+    other.load_state_dict(trained().state_dict(), strict=False)
+    fresh = Criterion("ghm_c", "ghm_r", options={"ghm_c": {"bins": 10}})
+    assert other(batch(1))["loss_cls"] == fresh(batch(1))["loss_cls"]
+
+
+def test_names_with_dots_and_failing_loads():
+    @COUPLINGS.register("test_only_dotted")
+    def dotted(matched, *, state):
+        state["ema.mean"] = torch.ones(1)
+        return matched.scores.sum()
+
+    old = Criterion("sigmoid_focal", "giou", ["test_only_dotted"])
+    old(batch(0))
+    new = Criterion("sigmoid_focal", "giou", ["test_only_dotted"])
+    new.load_state_dict(old.state_dict())
+    assert new.state_dict() == old.state_dict() and len(old.state_dict()) == 1
+
+
+def test_couplings_can_be_any_iterable():
+    assert Criterion("sigmoid_focal", "giou", iter(["correlation"])).couplings.keys() == {
+        "correlation"
+    }
 
 
 def test_states_of_version_0_1():
