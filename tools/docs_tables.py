@@ -188,8 +188,8 @@ def config_page() -> str:
     parts = [
         "# The config\n\nWhat corrdet adds to [Detectron2's keys]"
         "(https://detectron2.readthedocs.io/en/latest/modules/config.html).\n"
-        "Values out of their range are refused before training, with the name of the key, where a run "
-        "uses them.\n"
+        "Values out of their range are refused before training, with the name of the key, where a "
+        "run uses them.\n"
         "`make docs-tables` writes this page from the declarations, each beside the code that "
         "reads the key.",
         *criterion_parts(),
