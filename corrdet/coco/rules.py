@@ -12,6 +12,10 @@ from corrdet.errors import CorrdetError
 
 from .messages import describe
 
+# Pixels by which a box may overhang its image. COCO's own annotations overhang by fractions of a
+# pixel, and converters that are off by one, or by one on each side, are common; such boxes are
+# clipped.
+OVERHANG_TOLERANCE = 2.0
 LISTS = ("images", "annotations", "categories")
 # Larger coordinates are no pixels, and their areas no numbers to calculate with.
 MAX_COORDINATE = 1e9

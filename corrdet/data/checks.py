@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from corrdet.coco import AnnotationError, mask_problem
 from corrdet.coco.messages import MAX_LISTED, describe, listing
-from corrdet.coco.rules import is_side
+from corrdet.coco.rules import OVERHANG_TOLERANCE, is_side
 from corrdet.errors import CorrdetError
 from corrdet.names import config_value
 
@@ -30,10 +30,6 @@ from .images import TURNED, UPRIGHT, Header, read_header, read_image
 
 logger = logging.getLogger(__name__)
 
-# Pixels by which a box may overhang its image. COCO's own annotations overhang by fractions of a
-# pixel, and converters that are off by one, or by one on each side, are common; such boxes are
-# clipped.
-OVERHANG_TOLERANCE = 2.0
 # How many classes the detectors of Detectron2 have. Corrdet's, and others', say it themselves, with
 # an attribute num_classes_key; those that do not are not checked.
 NUM_CLASSES_KEYS = {

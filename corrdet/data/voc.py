@@ -35,15 +35,13 @@ from tqdm import tqdm
 
 from corrdet.coco import read_ground_truth
 from corrdet.coco.messages import listing
+from corrdet.coco.rules import OVERHANG_TOLERANCE
 from corrdet.errors import CorrdetError
 from corrdet.files import ReadError, atomic_write
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_LISTED = 20
 EXIF_ORIENTATION = 0x0112  # tag; values 5 to 8 mean that width and height are swapped
-# Pixels by which a box may overhang its image; see :data:`corrdet.data.checks.OVERHANG_TOLERANCE`,
-# which needs Detectron2.
-OVERHANG_TOLERANCE = 2.0
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -167,7 +165,10 @@ def convert_voc(
 
     clipped = sum(image.clipped for image in parsed)
     if clipped:
-        warn(f"clipped {clipped} box(es) that overhang their image by at most 2 pixels")
+        warn(
+            f"clipped {clipped} box(es) that overhang their image by at most "
+            f"{OVERHANG_TOLERANCE:g} pixels"
+        )
 
     if classes is None:
         names = {name for image in parsed for name, _, _ in image.objects}
