@@ -107,6 +107,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(directory / f"rank{rank}.pth") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", POSITIVES)
 def test_two_processes_are_one_with_the_whole_batch(two_processes, case):
     for name, memory in product(CASES, (0, 2)):

@@ -35,6 +35,7 @@ from tests.helpers.detectors import (
 every_detector = pytest.mark.parametrize("name", ONE_PRIOR)
 
 
+@pytest.mark.slow
 class TestTraining:
     @every_detector
     def test_every_kind_of_loss(self, name):
