@@ -9,7 +9,7 @@ from detectron2.data.build import (
 )
 from detectron2.data.detection_utils import check_metadata_consistency
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.options import BOOL, Key, Range
 

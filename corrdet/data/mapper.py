@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.options import SHARE, Key, at_least, numbers
 
 from .augmentation import check_input, ssd_augmentations

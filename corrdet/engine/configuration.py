@@ -22,7 +22,7 @@ from detectron2.modeling import (
 )
 from detectron2.utils.file_io import PathManager
 
-from corrdet.config import add_corrdet_config, check_keys
+from corrdet.config_keys import add_declared_keys, check_keys
 from corrdet.data.augmentation import check_input
 from corrdet.data.proposals import check_proposal_files
 from corrdet.data.register import register_from_config
@@ -68,7 +68,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             cannot be made.
     """
     cfg = get_cfg()
-    add_corrdet_config(cfg)
+    add_declared_keys(cfg)
     cfg = _MergingNode(cfg)
     if args.config_file:
         _merge(cfg, args.config_file, lambda: check_config_file(args.config_file, cfg))

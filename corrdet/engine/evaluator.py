@@ -20,7 +20,7 @@ from detectron2.utils.logger import log_first_n
 from pycocotools.cocoeval import COCOeval
 
 from corrdet.coco import GroundTruth, detections_from_coco, ground_truth_from_coco
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.data.coco import read_annotations, used_part
 from corrdet.files import atomic_write
 from corrdet.measures import Results, inconsistency, measure, rank_correlation

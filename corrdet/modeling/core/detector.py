@@ -5,7 +5,7 @@ from typing import ClassVar
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
-from corrdet.config import check_keys
+from corrdet.config_keys import check_keys
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, build_criterion
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.options import (
     NOT_NEGATIVE,

@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, MatchedPredictions, smooth_l1_loss
 from corrdet.matching import hungarian_matching

@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
 from corrdet.matching import ssd_matching
