@@ -169,12 +169,7 @@ class SSDFamily(DenseDetector):
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": BatchPositives(),
-            "inference": Inference(
-                node.SCORE_THRESH_TEST,
-                node.TOPK_CANDIDATES_TEST,
-                node.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
-            ),
+            "inference": Inference.from_config(cfg, node),
             "activation": node.ACTIVATION,
             "image_bounds": cfg.TEST.IMAGE_BOUNDS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

@@ -150,11 +150,9 @@ class CorrdetYOLACT(DenseDetector):
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": BatchPositives(),
-            "inference": Inference(
-                node.SCORE_THRESH_TEST,
-                node.TOPK_CANDIDATES_TEST,
-                node.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
+            "inference": Inference.from_config(
+                cfg,
+                node,
                 topk_per_level=False,
                 nms=partial(fast_nms, topk=node.FAST_NMS_TOPK) if is_fast else batched_nms,
             ),
