@@ -35,6 +35,7 @@ from .hooks import (
     is_restored_by_detectron2,
 )
 from .optimizer import build_optimizer
+from .pictures import Pictures, draws_no_pictures
 from .random_state import get_random_states, set_random_states
 from .resuming import (
     check_resumable,
@@ -242,6 +243,8 @@ class CorrdetTrainer(DefaultTrainer):
         # Before the writers, or last on the processes that have none.
         place = len(hooks) - isinstance(hooks[-1], PeriodicWriter)
         hooks[place:place] = self._hooks_of_evaluation()
+        if self.cfg.VIS_PERIOD > 0 and comm.is_main_process() and draws_no_pictures(self.cfg):
+            hooks.insert(2, Pictures(self.cfg, self._detector))
         return hooks
 
     def _hooks_of_evaluation(self) -> list:
