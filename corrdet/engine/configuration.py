@@ -24,6 +24,7 @@ from detectron2.utils.file_io import PathManager
 
 from corrdet.config import add_corrdet_config, check_keys
 from corrdet.data.augmentation import check_input
+from corrdet.data.keypoints import check_keypoint_keys
 from corrdet.data.proposals import check_proposal_files
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
@@ -86,6 +87,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_names(cfg)
     check_detector(cfg)
     check_input(cfg)
+    check_keypoint_keys(cfg)
     cfg.freeze()
     return cfg
 

@@ -216,6 +216,7 @@ class CorrdetTrainer(DefaultTrainer):
             dataset_name,
             output_dir=output_folder or results_folder(cfg, "inference", dataset_name),
             detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
             used=load_test_set(cfg, dataset_name) if leaves_out(cfg) else None,
         )
 
