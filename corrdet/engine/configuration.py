@@ -24,6 +24,7 @@ from detectron2.utils.file_io import PathManager
 
 from corrdet.config_keys import add_declared_keys, check_keys
 from corrdet.data.augmentation import check_input
+from corrdet.data.keypoints import check_keypoint_keys
 from corrdet.data.proposals import check_proposal_files
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
@@ -33,6 +34,7 @@ from corrdet.names import config_value, unknown_name
 
 from .checkpoint import split_weights
 from .config_files import check_config_file
+from .pictures import check_pictures
 from .schedule import check_lr_scheduler, check_schedule
 
 _REGISTRIES = (
@@ -85,6 +87,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_names(cfg)
     check_detector(cfg)
     check_input(cfg)
+    check_keypoint_keys(cfg)
     cfg.freeze()
     return cfg
 
@@ -158,7 +161,8 @@ def check_run(
 
     Raises:
         ConfigError: no GPU, no weights, no file of annotations or proposals, a scheduler that there
-            is not, stages frozen at random weights, or training of what is for evaluation.
+            is not, stages frozen at random weights, pictures without OpenCV, or training of what is
+            for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
@@ -196,6 +200,7 @@ def check_run(
                 )
     check_proposal_files(cfg, *(("TEST",) if eval_only else ("TRAIN", "TEST")))
     if not eval_only:
+        check_pictures(cfg)
         check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))
 
 

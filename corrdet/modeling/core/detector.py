@@ -122,6 +122,11 @@ def check_detector(cfg: CfgNode) -> None:
             raise
         except ValueError as error:  # of corrdet.losses
             raise ConfigError(str(error)) from error
+    if cfg.MODEL.KEYPOINT_ON and is_ours and not issubclass(architecture, GeneralizedRCNN):
+        raise ConfigError(
+            "MODEL.KEYPOINT_ON is True, but nothing reads it: keypoints are for R-CNN, and "
+            f"MODEL.META_ARCHITECTURE is {name!r}"
+        )
     read = architecture.criterion_keys(cfg) if is_ours else ()
     for key in _CRITERIA:
         if key not in read:
@@ -140,6 +145,10 @@ def _check_test_time_augmentation(cfg: CfgNode) -> None:
         raise ConfigError(
             "TEST.AUG.ENABLED is for corrdet's dense detectors without masks and for R-CNN, but "
             f"MODEL.META_ARCHITECTURE is {name!r}"
+        )
+    if cfg.MODEL.KEYPOINT_ON:
+        raise ConfigError(
+            "TEST.AUG.ENABLED cannot merge keypoints: expected False with MODEL.KEYPOINT_ON True"
         )
     sizes = cfg.TEST.AUG.MIN_SIZES
     if not sizes or min(sizes) < 1:
