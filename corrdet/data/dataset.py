@@ -13,6 +13,7 @@ from corrdet.config_keys import declare
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.options import BOOL, Key, Range
 
+from .augmentation import fixed_size
 from .checks import check_dataset, check_mask_format, check_num_classes
 from .classes import follow_classes
 from .coco import classes_of, load_registered
@@ -109,7 +110,7 @@ def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict
 
 def _shapes(cfg: CfgNode, is_train: bool) -> list[tuple[int, int]]:
     """(shortest edge, longest edge) of what images are resized to."""
-    if cfg.INPUT.get("FIXED_SIZE", ()):
+    if fixed_size(cfg, is_train):
         return []
     if not is_train:
         return [(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]

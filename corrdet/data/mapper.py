@@ -14,7 +14,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints
 from corrdet.config_keys import declare
 from corrdet.options import SHARE, Key, at_least, numbers
 
-from .augmentation import check_input, ssd_augmentations
+from .augmentation import check_input, fixed_size, ssd_augmentations
 from .checks import check_mask_format
 from .coco import classes_of
 from .image_checks import SKIP_ADVICE, ImageReadError, ImageSizeError, unreadable_reason
@@ -96,7 +96,7 @@ class CorrdetDatasetMapper(DatasetMapper):
                 augmentations[0] = T.AugmentationList([resize, augmentations[0]])
             if probability < 1:
                 augmentations[0] = T.RandomApply(augmentations[0], probability)
-        size = cfg.INPUT.get("FIXED_SIZE", ())
+        size = fixed_size(cfg, is_train)
         if size:
             arguments["augmentations"] = [
                 T.Resize(size) if isinstance(augmentation, T.ResizeShortestEdge) else augmentation

@@ -9,6 +9,7 @@ from corrdet.config_keys import check_keys
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, build_criterion
 
+from ..backbones.pyramids import check_p6
 from .config_checks import check_replaced_keys, check_unset
 
 _CRITERIA = ("MODEL.CRITERION", "MODEL.RPN_CRITERION")
@@ -60,6 +61,7 @@ class Detector:
                 key.
         """
         check_keys(cfg, *cls.sections)
+        check_p6(cfg)
         if cfg.TEST.IMAGE_BOUNDS and not cls.has_image_bounds:
             raise ConfigError(
                 "TEST.IMAGE_BOUNDS is for dense detectors: expected False for "

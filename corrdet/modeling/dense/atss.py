@@ -36,6 +36,7 @@ class CorrdetATSS(OnePriorDetector):
             prior_side=node.ANCHOR_SCALE,
             box_coding=Box2BoxTransform(weights=node.BBOX_REG_WEIGHTS),
             has_scales=True,
+            scales_per_octave=node.SCALES_PER_OCTAVE,
         )
         matching = partial(atss_matching, topk=cfg.MODEL.ATSS.TOPK)
         return parts | {"matcher": MatchImages(matching, node.NUM_CLASSES)}

@@ -60,7 +60,13 @@ class CorrdetPAA(OnePriorDetector):
     def from_config(cls, cfg) -> dict[str, Any]:
         dense, node = cfg.MODEL.DENSE, cfg.MODEL.PAA
         coding = Box2BoxTransform(weights=dense.BBOX_REG_WEIGHTS)
-        parts = cls.parts(cfg, prior_side=dense.ANCHOR_SCALE, box_coding=coding, has_scales=True)
+        parts = cls.parts(
+            cfg,
+            prior_side=dense.ANCHOR_SCALE,
+            box_coding=coding,
+            has_scales=True,
+            scales_per_octave=dense.SCALES_PER_OCTAVE,
+        )
         return parts | {
             "matcher": PAAMatcher(
                 coding,
