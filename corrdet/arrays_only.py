@@ -46,22 +46,22 @@ def read_array_pickle(file: BinaryIO, admitted: Mapping[tuple[str, str], Callabl
     return _Reader(file, admitted).load()
 
 
-def foreign_objects(file: BinaryIO) -> dict[str, str]:
-    """What a pickle holds beside plain data, arrays and tensors, found without making any of it.
+def named_objects(file: BinaryIO) -> dict[str, str]:
+    """The classes and functions that a pickle names, found without making anything of them.
 
     Args:
         file: a pickle, as in a ``.pkl`` file or a checkpoint of PyTorch.
 
     Returns:
-        name of the class or function -> keys that lead to its first use, such as
-        ``optimizer.state``; an empty text where it is the whole content. In the order of the keys.
+        module and name, ``argparse.Namespace`` -> keys that lead to its first use, such as
+        ``trainer.args``; an empty text where it is the whole content. In the order of the keys.
 
     Raises:
         Exception: damaged files make the reader raise nearly anything.
     """
     found: dict[str, str] = {}
     for path, value in _walk(_Scanner(file, {}).load()):
-        if isinstance(value, _Foreign) and not value.is_of_tensors:
+        if isinstance(value, _Foreign):
             found.setdefault(value.name, path)
     return found
 
@@ -277,12 +277,6 @@ class _Foreign:
 
     def __init__(self, name: str, parts: tuple = ()):
         self.name, self.parts = name, parts
-
-    @property
-    def is_of_tensors(self) -> bool:
-        root = self.name.partition(".")[0]
-        names = "OrderedDict", "_codecs.encode", "__builtin__.bytes", "BoxMode"
-        return root in ("torch", "numpy", "") or self.name.endswith(names)
 
 
 class _Scanner(_Reader):

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
@@ -310,15 +309,6 @@ def _merge(cfg: CfgNode, source: str, merge) -> None:
         merge()
     except ConfigError:
         raise
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(
-            f"{source} was not read: it asks for Python objects, which could run code on this "
-            f"machine ({error.problem})"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{source}: a _BASE_ of it was not read: {error}") from error
     except KeyError as error:
         # yacs: "Non-existent config key: MODEL.CRITERIA"
         key = str(error.args[0]).rsplit(": ", 1)[-1]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from corrdet.engine import SafeCheckpointer
-from corrdet.engine.checkpoint import load_array_pickle
+from corrdet.engine import CheckpointError, SafeCheckpointer
+from corrdet.engine.weights import load_array_pickle
 
 
 class Malicious:
@@ -101,7 +101,8 @@ class TestModelZooFiles:
     def test_matching_heuristics_by_query(self, tmp_path):
         torch.save({"backbone.weight": torch.full((2, 2), 2.0)}, tmp_path / "other.pth")
         layer = nested_model()
-        SafeCheckpointer(layer).load(f"{tmp_path}/other.pth")
+        with pytest.raises(CheckpointError, match=r"other.pth\?matching_heuristics=True matches"):
+            SafeCheckpointer(layer).load(f"{tmp_path}/other.pth")
         assert layer["net"]["backbone"].weight.tolist() == [[0, 0], [0, 0]]
         SafeCheckpointer(layer).load(f"{tmp_path}/other.pth?matching_heuristics=True")
         assert layer["net"]["backbone"].weight.tolist() == [[2, 2], [2, 2]]
@@ -160,7 +161,7 @@ class TestBadFiles:
 
 KILLED_WHILE_SAVING = """
 import os, resource, signal, sys, torch
-from corrdet.engine import SafeCheckpointer
+from corrdet.engine import CheckpointError, SafeCheckpointer
 checkpointer = SafeCheckpointer(torch.nn.Linear(200, 200), sys.argv[1])
 checkpointer.save("first")
 for name in ("first", "second"):

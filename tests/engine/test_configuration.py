@@ -17,6 +17,7 @@ from corrdet.engine import (
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = str(ROOT / "configs/quick/retinanet_concordance.yaml")
+PAIRS = ["ab", "bc", "cd", "de", "ef", "fg", "gh"]  # names of anchors, each ten times in the next
 
 
 def load(file=QUICK, *opts):
@@ -70,14 +71,47 @@ class TestBadInput:
         config = tmp_path / "config.yaml"
         config.write_text("_BASE_: nowhere.yaml\n")
         with pytest.raises(
-            ConfigError, match="config.yaml: a _BASE_ of it was not read: .*nowhere"
+            ConfigError, match="nowhere.yaml, the _BASE_ of .*config.yaml, was not read: No such"
         ):
             load(str(config))
 
     def test_no_yaml(self, tmp_path):
         (tmp_path / "bad.yaml").write_text("MODEL: [1,\n")
-        with pytest.raises(ConfigError, match="bad.yaml is not valid YAML"):
+        with pytest.raises(ConfigError, match="bad.yaml is not valid YAML: line 2, .*") as caught:
             load(tmp_path / "bad.yaml")
+        assert "\n" not in str(caught.value)
+        (tmp_path / "bad.yaml").write_text("SEED: 1\nMODEL:\n  FPN: {NORM: [}\n")
+        with pytest.raises(ConfigError, match=r"YAML: line 3, column 16: while parsing a flow"):
+            load(tmp_path / "bad.yaml")
+        for content in (b"SEED: \xff", b"SEED: \x00"):
+            (tmp_path / "bad.yaml").write_bytes(content)
+            with pytest.raises(ConfigError, match="bad.yaml is not") as caught:
+                load(tmp_path / "bad.yaml")
+            assert "\n" not in str(caught.value)
+
+    def test_a_base_at_an_address(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("_BASE_: https://example.com/base.yaml\n")
+        with pytest.raises(ConfigError, match="_BASE_ is the address https://example.com/base.y"):
+            load(tmp_path / "config.yaml")
+
+    def test_an_address_that_gives_nothing(self):
+        with pytest.raises(ConfigError, match="^http://127.0.0.1:9/c.yaml was not read: .*refused"):
+            load("http://127.0.0.1:9/c.yaml")
+
+    @pytest.mark.parametrize("text, message", [
+        ("[" * 10_000, "not valid YAML: .*too deep"),
+        ("a" * 2_000_000, "more than 1000000 bytes"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in PAIRS),
+            "more than 100000 values",
+        ),
+        ("SEED: &a [*a]\n", "more than 100000 values"),
+    ], ids=["depth", "length", "anchors", "itself"])  # fmt: skip
+    def test_bombs(self, text, message, tmp_path):
+        (tmp_path / "bomb.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=f"bomb.yaml .*{message}"):
+            load(tmp_path / "bomb.yaml")
 
     @pytest.mark.parametrize("text, message", [
         ("", "bad.yaml is empty: expected keys"),
