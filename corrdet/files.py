@@ -5,6 +5,7 @@ and two processes that start together (one per GPU, say) must not write into eac
 Both follow from one rule: write beside the destination, under a temporary name, then rename.
 """
 
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ from corrdet.errors import CorrdetError, WriteError
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
+# What only writing says: no space, a quota, a limit of sizes, read-only.
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class OtherFilesError(CorrdetError, FileExistsError):
@@ -69,7 +72,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
         open_arguments: further arguments of :func:`open`.
 
     Raises:
-        WriteError: no file can be made there.
+        WriteError: no file can be made there, or the disk is full.
         ValueError: for any other mode; appending and updating cannot be atomic this way.
     """
     if mode not in ("w", "wb"):
@@ -93,10 +96,26 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
             # Without this a power failure could leave the new name on an empty file.
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        if (cause := disk_error(error)) is not None:
+            raise WriteError(
+                f"{path} was not written: {cause.strerror}. What was there before is intact"
+            ) from error
         raise
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What the operating system has said of a disk that is full, behind another error perhaps.
+
+    PyTorch's writer of checkpoints, for one, raises a RuntimeError of its own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OF_DISKS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
