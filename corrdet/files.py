@@ -5,6 +5,7 @@ and two processes that start together (one per GPU, say) must not write into eac
 Both follow from one rule: write beside the destination, under a temporary name, then rename.
 """
 
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 # Of Python's mkstemp, as atomic_write asks for it.
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+# What only writing says: no space, a quota, a limit of sizes, read-only.
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class OtherFilesError(CorrdetError, FileExistsError):
@@ -72,7 +75,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
         open_arguments: further arguments of :func:`open`.
 
     Raises:
-        WriteError: no file can be made there.
+        WriteError: no file can be made there, or the disk is full.
         ValueError: for any other mode; appending and updating cannot be atomic this way.
     """
     if mode not in ("w", "wb"):
@@ -95,9 +98,13 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
             os.fsync(file.fileno())
             # While the file is open, and so locked: it is no leftover yet.
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        if (cause := disk_error(error)) is not None:
+            raise WriteError(
+                f"{path} was not written: {cause.strerror}. What was there before is intact"
+            ) from error
         raise
 
 
@@ -134,6 +141,18 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
         except (OSError, portalocker.LockException):
             continue
         logger.info(f"removed {path}, which a process left that was killed while writing")
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What the operating system has said of a disk that is full, behind another error perhaps.
+
+    PyTorch's writer of checkpoints, for one, raises a RuntimeError of its own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OF_DISKS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

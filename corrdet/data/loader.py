@@ -32,6 +32,7 @@ from corrdet.options import Key, Range, is_number
 
 from .dataset import training_dicts
 from .mapper import CorrdetDatasetMapper
+from .workers import prepare_worker
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 
@@ -328,5 +329,6 @@ def _no_collation(batch: list[dict]) -> list[dict]:
 
 
 def _seed_worker(worker_id: int) -> None:
+    prepare_worker()
     # Every sample is seeded; this is for mappers that have generators of their own.
     seed_all_rng((torch.initial_seed() + worker_id) % 2**31)

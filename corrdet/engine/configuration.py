@@ -47,6 +47,7 @@ _SECTIONS = (
     "DATASETS",
     "INPUT",
     "INPUT.CROP",
+    "MODEL_EMA",
     "SOLVER",
     "SOLVER.EARLY_STOPPING",
     "TEST",
@@ -138,7 +139,8 @@ def check_gpus(num_gpus: int) -> None:
     """
     if num_gpus > 1 and num_gpus > torch.cuda.device_count():
         raise ConfigError(
-            f"--num-gpus is {num_gpus}, but torch sees {torch.cuda.device_count()} CUDA GPU(s)"
+            f"--num-gpus is {num_gpus}, but torch sees {torch.cuda.device_count()} CUDA GPU(s): "
+            "MODEL.DEVICE cpu trains with as many processes on CPUs"
         )
 
 

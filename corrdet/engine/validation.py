@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from corrdet.config_keys import declare
 from corrdet.data import CorrdetDatasetMapper
+from corrdet.data.workers import prepare_worker
 from corrdet.errors import ConfigError
 from corrdet.files import atomic_write
 from corrdet.names import unknown_name
@@ -116,6 +117,7 @@ def build_loss_loader(cfg: CfgNode, dicts: list[dict]) -> DataLoader:
         batch_size=max(cfg.SOLVER.IMS_PER_BATCH // world_size, 1),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
+        worker_init_fn=prepare_worker,
     )
 
 
