@@ -79,16 +79,6 @@ def test_trains_and_detects(path, models):
     assert [output.keys() for output in outputs] == [{"instances", "positives"}] * len(images)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in CONFIGS if p.parts[1] != "quick" and "Base" not in p.name], ids=str
-)
-def test_says_which_row_of_which_table_it_is(path):
-    lines = (ROOT / path).read_text().splitlines()
-    comment = " ".join(line[2:] for line in lines if line.startswith("# "))
-    assert re.search(r"(Tables? [IVX\d.]+|Sec\. [\d.]+)", comment), comment
-    assert re.search(r"AP \d\d\.\d (there|in the thesis)|reports", comment), comment
-
-
 def test_outputs_do_not_overwrite_each_other():
     folders = {}
     for path in CONFIGS:

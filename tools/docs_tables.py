@@ -1,4 +1,6 @@
-"""What of the docs is made from the code: docs/losses.md's tables, docs/config.md, README's names.
+"""What of the docs is made from the code and the configs.
+
+That is docs/losses.md's tables, docs/config.md, README's names, and docs/results.md's list of rows.
 
 ``python tools/docs_tables.py`` (``make docs-tables``) writes them, ``--check`` only says which are
 out of date.
@@ -21,10 +23,12 @@ from corrdet.losses.global_batch import GLOBAL_BATCH_OPTIONS  # noqa: E402
 from corrdet.losses.registry import LossRegistry, RegisteredLoss, refusal  # noqa: E402
 from corrdet.losses.weight import WEIGHT_OPTIONS, Weight  # noqa: E402
 from corrdet.options import Key  # noqa: E402
+from tools.paper_rows import CONFIGS, PAPERS, row_configs, rows_of  # noqa: E402
 
 LOSSES = ROOT / "docs" / "losses.md"
 CONFIG = ROOT / "docs" / "config.md"
 README = ROOT / "README.md"
+RESULTS = ROOT / "docs" / "results.md"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -176,6 +180,25 @@ def names_table() -> str:
     return table(["", "names"], rows)
 
 
+def rows_table() -> str:
+    """The rows of the papers that there are configs for, paper by paper as in the papers."""
+    found = [(row, path) for path in row_configs() for row in rows_of(path)]
+    found.sort(key=lambda item: (PAPERS.index(item[0].paper), item[0].table, item[1]))
+    return table(
+        ["paper", "table", "row", "there", "config"],
+        (
+            [
+                row.paper,
+                row.table,
+                row.row,
+                f"{row.ap}, {row.data}" if row.ap else "",
+                f"[{path.stem}](../configs/{path.relative_to(CONFIGS)})",
+            ]
+            for row, path in found
+        ),
+    )
+
+
 def keys_table(keys: dict[str, Key]) -> str:
     rows = (
         [f"`{name}`", f"`{shown(key.default)}`", key.range.expected, key.line]
@@ -247,6 +270,7 @@ def pages() -> dict[Path, str]:
         LOSSES: losses_page(LOSSES.read_text(encoding="utf-8")),
         CONFIG: config_page(),
         README: replaced(README.read_text(encoding="utf-8"), "losses", names_table()),
+        RESULTS: replaced(RESULTS.read_text(encoding="utf-8"), "rows", rows_table()),
     }
 
 
