@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.ops import pairwise_iou
 from corrdet.options import BOOL, Key, Range, is_whole
@@ -44,6 +44,12 @@ _KEYS = declare(
         ),
         "(height, width) of all images in training and at test, in place of the keys MIN_SIZE_* "
         "and MAX_SIZE_*; the aspect ratio is not kept",
+    ),
+    FIXED_SIZE_AT_TEST=Key(
+        True,
+        BOOL,
+        "False: FIXED_SIZE is for training alone, and images at test are resized by MIN_SIZE_TEST "
+        "and MAX_SIZE_TEST, as by the authors of AP, aLRP and APE loss",
     ),
 )
 
@@ -350,6 +356,13 @@ def ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
         Expand(cfg.MODEL.PIXEL_MEAN),
         MinIoUCrop(),
     ]
+
+
+def fixed_size(cfg: CfgNode, is_train: bool) -> tuple[int, int] | tuple[()]:
+    """(height, width) that all images are resized to, or () where they keep their aspect ratio."""
+    if not is_train and not cfg.INPUT.get("FIXED_SIZE_AT_TEST", True):
+        return ()
+    return tuple(cfg.INPUT.get("FIXED_SIZE", ()))
 
 
 def check_input(cfg: CfgNode) -> None:

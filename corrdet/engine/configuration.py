@@ -21,8 +21,9 @@ from detectron2.modeling import (
 )
 from detectron2.utils.file_io import PathManager
 
-from corrdet.config import add_corrdet_config, check_keys
+from corrdet.config_keys import add_declared_keys, check_keys
 from corrdet.data.augmentation import check_input
+from corrdet.data.keypoints import check_keypoint_keys
 from corrdet.data.proposals import check_proposal_files, check_proposal_pickles
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
@@ -32,6 +33,7 @@ from corrdet.names import config_value, unknown_name
 
 from .checkpoint import checkpoints_in, split_weights
 from .config_files import check_config_file
+from .pictures import check_pictures
 from .schedule import check_lr_scheduler, check_schedule
 
 _REGISTRIES = (
@@ -67,7 +69,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             cannot be made.
     """
     cfg = get_cfg()
-    add_corrdet_config(cfg)
+    add_declared_keys(cfg)
     cfg = _MergingNode(cfg)
     if args.config_file:
         _merge(cfg, args.config_file, lambda: check_config_file(args.config_file, cfg))
@@ -84,6 +86,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_names(cfg)
     check_detector(cfg)
     check_input(cfg)
+    check_keypoint_keys(cfg)
     cfg.freeze()
     return cfg
 
@@ -157,7 +160,8 @@ def check_run(
 
     Raises:
         ConfigError: no GPU, no weights, no file of annotations or proposals, a scheduler that there
-            is not, stages frozen at random weights, or training of what is for evaluation.
+            is not, stages frozen at random weights, pictures without OpenCV, or training of what is
+            for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
@@ -199,6 +203,7 @@ def check_run(
     check_proposal_files(cfg, *splits)
     check_proposal_pickles(cfg, *splits)
     if not eval_only:
+        check_pictures(cfg)
         check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))
 
 

@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.options import Key, one_of
 
 from .checkpoint import CheckpointError

@@ -35,6 +35,7 @@ from .hooks import (
     is_restored_by_detectron2,
 )
 from .optimizer import build_optimizer
+from .pictures import Pictures, draws_no_pictures
 from .random_state import get_random_states, set_random_states
 from .resuming import (
     check_resumable,
@@ -215,6 +216,7 @@ class CorrdetTrainer(DefaultTrainer):
             dataset_name,
             output_dir=output_folder or results_folder(cfg, "inference", dataset_name),
             detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
             used=load_test_set(cfg, dataset_name) if leaves_out(cfg) else None,
         )
 
@@ -242,6 +244,8 @@ class CorrdetTrainer(DefaultTrainer):
         # Before the writers, or last on the processes that have none.
         place = len(hooks) - isinstance(hooks[-1], PeriodicWriter)
         hooks[place:place] = self._hooks_of_evaluation()
+        if self.cfg.VIS_PERIOD > 0 and comm.is_main_process() and draws_no_pictures(self.cfg):
+            hooks.insert(2, Pictures(self.cfg, self._detector))
         return hooks
 
     def _hooks_of_evaluation(self) -> list:

@@ -20,7 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.data import DataLoader
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.data import CorrdetDatasetMapper
 from corrdet.errors import ConfigError
 from corrdet.files import atomic_write

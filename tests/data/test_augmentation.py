@@ -406,6 +406,12 @@ class TestFixedSize:
         instances = CorrdetDatasetMapper(cfg, is_train=True)(write_image(tmp_path))["instances"]
         assert instances.image_size == (96, 128) and len(instances) == 2
 
+    def test_in_training_alone(self, tmp_path):
+        cfg = config("INPUT.FIXED_SIZE_AT_TEST", False, "INPUT.MIN_SIZE_TEST", 45)
+        image = write_image(tmp_path)
+        assert CorrdetDatasetMapper(cfg, is_train=True)(image)["image"].shape == (3, 96, 128)
+        assert CorrdetDatasetMapper(cfg, is_train=False)(image)["image"].shape == (3, 45, 65)
+
     def test_not_by_default(self, tmp_path):
         cfg = config("INPUT.FIXED_SIZE", (), "INPUT.SSD_AUGMENTATION", False)
         cfg.INPUT.MIN_SIZE_TRAIN = (180,)

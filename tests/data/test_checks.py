@@ -13,11 +13,10 @@ from pycocotools import mask as mask_utils
 import corrdet.modeling  # noqa: F401  (registers the detectors)
 from corrdet import add_corrdet_config
 from corrdet.coco import AnnotationError
-from corrdet.data.checks import (
+from corrdet.data.checks import check_dataset, check_num_classes
+from corrdet.data.image_checks import (
     ImageReadError,
-    check_dataset,
     check_images_exist,
-    check_num_classes,
     filter_unreadable,
     unreadable_reason,
 )

@@ -57,8 +57,8 @@ def test_names_that_lead_out_of_the_folder(tmp_path):
     import numpy as np
     from PIL import Image
 
-    from corrdet.data.checks import ImageReadError, check_image_headers
     from corrdet.data.coco import load_registered
+    from corrdet.data.image_checks import ImageReadError, check_image_headers
     from corrdet.data.register import register_from_config
     from tests.helpers.hostile import changed
 

@@ -177,6 +177,7 @@ for name in ("first", "second"):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], check=True)
     checkpointer = SafeCheckpointer(nn.Linear(200, 200), str(tmp_path))

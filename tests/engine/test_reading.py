@@ -13,6 +13,8 @@ from corrdet.engine import CorrdetTrainer
 from corrdet.engine.evaluator import CorrelationEvaluator
 from tests.helpers.opens import count_opens
 
+pytestmark = pytest.mark.slow
+
 
 def path_of(name: str) -> str:
     return MetadataCatalog.get(name).json_file

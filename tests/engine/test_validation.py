@@ -18,6 +18,8 @@ from corrdet.engine.random_state import get_random_states
 from corrdet.engine.validation import build_loss_loader, mean_losses
 from tests.helpers.training import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def train(trainer, resume=False):
     os.makedirs(trainer.cfg.OUTPUT_DIR, exist_ok=True)

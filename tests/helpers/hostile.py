@@ -184,8 +184,9 @@ def main(folder: Path) -> None:
     from PIL import Image
 
     from corrdet.coco import read_ground_truth
-    from corrdet.data.checks import check_dataset, check_image_headers
+    from corrdet.data.checks import check_dataset
     from corrdet.data.coco import load_registered
+    from corrdet.data.image_checks import check_image_headers
     from corrdet.data.register import register_from_config
     from corrdet.data.voc import convert_voc
 

@@ -49,6 +49,20 @@ def test_resnet10_fpn():
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
+def test_p6_from_p5():
+    cfg = get_cfg()
+    add_corrdet_config(cfg)
+    cfg.merge_from_file("configs/quick/Base-quick.yaml", False)
+    cfg.MODEL.FPN.P6_FROM = "p5"
+    backbone = build_backbone(cfg).eval()
+    assert backbone.top_block.p6.in_channels == cfg.MODEL.FPN.OUT_CHANNELS == 64
+    with torch.no_grad():
+        outputs = backbone(torch.rand(1, 3, 128, 160))
+        p6 = backbone.top_block.p6(outputs["p5"])
+    torch.testing.assert_close(outputs["p6"], p6)
+    assert backbone.output_shape()["p7"].stride == 128
+
+
 def test_resnet10_fpn_of_region_based_detectors():
     cfg = get_cfg()
     add_corrdet_config(cfg)

@@ -35,6 +35,7 @@ from tests.helpers.detectors import (
 every_detector = pytest.mark.parametrize("name", ONE_PRIOR)
 
 
+@pytest.mark.slow
 class TestTraining:
     @every_detector
     def test_every_kind_of_loss(self, name):
@@ -226,6 +227,45 @@ class TestATSS:
         expected = F.binary_cross_entropy_with_logits(quality[positive], targets)
         torch.testing.assert_close(losses["loss_quality"], expected)
 
+    def test_several_anchors_of_a_location(self):
+        model = build_dense(
+            "atss_baseline", "MODEL.DENSE.QUALITY", "centerness", "MODEL.DENSE.SCALES_PER_OCTAVE", 2
+        )
+        images = batch((4, 1), seed=1)
+        with torch.no_grad():
+            _, features, predictions = model.predict(images)
+        anchors = [boxes.tensor for boxes in model.anchor_generator(features)]
+        priors = torch.cat(anchors)
+        side = 32 * 2**0.5
+        expected = [[4 - 16, 4 - 16, 4 + 16, 4 + 16], [4 - side / 2] * 2 + [4 + side / 2] * 2]
+        torch.testing.assert_close(priors[:2], torch.tensor(expected))
+        # Anchor by anchor in the channels, location by location in the priors.
+        by_anchor = [[level.unflatten(1, (2, -1)) for level in part] for part in predictions]
+        logits, deltas, quality = (
+            torch.cat([level.permute(0, 3, 4, 1, 2).flatten(1, 3) for level in part], dim=1)
+            for part in by_anchor
+        )
+        boxes = torch.stack([model.box2box_transform.apply_deltas(d, priors) for d in deltas])
+        matches = [
+            atss_matching(
+                priors,
+                image["instances"].gt_boxes.tensor,
+                image["instances"].gt_classes,
+                [len(level) for level in anchors],
+                10,
+            )
+            for image in images
+        ]
+        labels, gt_boxes = (torch.stack(values) for values in zip(*matches, strict=True))
+        losses = step(model, images)
+        classification, localization = plain_losses(labels, logits, boxes, gt_boxes, 2.0)
+        torch.testing.assert_close(losses["loss_cls"], classification)
+        torch.testing.assert_close(losses["loss_box_reg"], localization)
+        positive = labels < 10
+        targets = centerness(priors.expand(2, -1, -1)[positive], gt_boxes[positive])
+        expected = F.binary_cross_entropy_with_logits(quality[positive][:, 0], targets)
+        torch.testing.assert_close(losses["loss_quality"], expected)
+
     def test_detections_and_positives(self):
         model = build_dense(
             "atss_baseline", "MODEL.DENSE.QUALITY", "centerness", "TEST.DETECTIONS_PER_IMAGE", 20
@@ -372,10 +412,39 @@ def test_images_without_ground_truth_have_no_positives(name):
     assert all(output.keys() == {"instances"} for output in outputs)
 
 
+@pytest.mark.parametrize("quality", ["", "iou"])
+def test_paa_with_several_anchors_of_a_location(quality):
+    options = ("MODEL.DENSE.SCALES_PER_OCTAVE", 3, "MODEL.DENSE.QUALITY", quality)
+    model = build_dense("paa_star_ape", *options)
+    losses = step(model, batch((3, 2)))
+    assert is_sound(model, losses)
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.head.bbox_pred.out_channels == 12
+    model.inference.score_threshold = 0.0
+    with torch.no_grad():
+        outputs = model.eval()(batch())
+    assert all(len(output["instances"]) > 0 for output in outputs)
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         "name, overrides, message",
         [
+            (
+                "fcos_baseline",
+                (
+                    "MODEL.BACKBONE.NAME",
+                    "build_retinanet_resnet_fpn_backbone",
+                    "MODEL.FPN.P6_FROM",
+                    "p5",
+                ),
+                "MODEL.FPN.P6_FROM is 'p5', but build_retinanet_resnet_fpn_backbone does not read",
+            ),
+            (
+                "fcos_baseline",
+                ("MODEL.FPN.P6_FROM", "c5"),
+                "MODEL.FPN.P6_FROM: unknown name 'c5'",
+            ),
             (
                 "fcos_baseline",
                 ("MODEL.CRITERION.LOCALIZATION", "smooth_l1"),
@@ -433,16 +502,16 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "name, key, value, message",
         [
-            ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, "finite and not negative, got -1.0"),
+            ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, ">= 0, got -1.0"),
             ("atss_baseline", "DENSE.NUM_CONVS", 0, ">= 1, got 0"),
             ("atss_baseline", "DENSE.NMS_THRESH_TEST", 1.5, r"in \[0, 1\], got 1.5"),
             ("atss_baseline", "DENSE.TOPK_CANDIDATES_TEST", 0, ">= 1, got 0"),
-            ("atss_baseline", "DENSE.ANCHOR_SCALE", 0.0, "positive and finite, got 0.0"),
+            ("atss_baseline", "DENSE.ANCHOR_SCALE", 0.0, "> 0, got 0.0"),
             (
                 "paa_baseline",
                 "DENSE.BBOX_REG_WEIGHTS",
                 (1.0, 1.0),
-                "4 numbers, each positive",
+                "a list of 4 numbers, each",
             ),
             ("atss_baseline", "ATSS.TOPK", 0, ">= 1, got 0"),
             ("paa_baseline", "PAA.TOPK", 0, ">= 1, got 0"),
@@ -451,16 +520,16 @@ class TestRefusals:
                 "paa_baseline",
                 "PAA.COST_LOCALIZATION_WEIGHT",
                 -0.5,
-                ".* not negative, got -0.5",
+                ">= 0, got -0.5",
             ),
-            ("fcos_baseline", "FCOS.REGRESSION_RANGE", 0.0, "positive and finite, got 0.0"),
+            ("fcos_baseline", "FCOS.REGRESSION_RANGE", 0.0, "> 0, got 0.0"),
             (
                 "fcos_baseline",
                 "FCOS.CENTER_SAMPLING_RADIUS",
                 -1.5,
-                ".* not negative, got -1.5",
+                ">= 0, got -1.5",
             ),
-            ("foveabox_baseline", "FOVEABOX.BASE_SCALE", 0.0, "positive and finite, got 0.0"),
+            ("foveabox_baseline", "FOVEABOX.BASE_SCALE", 0.0, "> 0, got 0.0"),
             ("foveabox_baseline", "FOVEABOX.ETA", 0.5, ">= 1, got 0.5"),
             ("foveabox_baseline", "FOVEABOX.SIGMA", 1.5, r"in \(0, 1\], got 1.5"),
         ],

@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.matching import atss_matching
 from corrdet.options import Key, at_least, default_of
 
@@ -36,6 +36,7 @@ class CorrdetATSS(OnePriorDetector):
             prior_side=node.ANCHOR_SCALE,
             box_coding=Box2BoxTransform(weights=node.BBOX_REG_WEIGHTS),
             has_scales=True,
+            scales_per_octave=node.SCALES_PER_OCTAVE,
         )
         matching = partial(atss_matching, topk=cfg.MODEL.ATSS.TOPK)
         return parts | {"matcher": MatchImages(matching, node.NUM_CLASSES)}

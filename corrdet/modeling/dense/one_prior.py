@@ -1,8 +1,8 @@
-"""Detectors with one square prior for each location: FCOS and those after it."""
+"""Detectors with square priors, mostly one for each location: FCOS and those after it."""
 
 from typing import Any
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.options import (
     NOT_NEGATIVE,
@@ -49,6 +49,13 @@ declare(
     ),
     QUALITY_WEIGHT=Key(1.0, NOT_NEGATIVE, "weight of the third branch's loss"),
     ANCHOR_SCALE=Key(8.0, POSITIVE, "of ATSS and PAA: side of the anchors in strides"),
+    SCALES_PER_OCTAVE=Key(
+        1,
+        at_least(1),
+        "of ATSS and PAA: anchors of a location, with sides up to twice the one that ANCHOR_SCALE "
+        "says; 3 for RS loss, 2 for the (512) detectors of aLRP and APE loss, both with "
+        "ANCHOR_SCALE 4",
+    ),
     BBOX_REG_WEIGHTS=Key(
         (10.0, 10.0, 5.0, 5.0), numbers(4), "of ATSS and PAA: weights of the deltas (ATSS, 4.1)"
     ),
@@ -89,14 +96,17 @@ class OnePriorDetector(DenseDetector):
             )
 
     @classmethod
-    def parts(cls, cfg, *, prior_side: float, box_coding, has_scales: bool) -> dict[str, Any]:
+    def parts(
+        cls, cfg, *, prior_side: float, box_coding, has_scales: bool, scales_per_octave: int = 1
+    ) -> dict[str, Any]:
         """Arguments of the constructor, all but the matcher.
 
         Args:
             cfg: the config.
-            prior_side: of the square priors, in strides.
+            prior_side: of the square priors, in strides; of several, the smallest one's.
             box_coding: with the interface of Detectron2's transforms.
             has_scales: whether the head has a learned factor of the deltas for each level.
+            scales_per_octave: priors of a location, see :func:`square_priors`.
         """
         criterion = cls.build_criterion(cfg)
         backbone, shapes = build_features(cfg, "MODEL.DENSE.IN_FEATURES")
@@ -105,6 +115,7 @@ class OnePriorDetector(DenseDetector):
             input_shape=shapes,
             num_classes=node.NUM_CLASSES,
             conv_dims=[shapes[0].channels] * node.NUM_CONVS,
+            num_anchors=scales_per_octave,
             norm=node.NORM,
             prior_prob=node.PRIOR_PROB,
             has_quality=bool(node.QUALITY),
@@ -115,17 +126,14 @@ class OnePriorDetector(DenseDetector):
             "backbone": backbone,
             "head": head,
             "head_in_features": node.IN_FEATURES,
-            "anchor_generator": square_priors(strides, [prior_side * s for s in strides]),
+            "anchor_generator": square_priors(
+                strides, [prior_side * s for s in strides], scales_per_octave=scales_per_octave
+            ),
             "box2box_transform": box_coding,
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": BatchPositives(),
-            "inference": Inference(
-                node.SCORE_THRESH_TEST,
-                node.TOPK_CANDIDATES_TEST,
-                node.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
-            ),
+            "inference": Inference.from_config(cfg, node),
             "branch": QualityBranch(node.QUALITY, node.QUALITY_WEIGHT) if node.QUALITY else None,
             "image_bounds": cfg.TEST.IMAGE_BOUNDS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

@@ -9,7 +9,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
 from torch import Tensor
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.losses import giou_loss, sigmoid_focal_loss
 from corrdet.matching import labels_and_boxes, paa_candidates, paa_matching, paa_star_costs
 from corrdet.ops import elementwise_iou
@@ -60,7 +60,13 @@ class CorrdetPAA(OnePriorDetector):
     def from_config(cls, cfg) -> dict[str, Any]:
         dense, node = cfg.MODEL.DENSE, cfg.MODEL.PAA
         coding = Box2BoxTransform(weights=dense.BBOX_REG_WEIGHTS)
-        parts = cls.parts(cfg, prior_side=dense.ANCHOR_SCALE, box_coding=coding, has_scales=True)
+        parts = cls.parts(
+            cfg,
+            prior_side=dense.ANCHOR_SCALE,
+            box_coding=coding,
+            has_scales=True,
+            scales_per_octave=dense.SCALES_PER_OCTAVE,
+        )
         return parts | {
             "matcher": PAAMatcher(
                 coding,

@@ -6,17 +6,22 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
 
 def square_priors(
-    strides: Sequence[int], sides: Sequence[float], offset: float = 0.5
+    strides: Sequence[int],
+    sides: Sequence[float],
+    offset: float = 0.5,
+    scales_per_octave: int = 1,
 ) -> DefaultAnchorGenerator:
-    """One square around each location of each level.
+    """Squares around each location of each level: one, or as many as divide an octave.
 
     Detectors of locations rather than boxes read the centres, and take the sides as the unit of
     their distances.
 
     Args:
         strides: of each level, in pixels.
-        sides: of the squares of each level, in pixels.
+        sides: of the squares of each level, the smallest one, in pixels.
         offset: where in its cell a location is, in strides: 0.5 is the middle.
+        scales_per_octave: n squares of a location, of which the k-th has ``2 ** (k / n)`` times
+            the side, k = 0 .. n - 1.
 
     Returns:
         Detectron2's generator: features per level -> Boxes per level, row by row.
@@ -27,7 +32,10 @@ def square_priors(
     if len(sides) != len(strides):
         raise ValueError(f"expected a side for each of {len(strides)} strides, got {len(sides)}")
     return DefaultAnchorGenerator(
-        sizes=[[side] for side in sides],
+        sizes=[
+            [side * 2 ** (k / scales_per_octave) for k in range(scales_per_octave)]
+            for side in sides
+        ],
         aspect_ratios=[1.0],
         strides=list(strides),
         offset=offset,

@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
 from corrdet.matching import ssd_matching
@@ -62,6 +62,12 @@ declare(
     ),
     MASK_WEIGHT=Key(6.125, NOT_NEGATIVE, "weight of the loss of masks (Sec. 5)"),
     MAX_MASKS=Key(100, at_least(1), "of an image, so many masks at most are trained on"),
+    MASK_TARGETS=Key(
+        "shares",
+        one_of(("shares", "binary")),
+        "what masks are trained towards: the share of a pixel of the prototypes that is in the "
+        "mask, or, as in the authors' code, whether it is at least half",
+    ),
     SEMANTIC_WEIGHT=Key(1.0, NOT_NEGATIVE, "weight of the semantic segmentation's loss (Sec. 3.3)"),
     QUALITY=Key(
         "box",
@@ -150,11 +156,9 @@ class CorrdetYOLACT(DenseDetector):
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": BatchPositives(),
-            "inference": Inference(
-                node.SCORE_THRESH_TEST,
-                node.TOPK_CANDIDATES_TEST,
-                node.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
+            "inference": Inference.from_config(
+                cfg,
+                node,
                 topk_per_level=False,
                 nms=partial(fast_nms, topk=node.FAST_NMS_TOPK) if is_fast else batched_nms,
             ),
@@ -164,6 +168,7 @@ class CorrdetYOLACT(DenseDetector):
                 max_masks=node.MAX_MASKS,
                 semantic_weight=node.SEMANTIC_WEIGHT,
                 quality=node.QUALITY,
+                mask_targets=node.MASK_TARGETS,
             ),
             "activation": "softmax",
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
