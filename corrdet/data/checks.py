@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BoxMode
 
 from corrdet.coco import AnnotationError, mask_problem
-from corrdet.coco.messages import MAX_LISTED, listing
+from corrdet.coco.messages import MAX_LISTED, listing, short
 from corrdet.coco.rules import OVERHANG_TOLERANCE
 from corrdet.names import config_value
 
@@ -204,8 +204,8 @@ def _describe(record: dict, index: int, annotation: dict, reason: str) -> str:
 def _format_box(box) -> str:
     try:
         return "(" + ", ".join(f"{float(number):g}" for number in box) + ")"
-    except (TypeError, ValueError):
-        return repr(box)
+    except (TypeError, ValueError, OverflowError):
+        return short(box)
 
 
 def _check_annotation(
@@ -227,8 +227,11 @@ def _check_annotation(
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
         return "unsupported box", f"box mode {mode} is not supported", annotation
     try:
-        x1, y1, third, fourth = (float(number) for number in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
+        x1, y1, third, fourth = box = annotation["bbox"]
+        if any(isinstance(number, str | bytes | bool) for number in box):
+            raise TypeError  # float() would take them
+        x1, y1, third, fourth = map(float, box)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "unsupported box", "the box is not four numbers", annotation
     if not all(math.isfinite(number) for number in (x1, y1, third, fourth)):
         return "not finite", "the box is not finite", annotation

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import pycocotools.mask as mask_utils
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import coco as detectron2_coco
 from detectron2.structures import BoxMode
@@ -26,6 +25,8 @@ from corrdet.coco import (
     read,
     read_once,
 )
+from corrdet.coco.checking import has_plain_rows
+from corrdet.coco.masks import encode
 from corrdet.coco.messages import describe, listing
 from corrdet.coco.rules import (
     are_numbers,
@@ -70,6 +71,8 @@ def load_coco(
             :func:`load_registered` finds out what is wrong.
     """
     file = read_annotations(json_file)
+    if not has_plain_rows(file):
+        check_coco_file(file)
     for part in ("images", "categories"):
         check_unique_ids([row["id"] for row in file.content[part]], part, file.path)
     images = {row["id"]: row for row in file.content["images"]}
@@ -291,7 +294,7 @@ def _segmentation(segmentation: Any) -> Any:
     if not isinstance(segmentation, dict):
         return [polygon for polygon in segmentation if has_corners(polygon)]
     if isinstance(segmentation["counts"], list):
-        return mask_utils.frPyObjects(segmentation, *segmentation["size"])
+        return encode(0, segmentation, segmentation["size"][::-1])
     return segmentation
 
 

@@ -101,43 +101,39 @@ class SafeCheckpointer(DetectionCheckpointer):
         return files[0] if files else ""
 
     def _checkpoints(self) -> list[str]:
-        """Files to go on from, the last first."""
-        if not self.save_dir:
-            return []
-        tagged = super().get_checkpoint_file()
+        tagged = super().get_checkpoint_file() if self.save_dir else ""
         if "://" in self.save_dir:
             return [tagged] if tagged and super().has_checkpoint() else []
-        if not os.path.isdir(self.save_dir):
-            return []
-        paths = [
-            os.path.join(self.save_dir, name)
-            for name in os.listdir(self.save_dir)
-            if _TO_GO_ON_FROM.fullmatch(name)
-        ]
-        paths.sort(key=lambda path: (os.path.getmtime(path), path), reverse=True)
-        if os.path.isfile(tagged):
-            return [tagged, *(path for path in paths if not os.path.samefile(path, tagged))]
-        return paths
+        return checkpoints_in(self.save_dir, tagged)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As the base class; where the last checkpoint is lost or damaged, from the one before."""
+        """As the base class; where the last checkpoint is lost or damaged, from the one before.
+
+        Raises:
+            MissingWeightsError: ``last_checkpoint`` names a file that is not there, nor is another.
+        """
         files = self._checkpoints() if resume else []
-        if files:
-            self._say_if_lost(files[0])
+        if resume:
+            self._say_if_lost(files)
             self._older = tuple(files[1:])
         try:
             return super().resume_or_load(path, resume=resume)
         finally:
             self._older = ()
 
-    def _say_if_lost(self, used: str) -> None:
-        tagged = super().get_checkpoint_file()
-        if "://" in self.save_dir or os.path.isfile(tagged):
+    def _say_if_lost(self, files: list[str]) -> None:
+        tagged = super().get_checkpoint_file() if self.save_dir else ""
+        if "://" in self.save_dir or os.path.isfile(tagged) or not (tagged or files):
             return
         lost = os.path.join(self.save_dir, "last_checkpoint") + " is missing"
         if tagged:
             lost = f"{tagged}, the last checkpoint, is missing"
-        logger.warning("%s: %s is used", lost, used)
+        if not files:
+            raise MissingWeightsError(
+                f"{lost}, and {self.save_dir} has no other to go on from; without --resume the "
+                "training begins anew"
+            )
+        logger.warning("%s: %s is used", lost, files[0])
 
     # ---- Loading.
 
@@ -252,6 +248,23 @@ class StrictCheckpointer(SafeCheckpointer):
                 f"the weights are of another model: {len(wrong)} parameters are missing or have "
                 f"another shape, {wrong[0]} among them"
             )
+
+
+def checkpoints_in(folder: str, tagged: str = "") -> list[str]:
+    """Files that a training can go on from, the last first.
+
+    Args:
+        folder: ``OUTPUT_DIR``, on this machine.
+        tagged: the one that ``last_checkpoint`` names, which comes first if it is there.
+    """
+    if not os.path.isdir(folder):
+        return []
+    paths = [os.path.join(folder, name) for name in os.listdir(folder)]
+    paths = [path for path in paths if _TO_GO_ON_FROM.fullmatch(os.path.basename(path))]
+    paths.sort(key=lambda path: (os.path.getmtime(path), path), reverse=True)
+    if os.path.isfile(tagged):
+        return [tagged, *(path for path in paths if not os.path.samefile(path, tagged))]
+    return paths
 
 
 def broken_weights(model: nn.Module) -> list[str]:

@@ -24,14 +24,14 @@ from detectron2.utils.file_io import PathManager
 from corrdet.config_keys import add_declared_keys, check_keys
 from corrdet.data.augmentation import check_input
 from corrdet.data.keypoints import check_keypoint_keys
-from corrdet.data.proposals import check_proposal_files
+from corrdet.data.proposals import check_proposal_files, check_proposal_pickles
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.modeling import check_detector
 from corrdet.modeling.backbones.freezing import check_freezing
 from corrdet.names import config_value, unknown_name
 
-from .checkpoint import split_weights
+from .checkpoint import checkpoints_in, split_weights
 from .config_files import check_config_file
 from .pictures import check_pictures
 from .schedule import check_lr_scheduler, check_schedule
@@ -173,7 +173,9 @@ def check_run(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA GPU: "
             "MODEL.DEVICE cpu does without"
         )
-    goes_on = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    # Also if last_checkpoint is lost, which says which is the last.
+    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    goes_on = resume and (os.path.isfile(tag) or bool(checkpoints_in(cfg.OUTPUT_DIR)))
     if not goes_on:
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
@@ -199,7 +201,9 @@ def check_run(
                     "Detectron2's own data sets are expected below the folder that the environment "
                     "variable DETECTRON2_DATASETS names, by default 'datasets'"
                 )
-    check_proposal_files(cfg, *(("TEST",) if eval_only else ("TRAIN", "TEST")))
+    splits = ("TEST",) if eval_only else ("TRAIN", "TEST")
+    check_proposal_files(cfg, *splits)
+    check_proposal_pickles(cfg, *splits)
     if not eval_only:
         check_pictures(cfg)
         check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))

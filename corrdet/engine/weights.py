@@ -138,7 +138,7 @@ def load_tensors(path: str) -> dict[str, Any]:
         raise WeightsReadError(f"{path} was not read: {error}") from error
     except Exception as error:  # damaged files make torch raise nearly anything
         # Without torch's own words, which advise to load it in the way that runs code.
-        found = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if found:
             raise CheckpointError(_foreign(path, found[1])) from error
         raise CheckpointError(
