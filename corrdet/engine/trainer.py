@@ -44,7 +44,13 @@ from .resuming import (
     take_learning_rates,
     truncate_metrics,
 )
-from .test_sets import check_ground_truth, leaves_out, load_test_set, results_folder
+from .test_sets import (
+    check_ground_truth,
+    leaves_out,
+    load_once,
+    load_test_set,
+    results_folder,
+)
 from .validation import (
     BestCheckpoint,
     EarlyStopping,
@@ -145,7 +151,7 @@ class CorrdetTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._reason_to_stop: str | None = None
 
-        check_metrics(cfg)
+        check_metrics(cfg, type(self))
         # Before the writers make new ones.
         self._old_files = old_files(cfg.OUTPUT_DIR)
         self._detector = self.build_model(cfg)
@@ -435,7 +441,7 @@ class CorrdetTrainer(DefaultTrainer):
         """As DefaultTrainer.test; training goes on as if it had not happened."""
         states = get_random_states()
         try:
-            with read_once():  # the loader, its checks and the evaluator read the same files
+            with load_once():  # the loader, its checks and the evaluator read the same
                 return super().test(cfg, model, evaluators)
         finally:
             set_random_states(states)
