@@ -104,6 +104,7 @@ def _check_annotations(
     problems: list[str] = []
     counts: dict[str, int] = {}
     clipped = 0
+    shares = _boxes_are_shares(name, dataset_dicts)
     for record in dataset_dicts:
         annotations = record.get("annotations")
         if not annotations:
@@ -111,7 +112,9 @@ def _check_annotations(
             continue
         kept = []
         for index, annotation in enumerate(annotations):
-            kind, reason, replacement = _check_annotation(annotation, record, num_classes)
+            kind, reason, replacement = _check_annotation(
+                annotation, record, num_classes, shares=shares
+            )
             if kind is None and check_masks and not annotation.get("iscrowd", 0):
                 reason = _mask_problem(annotation.get("segmentation"), record)
                 kind = "bad mask" if reason else None
@@ -208,10 +211,37 @@ def _format_box(box) -> str:
         return short(box)
 
 
+def _boxes_are_shares(name: str, dataset_dicts: Sequence[dict]) -> bool:
+    """Whether boxes are in 0..1, shares of width and height: if at least half lie in a pixel."""
+    inside, total = 0, 0
+    for record in dataset_dicts:
+        if min(record.get("width") or 0, record.get("height") or 0) <= 1:
+            continue
+        for annotation in record.get("annotations") or ():
+            total += 1
+            inside += _is_in_first_pixel(annotation)
+    if 0 < 2 * inside < total:
+        logger.warning(
+            f"{name}: {inside} of {total} boxes lie in the first pixel of their image; as they are "
+            "few, they are taken for what they are, not for shares of width and height"
+        )
+    return inside > 0 and 2 * inside >= total
+
+
+def _is_in_first_pixel(annotation: dict) -> bool:
+    try:
+        x1, y1, third, fourth = annotation["bbox"]
+        is_xywh = annotation.get("bbox_mode") == BoxMode.XYWH_ABS
+        x2, y2 = (x1 + third, y1 + fourth) if is_xywh else (third, fourth)
+        return bool(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1)
+    except (KeyError, TypeError, ValueError):  # which is said of it elsewhere
+        return False
+
+
 def _check_annotation(
-    annotation: dict, record: dict, num_classes: int | None
+    annotation: dict, record: dict, num_classes: int | None, *, shares: bool = False
 ) -> tuple[str | None, str, dict]:
-    """One annotation.
+    """One annotation; ``shares``: boxes of the data set seem to be in 0..1.
 
     Returns:
         (kind, reason, annotation): kind is None if it is good, and the annotation then possibly a
@@ -242,7 +272,7 @@ def _check_annotation(
     width, height = record.get("width"), record.get("height")
     if width is None or height is None:
         return None, "", annotation
-    if min(x1, y1) >= 0 and max(x2, y2) <= 1 and min(width, height) > 1:
+    if shares and min(x1, y1) >= 0 and max(x2, y2) <= 1 and min(width, height) > 1:
         reason = (
             f"the box lies in the first pixel of the {width} x {height} image (w x h): coordinates "
             "in 0..1 are to be multiplied by width and height"

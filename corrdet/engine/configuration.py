@@ -33,8 +33,10 @@ from corrdet.names import config_value, unknown_name
 
 from .checkpoint import checkpoints_in, split_weights
 from .config_files import check_config_file
+from .model_ranges import check_network
 from .pictures import check_pictures
-from .schedule import check_lr_scheduler, check_schedule
+from .ranges import check_channels, check_ranges
+from .schedule import check_lr_scheduler
 
 _REGISTRIES = (
     ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
@@ -82,10 +84,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(args.opts))
     cfg = CfgNode(cfg)
     check_keys(cfg, *_SECTIONS)
-    check_schedule(cfg)
+    check_ranges(cfg)
     register_from_config(cfg.DATASETS.REGISTER)
     check_names(cfg)
     check_detector(cfg)
+    check_network(cfg)
     check_input(cfg)
     check_keypoint_keys(cfg)
     cfg.freeze()
@@ -168,11 +171,7 @@ def check_run(
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
         raise ConfigError(f"{architecture} is for evaluation only: train_net.py --eval-only")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA GPU: "
-            "MODEL.DEVICE cpu does without"
-        )
+    _check_device(cfg.MODEL.DEVICE)
     # Also if last_checkpoint is lost, which says which is the last.
     tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     goes_on = resume and (os.path.isfile(tag) or bool(checkpoints_in(cfg.OUTPUT_DIR)))
@@ -183,6 +182,9 @@ def check_run(
             split_weights(cfg.MODEL.WEIGHTS)
         except CorrdetError as error:
             raise ConfigError(f"MODEL.WEIGHTS: {error}") from error
+    # Loaders and mappers of one's own know best how many channels they give.
+    if trainer.build_train_loader.__func__.__module__.startswith(("corrdet.", "detectron2.")):
+        check_channels(cfg)
     built_by = trainer.build_lr_scheduler.__func__
     if not eval_only and built_by is DefaultTrainer.build_lr_scheduler.__func__:
         check_lr_scheduler(cfg)
@@ -207,6 +209,34 @@ def check_run(
     if not eval_only:
         check_pictures(cfg)
         check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))
+
+
+def _check_device(name: str) -> None:
+    expected = "cpu, cuda, or cuda with a number such as cuda:0"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE is {name!r}: expected {expected}") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ConfigError(
+                f"MODEL.DEVICE is {name!r}, but torch sees no CUDA GPU: MODEL.DEVICE cpu does "
+                "without"
+            )
+        if device.index is not None and device.index >= count:
+            raise ConfigError(
+                f"MODEL.DEVICE is {name!r}, but torch sees {count} CUDA GPU(s), from cuda:0 on"
+            )
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # RuntimeError, NotImplementedError, AssertionError by the device
+        reason = str(error).split("\n")[0]
+        raise ConfigError(
+            f"MODEL.DEVICE is {name!r}, on which torch computes nothing here ({reason}): expected "
+            f"{expected}"
+        ) from error
 
 
 def check_output(folder: str) -> None:

@@ -49,7 +49,13 @@ from .resuming import (
 )
 from .steps import TrainingStep, check_accumulation
 from .stopping import StopSignals, TrainingStopped
-from .test_sets import check_ground_truth, leaves_out, load_test_set, results_folder
+from .test_sets import (
+    check_ground_truth,
+    leaves_out,
+    load_once,
+    load_test_set,
+    results_folder,
+)
 from .validation import (
     BestCheckpoint,
     EarlyStopping,
@@ -90,7 +96,7 @@ class CorrdetTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._reason_to_stop: str | None = None
 
-        check_metrics(cfg)
+        check_metrics(cfg, type(self))
         check_accumulation(cfg)
         # Before the writers make new ones.
         self._old_files = old_files(cfg.OUTPUT_DIR)
@@ -416,7 +422,7 @@ class CorrdetTrainer(DefaultTrainer):
         """As DefaultTrainer.test; training goes on as if it had not happened."""
         states = get_random_states()
         try:
-            with read_once():  # the loader, its checks and the evaluator read the same files
+            with load_once():  # the loader, its checks and the evaluator read the same
                 return super().test(cfg, model, evaluators)
         finally:
             set_random_states(states)
