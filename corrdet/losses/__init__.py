@@ -18,6 +18,7 @@ from .correlation import (
     pearson_correlation,
     spearman_correlation,
 )
+from .correlation_coupling import grouped_correlation_loss
 from .criterion import Criterion
 from .distributional_ranking import dr_loss
 from .focal import quality_focal_loss, sigmoid_focal_loss, varifocal_loss
@@ -61,6 +62,7 @@ __all__ = [
     "ghm_c_loss",
     "ghm_r_loss",
     "giou_loss",
+    "grouped_correlation_loss",
     "harmonic_factors",
     "harmonic_iou_loss",
     "harmonic_loss",

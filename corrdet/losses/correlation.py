@@ -11,17 +11,31 @@ import torch
 from torch import Tensor
 
 from corrdet.ops import soft_rank
-from corrdet.options import POSITIVE, checked, one_of
-
-from .global_batch import GLOBAL_BATCH_OPTIONS, gather_from_processes, remember
-from .matched_predictions import MatchedPredictions
-from .registry import COUPLINGS
+from corrdet.options import BOOL, POSITIVE, checked, one_of
 
 COEFFICIENTS = ("pearson", "spearman", "concordance")
+Coefficient = Annotated[
+    str, one_of(COEFFICIENTS), "`pearson` (Eq. 2.1), `spearman` (2.2) or `concordance` (2.3)"
+]
 Strength = Annotated[
     float | None,
     POSITIVE.or_none(),
-    "strength of the soft ranks of `spearman`; None: from the data",
+    "strength of the soft ranks of `spearman`; None: from the data; at 1 the ranks of scores are "
+    "affine, as in the thesis' code",
+]
+Gradient = Annotated[
+    str,
+    one_of(("scores", "ious", "both")),
+    "what the gradient reaches (Sec. 5.5.4: scores do best)",
+]
+SoftBoth = Annotated[
+    bool,
+    BOOL,
+    "of `spearman`: rank scores and IoUs softly; with `STRENGTH` 1 the thesis' code, which is "
+    "`pearson`",
+]
+Unbiased = Annotated[
+    bool, BOOL, "of `concordance`: variances over n - 1, as in the thesis' code, not over n"
 ]
 
 
@@ -39,7 +53,7 @@ def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: not floating point, or shapes that are not the same (n,).
     """
-    x, y = _checked(x, y)
+    x, y = checked_pair(x, y)
     if len(x) < 2:
         return (x * 0 + y * 0).sum()
     undefined = _is_constant(x) | _is_constant(y)
@@ -50,7 +64,9 @@ def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 @checked
-def spearman_correlation(x: Tensor, y: Tensor, strength: Strength = None) -> Tensor:
+def spearman_correlation(
+    x: Tensor, y: Tensor, strength: Strength = None, soft_both: SoftBoth = False
+) -> Tensor:
     """Spearman's rank correlation coefficient, Eq. 2.2, differentiable in ``x`` through soft ranks.
 
     ``x`` is ranked softly, by projection onto the permutahedron, and ``y`` exactly (ties share
@@ -69,6 +85,7 @@ def spearman_correlation(x: Tensor, y: Tensor, strength: Strength = None) -> Ten
         x: (n,) floating point, gets gradient.
         y: (n,) floating point, same dtype and device, gets none.
         strength: of the soft ranks, in units of ``x``, positive; None for the default above.
+        soft_both: rank ``y`` softly too, by the strength or its own default; it gets no gradient.
 
     Returns:
         scalar; undefined and NaN values as in :func:`pearson_correlation`.
@@ -76,26 +93,34 @@ def spearman_correlation(x: Tensor, y: Tensor, strength: Strength = None) -> Ten
     Raises:
         TypeError, ValueError: as :func:`pearson_correlation`, or a strength that is not positive.
     """
-    x, y = _checked(x, y)
+    x, y = checked_pair(x, y)
     if len(x) < 2:
         return (x * 0).sum()
-    return pearson_correlation(_soft_ranks(x, strength), average_ranks(y))
+    ranks = _soft_ranks(y.detach(), strength) if soft_both else average_ranks(y)
+    return pearson_correlation(_soft_ranks(x, strength), ranks)
 
 
-def concordance_correlation(x: Tensor, y: Tensor) -> Tensor:
+def concordance_correlation(x: Tensor, y: Tensor, unbiased: Unbiased = False) -> Tensor:
     """Lin's concordance correlation coefficient, Eq. 2.3: 1 only where ``x`` equals ``y``.
 
-    Args, Returns, Raises: as :func:`pearson_correlation`.
+    Args:
+        x, y: as of :func:`pearson_correlation`.
+        unbiased: covariance and variances are sums over n - 1, not over n.
+
+    Returns, Raises: as :func:`pearson_correlation`.
     """
-    x, y = _checked(x, y)
+    x, y = checked_pair(x, y)
     if len(x) < 2:
         return (x * 0 + y * 0).sum()
     undefined = _is_constant(x) | _is_constant(y)
     mean_x, mean_y = x.mean(), y.mean()
     covariance = ((x - mean_x) * (y - mean_y)).mean()
-    spread = (
-        (x - mean_x).square().mean() + (y - mean_y).square().mean() + (mean_x - mean_y).square()
-    )
+    variances = (x - mean_x).square().mean() + (y - mean_y).square().mean()
+    if unbiased:
+        covariance, variances = (
+            value * (len(x) / (len(x) - 1)) for value in (covariance, variances)
+        )
+    spread = variances + (mean_x - mean_y).square()
     # Underflow of the squares: values that differ by less than their square can tell.
     undefined = undefined | (spread == 0)
     return torch.where(undefined, 0.0, 2 * covariance / torch.where(undefined, 1.0, spread))
@@ -105,15 +130,11 @@ def concordance_correlation(x: Tensor, y: Tensor) -> Tensor:
 def correlation_loss(
     scores: Tensor,
     ious: Tensor,
-    coefficient: Annotated[
-        str, one_of(COEFFICIENTS), "`pearson` (Eq. 2.1), `spearman` (2.2) or `concordance` (2.3)"
-    ] = "concordance",
+    coefficient: Coefficient = "concordance",
     strength: Strength = None,
-    gradient: Annotated[
-        str,
-        one_of(("scores", "ious", "both")),
-        "what the gradient reaches (Sec. 5.5.4: scores do best)",
-    ] = "scores",
+    gradient: Gradient = "scores",
+    unbiased: Unbiased = False,
+    soft_both: SoftBoth = False,
 ) -> Tensor:
     """Correlation Loss, ``1 - rho(IoU, score)``; by default the gradient reaches the scores only.
 
@@ -125,6 +146,10 @@ def correlation_loss(
         gradient: what it reaches: "scores", "ious", or "both" (Sec. 5.5.4, where "scores" did best;
             the others also reward boxes for being as bad as their scores). Of "spearman", what it
             reaches is ranked softly, and the other exactly.
+        unbiased: of "concordance", see :func:`concordance_correlation`.
+        soft_both: of "spearman", rank softly what gets no gradient, too. With strength 1 that is
+            how the thesis' numbers were made: ranks of values in [0, 1] are then affine, and the
+            coefficient Pearson's of scores and IoUs.
 
     Returns:
         scalar in [0, 2]; 0 with zero gradient, still attached to the graph, for fewer than two
@@ -134,69 +159,29 @@ def correlation_loss(
         TypeError, ValueError: as the coefficients, an unknown coefficient or gradient, or a
             strength that is not positive, whatever the coefficient.
     """
-    scores, ious = _checked(scores, ious)
-    # All coefficients are symmetric: y is what gets no gradient, if there is one.
-    x, y = (ious, scores.detach()) if gradient == "ious" else (scores, ious)
-    if gradient == "scores":
-        y = y.detach()
+    x, y = trained_first(*checked_pair(scores, ious), gradient)
     if len(x) < 2:
         return ((x + y) * 0).sum()
     if coefficient == "pearson":
         rho = pearson_correlation(x, y)
     elif coefficient == "concordance":
-        rho = concordance_correlation(x, y)
+        rho = concordance_correlation(x, y, unbiased)
     elif gradient == "both":
         rho = pearson_correlation(_soft_ranks(x, strength), _soft_ranks(y, strength))
     else:
-        rho = spearman_correlation(x, y, strength=strength)
+        rho = spearman_correlation(x, y, strength, soft_both)
     undefined = _is_constant(x) | _is_constant(y)
     return torch.where(undefined, (x + y).mean() * 0, 1 - rho)
 
 
-@COUPLINGS.register(
-    "correlation",
-    options_from=(correlation_loss, GLOBAL_BATCH_OPTIONS),
-    # lambda_corr; what won in the thesis for RetinaNet is Spearman with 0.1.
-    weight=0.1,
-    definition="`1 - rho(I, p)` over the positives of the batch",
-    reaches="scores; with `GRADIENT` `ious` or `both`, boxes",
-    use="the scores of a batch are to order or fit its IoUs",
-    source='thesis "Correlation Loss"',
-)
-def _correlation(
-    matched: MatchedPredictions, *, state, coefficient, strength, gradient, global_batch, memory
-) -> Tensor:
-    scores, ious = scores_and_ious(matched, global_batch, memory, state, gradient)
-    return correlation_loss(scores, ious, coefficient, strength, gradient)
+def trained_first(x: Tensor, y: Tensor, gradient: str) -> tuple[Tensor, Tensor]:
+    """Scores and IoUs, or IoUs and scores: the second is what gets no gradient, if there is one.
 
-
-def scores_and_ious(
-    matched: MatchedPredictions, global_batch: bool, memory: int, state: dict, gradient: str
-) -> tuple[Tensor, Tensor]:
-    """Scores and IoUs of the positives that a correlation is taken of.
-
-    Args:
-        matched: the batch of this process.
-        global_batch: add the positives of the other processes.
-        memory: add those of this many batches before, as constants.
-        state: where they are kept.
-        gradient: which of them carry it: "scores", "ious" or "both".
-
-    Returns:
-        (n,) scores and (n,) IoUs.
+    All coefficients are symmetric.
     """
-    # Detached before they are gathered: a branch that is not to be trained gets no gradient at all,
-    # rather than zeros.
-    scores = matched.scores.detach() if gradient == "ious" else matched.scores
-    ious = matched.ious.detach() if gradient == "scores" else matched.ious
-    ious = ious.to(scores.dtype)
-    if global_batch:
-        scores, ious = gather_from_processes(torch.stack([scores, ious], dim=1)).unbind(dim=1)
-    if memory:
-        scores_before = remember(state, "scores", scores, memory)
-        ious_before = remember(state, "ious", ious, memory)
-        scores, ious = torch.cat([scores, scores_before]), torch.cat([ious, ious_before])
-    return scores, ious
+    if gradient == "both":
+        return x, y
+    return (y, x.detach()) if gradient == "ious" else (x, y.detach())
 
 
 def average_ranks(values: Tensor) -> Tensor:
@@ -229,7 +214,7 @@ def _soft_ranks(x: Tensor, strength: float | None) -> Tensor:
     return soft_rank(x / scale)
 
 
-def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def checked_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both as vectors of one floating dtype of at least 32 bits."""
     for value in (x, y):
         if not torch.is_tensor(value) or not value.is_floating_point():

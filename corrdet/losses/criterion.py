@@ -11,7 +11,10 @@ options, registered under a name:
   ``per_sample=False``, likewise;
 * a coupling returns one value per positive, which is summed and divided by the normalizer, or a
   scalar, which is added as it is. If it has arguments ``classification`` and ``localization``, it
-  is given the two losses of each positive, and returns what is to take their place.
+  is given the two losses of each positive, and returns what is to take their place. With an
+  argument ``own_class`` it is given a function of no arguments as well, to the part of the
+  classification losses that is of each positive's own class, (P,); of losses that are sums over
+  classes.
 
 A loss with an argument ``state`` is given a dict of its own, in which it may keep tensors and lists
 of tensors from step to step.
@@ -23,7 +26,8 @@ themselves.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -39,6 +43,7 @@ from corrdet.options import (
     one_of,
 )
 
+from .global_batch import mean_over_processes
 from .matched_predictions import MatchedPredictions
 from .registry import (
     CLASSIFICATION_LOSSES,
@@ -65,7 +70,7 @@ class BoundLoss:
     options: dict[str, Any]
     state: dict[str, Any]
 
-    def __call__(self, matched: MatchedPredictions, **losses: Tensor) -> Any:
+    def __call__(self, matched: MatchedPredictions, **losses: Any) -> Any:
         state = {"state": self.state} if self.loss.has_state else {}
         return self.loss.function(matched, **self.options, **state, **losses)
 
@@ -81,9 +86,10 @@ class Criterion(nn.Module):
         options: of each loss, by its name.
         classification_weight: factor of ``loss_cls``.
         localization_weight: factor of ``loss_box_reg``.
-        localization_weighted_by: "iou" or "score": the localization loss of each positive is
-            weighted by its IoU or by its score, divided by the mean of these over the positives
-            (APE paper, Sec. 7, FCOS 800 and PAA*); "none": it is not.
+        localization_weighted_by: "iou", "score" or "centerness": the localization loss of each
+            positive is weighted by its IoU, its score, or how near the centre of its prior is to
+            that of its ground truth, and the sum is divided by that of the weights, averaged over
+            the processes (ATSS, FCOS; PAA; APE paper, Sec. 7); "none": it is not.
 
     Raises:
         OptionError: a ValueError: an unknown name, losses that cannot be composed, or a value out
@@ -101,8 +107,9 @@ class Criterion(nn.Module):
         localization_weight: Annotated[float, NOT_NEGATIVE, "factor of `loss_box_reg`"] = 1.0,
         localization_weighted_by: Annotated[
             str,
-            one_of(("none", "iou", "score")),
-            "what weights the localization loss of each positive; the mean weight is 1",
+            one_of(("none", "iou", "score", "centerness")),
+            "what weights the localization loss of each positive, whose sum is then divided by "
+            "that of the weights",
         ] = "none",
     ):
         super().__init__()
@@ -194,6 +201,11 @@ class Criterion(nn.Module):
                     f"{name!r} compares box deltas, got MatchedPredictions without deltas and "
                     "gt_deltas"
                 )
+        if self.localization_weighted_by == "centerness" and matched.priors is None:
+            raise ValueError(
+                "localization_weighted_by 'centerness' is of the centres of priors, got "
+                "MatchedPredictions without priors"
+            )
         if normalizer is None:
             normalizer = max(len(matched.positives), 1)
         with torch.autocast(matched.logits.device.type, enabled=False):
@@ -202,7 +214,9 @@ class Criterion(nn.Module):
     def _losses_and_factors(
         self, matched: MatchedPredictions, normalizer: float | Tensor, iteration: int | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        classification, localization = self._classification_and_localization(matched)
+        classification, localization, divisor = self._classification_and_localization(
+            matched, normalizer
+        )
         added: dict[str, Tensor] = {}
         factors: dict[str, Tensor] = {}
         for name, coupling in self.couplings.items():
@@ -218,38 +232,47 @@ class Criterion(nn.Module):
                 added[f"loss_{name}"] = _total(loss, normalizer) * weight
         losses = {
             "loss_cls": _total(classification, normalizer) * self.classification_weight,
-            "loss_box_reg": _total(localization, normalizer) * self.localization_weight,
+            "loss_box_reg": _total(localization, divisor) * self.localization_weight,
             **added,
         }
         return losses, factors
 
     def _classification_and_localization(
-        self, matched: MatchedPredictions
-    ) -> tuple[Tensor, Tensor]:
-        """(S,) and (P,) losses; scalars of those that are not per sample."""
+        self, matched: MatchedPredictions, normalizer: float | Tensor
+    ) -> tuple[Tensor, Tensor, float | Tensor]:
+        """(S,) and (P,) losses, scalars of those that are not per sample; the second's divisor."""
         samples, positives = (len(matched.labels),), (len(matched.positives),)
         localization = self.localization(matched)
         shape = positives if self.localization.loss.per_sample else ()
         _check_shape("localization loss", self.localization, localization, shape)
-        localization = self._weighted(matched, localization)
+        localization, divisor = self._weighted(matched, localization, normalizer)
         if not self.classification.loss.takes_localization:
             classification = self.classification(matched)
             shape = samples if self.classification.loss.per_sample else ()
             _check_shape("classification loss", self.classification, classification, shape)
-            return classification, localization
+            return classification, localization, divisor
         both = self.classification(matched, localization=localization)
         classification, localization = _two("classification loss", self.classification, both)
         _check_shape("classification loss", self.classification, classification, ())
         _check_shape("classification loss", self.classification, localization, (), positives)
-        return classification, localization
+        return classification, localization, divisor
 
-    def _weighted(self, matched: MatchedPredictions, losses: Tensor) -> Tensor:
+    def _weighted(
+        self, matched: MatchedPredictions, losses: Tensor, normalizer: float | Tensor
+    ) -> tuple[Tensor, float | Tensor]:
+        """Localization losses by weights with a mean of 1, and what their sum is divided by.
+
+        Means are over all processes. The divisor is the number of positives, so that the loss is
+        the weighted sum over the sum of weights, whatever the other losses are divided by.
+        """
         if self.localization_weighted_by == "none":
-            return losses
-        weights = matched.ious if self.localization_weighted_by == "iou" else matched.scores
-        weights = weights.detach()
-        # Their mean over the positives is 1; all 0 leave nothing to weight.
-        return losses * weights * (len(weights) / weights.sum().clamp(min=1e-6))
+            return losses, normalizer
+        by = {"iou": "ious", "score": "scores", "centerness": "centerness"}
+        weights = getattr(matched, by[self.localization_weighted_by]).detach()
+        count = torch.full((), float(len(weights)), dtype=weights.dtype, device=weights.device)
+        total, count = mean_over_processes(torch.stack([weights.sum(), count]))
+        # Weights that are all 0 leave nothing, and neither do no positives.
+        return losses * weights * (count / total.clamp(min=1e-6)), count.clamp(min=1e-6)
 
     def _coupled(
         self,
@@ -268,9 +291,13 @@ class Criterion(nn.Module):
             classification[matched.positives] if per_sample else classification
         )
         coupling = self.couplings[name]
-        coupled = coupling(
-            matched, classification=positives_classification, localization=localization
-        )
+        losses: dict[str, Any] = {
+            "classification": positives_classification,
+            "localization": localization,
+        }
+        if coupling.loss.takes_own_class:
+            losses["own_class"] = partial(self._own_class, matched, positives_classification)
+        coupled = coupling(matched, **losses)
         coupled = _two("coupling", coupling, coupled)
         before = positives_classification, localization
         after = []
@@ -289,6 +316,20 @@ class Criterion(nn.Module):
         if per_sample:
             new_classification = classification.index_put((matched.positives,), new_classification)
         return new_classification, new_localization, factors
+
+    def _own_class(self, matched: MatchedPredictions, classification: Tensor) -> Tensor:
+        """(P,) the classification loss of positives at their own class."""
+        if matched.activation == "softmax":
+            return classification
+        # As of a detector of one class.
+        classes = matched.classes
+        own = replace(
+            matched,
+            logits=matched.logits[matched.positives].gather(1, classes[:, None]),
+            labels=torch.zeros_like(classes),
+            positives=torch.arange(len(classes), device=classes.device),
+        )
+        return self.classification(own)
 
     def _weight_at(self, name: str, iteration: int | None) -> float:
         weight = self.coupling_weights[name]

@@ -68,7 +68,14 @@ _NAMES_OF_COUPLINGS = Range(
 
 
 def build_criterion(
-    cfg, *, activation: str, has_deltas: bool, key: str = "CRITERION", owner: str | None = None
+    cfg,
+    *,
+    activation: str,
+    has_deltas: bool,
+    has_priors: bool = True,
+    has_levels: bool = False,
+    key: str = "CRITERION",
+    owner: str | None = None,
 ) -> Criterion:
     """The Criterion that a config's ``MODEL.CRITERION`` describes.
 
@@ -76,6 +83,8 @@ def build_criterion(
         cfg: a config with :func:`corrdet.add_corrdet_config`'s keys.
         activation: "sigmoid" or "softmax", what the detector's head is made for.
         has_deltas: whether the detector regresses deltas.
+        has_priors: whether it has priors, of whose centres centerness is.
+        has_levels: whether its positives are on levels of a pyramid.
         key: of the node in ``MODEL``.
         owner: whose losses they are, for messages; None for the meta-architecture.
 
@@ -85,9 +94,21 @@ def build_criterion(
             work with the detector; the message starts with the config's key.
     """
     node, path = cfg.MODEL[key], f"MODEL.{key}"
+    owner = owner or cfg.MODEL.META_ARCHITECTURE
     try:
         couplings = distinct_names(node.COUPLINGS)
-        _check_usable(node, couplings, activation, has_deltas, owner or cfg.MODEL.META_ARCHITECTURE)
+        _check_usable(node, couplings, activation, has_deltas, owner)
+        if node.LOCALIZATION_WEIGHTED_BY == "centerness" and not has_priors:
+            raise OptionError(
+                "localization_weighted_by",
+                f": centerness is of the centres of priors, which {owner} does not have; use 'iou' "
+                "or 'score'",
+            )
+        if "correlation" in couplings and node.CORRELATION.OVER == "level" and not has_levels:
+            raise OptionError(
+                "correlation.over",
+                f": the positives of {owner} are on no levels of a pyramid; use 'batch' or 'image'",
+            )
         options, weights = {}, {}
         for name in (node.CLASSIFICATION, node.LOCALIZATION, *couplings):
             options[name] = {

@@ -44,9 +44,9 @@ def gather_from_processes(tensor: Tensor) -> Tensor:
         (N, ...) those of all processes in the order of their ranks; ``tensor`` itself where there
         is one process.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    world = _num_processes()
+    if world == 1:
         return tensor
-    world = dist.get_world_size()
     count = torch.tensor([len(tensor)], device=tensor.device)
     all_counts = [torch.empty_like(count) for _ in range(world)]
     dist.all_gather(all_counts, count)
@@ -58,6 +58,24 @@ def gather_from_processes(tensor: Tensor) -> Tensor:
     parts = [part[:count] for part, count in zip(gathered, counts, strict=True)]
     parts[dist.get_rank()] = _OwnGradient.apply(tensor, world)
     return torch.cat(parts)
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """A tensor of each process, of the same shape, averaged over them; not waited for.
+
+    Every process has to call it as often as the others. There is no gradient.
+    """
+    tensor = tensor.detach()
+    world = _num_processes()
+    if world > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        tensor /= world
+    return tensor
+
+
+def _num_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def remember(state: dict, key: str, now: Tensor, memory: int) -> Tensor:

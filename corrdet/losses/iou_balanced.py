@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from corrdet.options import NOT_NEGATIVE, POSITIVE, checked
+from corrdet.options import NOT_NEGATIVE, POSITIVE, checked, one_of
 
 from ._checks import check_per_positive, check_same_shape, power, widened
 from .matched_predictions import MatchedPredictions
@@ -50,16 +50,32 @@ def iou_balanced_weights(
     "iou_balanced",
     options_from=(iou_balanced_weights,),
     needs=("classification",),
-    definition="losses of positives weighted by `I^eta sum(CE) / sum(I^eta CE)`",
+    definition="losses of positives, at their own class, weighted by `I^eta sum(CE) / sum(I^eta "
+    "CE)`",
     reaches="as the classification loss",
     use="good boxes get higher scores, at the same loss",
     source="IoU-balanced, Eq. 1, 2",
 )
 def _iou_balanced(
-    matched: MatchedPredictions, *, classification, localization, eta
+    matched: MatchedPredictions,
+    *,
+    classification,
+    localization,
+    own_class,
+    eta,
+    classes: Annotated[
+        str,
+        one_of(("own", "all")),
+        "what of a positive is weighted: its loss at its own class, as in the authors' code, or at "
+        "all classes",
+    ] = "own",
 ) -> tuple[Tensor, Tensor]:
-    weights = iou_balanced_weights(classification, matched.ious, eta)
-    return classification * weights, localization
+    if classes == "all":
+        weights = iou_balanced_weights(classification, matched.ious, eta)
+        return classification * weights, localization
+    own = own_class()
+    weights = iou_balanced_weights(own, matched.ious, eta)
+    return classification + own * (weights - 1), localization
 
 
 @checked

@@ -30,6 +30,10 @@ class MatchedPredictions:
         activation: "sigmoid" or "softmax".
         mask_ious: (P,) IoU of each positive's predicted mask and its ground truth, without
             gradient, where masks and not boxes say how well a positive is localized; or None.
+        priors: (P, 4) the boxes that the positives regress from, XYXY in pixels, or None where the
+            detector has none.
+        levels: (P,) int64, the level of the pyramid that each positive is on, or None.
+        num_images, num_levels: of the batch; None to count them, which waits for the device.
 
     Raises:
         ValueError: shapes that do not fit together, positives out of order, an unknown activation.
@@ -45,6 +49,10 @@ class MatchedPredictions:
     gt_deltas: Tensor | None = None
     activation: str = "sigmoid"
     mask_ious: Tensor | None = None
+    priors: Tensor | None = None
+    levels: Tensor | None = None
+    num_images: int | None = None
+    num_levels: int | None = None
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -61,6 +69,8 @@ class MatchedPredictions:
             "deltas": (num_positives, 4),
             "gt_deltas": (num_positives, 4),
             "mask_ious": (num_positives,),
+            "priors": (num_positives, 4),
+            "levels": (num_positives,),
         }
         for name, shape in expected.items():
             value = getattr(self, name)
@@ -116,6 +126,17 @@ class MatchedPredictions:
         """
         return elementwise_iou(self.boxes, self.gt_boxes)
 
+    @cached_property
+    def centerness(self) -> Tensor:
+        """(P,) how near the centre of each positive's prior is to that of its ground truth.
+
+        Raises:
+            ValueError: there are no priors.
+        """
+        if self.priors is None:
+            raise ValueError("these MatchedPredictions have no priors, of which centerness is")
+        return centerness(self.priors, self.gt_boxes)
+
     @property
     def delta_pairs(self) -> tuple[Tensor, Tensor]:
         """(P, 4) deltas as predicted, and (P, 4) their targets.
@@ -134,3 +155,38 @@ class MatchedPredictions:
         A loss that must not train the box branch detaches it.
         """
         return self.box_ious if self.mask_ious is None else self.mask_ious
+
+    def groups(self, over: str) -> tuple[Tensor, int]:
+        """(P,) int64, which image or level each positive is of, and how many there are.
+
+        Args:
+            over: "image" or "level".
+
+        Raises:
+            ValueError: there are no levels.
+        """
+        ids, count = self.image_ids, self.num_images
+        if over == "level":
+            if self.levels is None:
+                raise ValueError("these MatchedPredictions have no levels")
+            ids, count = self.levels, self.num_levels
+        if count is None:
+            count = int(ids.max()) + 1 if len(ids) else 0
+        return ids, count
+
+
+def centerness(priors: Tensor, gt_boxes: Tensor) -> Tensor:
+    """How near a location is to the centre of its ground truth (Tian et al. 2019, Eq. 3).
+
+    Args:
+        priors: (P, 4) boxes, XYXY, whose centres are the locations.
+        gt_boxes: (P, 4) boxes, XYXY, the ground truth of each.
+
+    Returns:
+        (P,) 1 at the centre, 0 at the sides and outside.
+    """
+    centers = (priors[:, :2] + priors[:, 2:]) / 2
+    to_start, to_end = centers - gt_boxes[:, :2], gt_boxes[:, 2:] - centers
+    shorter, longer = torch.minimum(to_start, to_end), torch.maximum(to_start, to_end)
+    inside = (shorter > 0).all(dim=1)
+    return torch.where(inside, (shorter / longer).prod(dim=1), 0.0).sqrt()

@@ -14,7 +14,7 @@ from .matched_predictions import ACTIVATIONS
 from .weight import WEIGHT_OPTIONS, Weight
 
 # Arguments that the Criterion gives to a loss, if it has them; all others are options.
-GIVEN = ("classification", "localization", "state")
+GIVEN = ("classification", "localization", "own_class", "state")
 
 # Where an option is declared: a function with it in its signature, or the declaration itself.
 OptionSource = Callable[..., Any] | Mapping[str, Key]
@@ -72,6 +72,11 @@ class RegisteredLoss:
     def takes_localization(self) -> bool:
         """Whether it reads the values of the localization loss."""
         return "localization" in inspect.signature(self.function).parameters
+
+    @cached_property
+    def takes_own_class(self) -> bool:
+        """Whether it asks for the classification loss of positives at their own class."""
+        return "own_class" in inspect.signature(self.function).parameters
 
     @cached_property
     def has_state(self) -> bool:

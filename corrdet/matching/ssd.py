@@ -6,7 +6,6 @@ from torch import Tensor
 from corrdet.ops import pairwise_iou
 
 from .common import (
-    best_claims,
     check_ground_truth,
     check_same_length,
     check_tensor,
@@ -25,11 +24,11 @@ def ssd_matching(
 ) -> tuple[Tensor, Tensor]:
     """Give every ground truth its best prior, and those that it overlaps enough.
 
-    Each ground truth claims the prior that it overlaps most, whatever the IoU, if any; a prior that
-    several claim goes to the largest IoU. The other priors get the ground truth that they overlap
-    most, if by more than ``iou_threshold`` (Liu et al. 2016, Sec. 2.2; https://arxiv.org/abs/
-    1512.02325). Ties go to the first prior and to the first ground truth. YOLACT ignores those that
-    overlap one by less than that, but by at least ``negative_threshold``.
+    Each ground truth gets a prior of its own that it overlaps, if one is left: see
+    :func:`bipartite_matching`. The other priors get the ground truth that they overlap most, if by
+    more than ``iou_threshold`` (Liu et al. 2016, Sec. 2.2; https://arxiv.org/abs/1512.02325). Ties
+    go to the first prior and to the first ground truth. YOLACT ignores those that overlap one by
+    less than that, but by at least ``negative_threshold``.
 
     Letters: R priors, M ground truths, C classes.
 
@@ -61,14 +60,46 @@ def ssd_matching(
     ious = pairwise_iou(gt_boxes, priors)
     overlap, matched = ious.max(dim=0)
     matched = torch.where(overlap > iou_threshold, matched, -1)
-    highest, claimed = ious.max(dim=1)
-    ground_truths = torch.arange(len(gt_boxes), device=priors.device)
-    claims = best_claims(claimed, ground_truths, highest, highest > 0, len(priors))
-    matched = torch.where(claims < 0, matched, claims)
+    best = bipartite_matching(ious)
+    matched = torch.where(best < 0, matched, best)
     labels, boxes = labels_and_boxes(matched, gt_boxes, gt_classes, num_classes)
     if negative_threshold is not None:
         labels = torch.where((matched < 0) & (overlap >= negative_threshold), -1, labels)
     return labels, boxes
+
+
+@torch.no_grad()
+def bipartite_matching(ious: Tensor) -> Tensor:
+    """Give each ground truth one prior, the pair of the largest IoU first, until none is left.
+
+    So have SSD's and YOLACT's authors: a ground truth whose best prior goes to another one gets its
+    next best. Pairs of the same IoU go in the order of priors, and then of ground truths.
+
+    In a round, all pairs whose IoU is the largest both of their prior and of their ground truth are
+    made at once, as no other pair could come before them. Rounds are few where few share their best
+    prior, and never more than ground truths; on a GPU, which would have to be waited for, they are
+    always as many.
+
+    Args:
+        ious: (M, R) of ground truths and priors; pairs without overlap are not matched.
+
+    Returns:
+        (R,) int64, index of a ground truth, or -1.
+    """
+    num_gts, num_priors = ious.shape
+    ground_truths = torch.arange(num_gts, device=ious.device)
+    is_left = ground_truths >= 0
+    # The last one takes what is not matched.
+    matched = torch.full((num_priors + 1,), -1, device=ious.device)
+    for _ in range(min(num_gts, num_priors)):
+        left = torch.where(is_left[:, None] & (matched[:-1] < 0), ious, 0)
+        highest, prior = left.max(dim=1)
+        is_made = (highest > 0) & (left.argmax(dim=0)[prior] == ground_truths)
+        matched.scatter_(0, torch.where(is_made, prior, num_priors), ground_truths)
+        is_left = is_left & ~is_made
+        if ious.device.type == "cpu" and not is_made.any():
+            break
+    return matched[:-1]
 
 
 @torch.no_grad()

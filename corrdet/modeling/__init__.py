@@ -1,5 +1,7 @@
 """Meta-architectures and backbones, registered with Detectron2 by importing this package."""
 
+from corrdet.losses.matched_predictions import centerness
+
 from .backbones import (
     DeformableBottleneckBlock,
     DeformableConv2d,
@@ -20,7 +22,6 @@ from .dense.fcos import CorrdetFCOS
 from .dense.foveabox import CorrdetFoveaBox
 from .dense.paa import CorrdetPAA
 from .dense.priors import square_priors
-from .dense.quality import centerness
 from .dense.retinanet import CorrdetRetinaNet
 from .dense.score_voting import score_voting
 from .deploy import (

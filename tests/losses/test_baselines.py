@@ -89,6 +89,44 @@ def ghm_by_loop(norms, losses, bins):
     )  # fmt: skip
 
 
+class PlainGHM:
+    """mmdetection's, as its code goes from bin to bin."""
+
+    def __init__(self, bins, momentum):
+        self.bins, self.momentum, self.sums = bins, momentum, [0.0] * bins
+
+    def __call__(self, norms, losses):
+        index = [min(int(norm * self.bins), self.bins - 1) for norm in norms]
+        filled = sorted(set(index))
+        for own in filled:
+            self.sums[own] *= self.momentum
+            self.sums[own] += (1 - self.momentum) * index.count(own)
+        weights = [1 / self.sums[own] / len(filled) for own in index]
+        return sum(loss * weight for loss, weight in zip(losses, weights, strict=True))
+
+
+def test_ghm_of_mmdetection():
+    """Three batches, in some of which bins are empty."""
+    of_scores, of_boxes = PlainGHM(30, 0.75), PlainGHM(10, 0.7)
+    counts = torch.full((30,), -1.0).double()
+    box_counts = torch.full((10,), -1.0).double()
+    for seed, scale in enumerate((1.0, 0.02, 3.0)):
+        logits, targets = samples(60)
+        logits, targets = logits * scale + seed, (targets > 0).double()
+        pairs = list(zip(logits.sigmoid().tolist(), targets.tolist(), strict=True))
+        norms, losses = [abs(p - y) for p, y in pairs], [cross_entropy(p, y) for p, y in pairs]
+        loss = ghm_c_loss(logits, targets, 30, 0.75, counts)
+        assert math.isclose(loss, of_scores(norms, losses), rel_tol=1e-9)
+        pred, target = normal(20, 4, seed=seed, scale=0.05 * scale), normal(20, 4, scale=0.05)
+        differences = (pred - target).flatten().tolist()
+        roots = [math.sqrt(d * d + 0.02 * 0.02) for d in differences]
+        norms = [abs(d / root) for d, root in zip(differences, roots, strict=True)]
+        loss = ghm_r_loss(pred, target, 0.02, 10, 0.7, box_counts)
+        assert math.isclose(loss, of_boxes(norms, [r - 0.02 for r in roots]), rel_tol=1e-9)
+    assert 0 in of_scores.sums or len(set(of_scores.sums)) > 5
+    torch.testing.assert_close(counts, torch.tensor(of_scores.sums).double())
+
+
 @pytest.mark.parametrize("bins", [1, 10, 30])
 def test_ghm_c(bins):
     logits, targets = samples(200)
@@ -97,7 +135,9 @@ def test_ghm_c(bins):
     norms = [abs(a - b) for a, b in zip(p, targets.tolist(), strict=True)]
     losses = [cross_entropy(a, b) for a, b in zip(p, targets.tolist(), strict=True)]
     expected = ghm_by_loop(norms, losses, bins)
-    assert math.isclose(ghm_c_loss(logits, targets, bins), expected, rel_tol=1e-9)
+    assert math.isclose(
+        ghm_c_loss(logits, targets, bins, variant="formula"), expected, rel_tol=1e-9
+    )
 
 
 @pytest.mark.parametrize("bins", [1, 10])
@@ -107,7 +147,7 @@ def test_ghm_r(bins):
     roots = [math.sqrt(x * x + 0.05 * 0.05) for x in d]
     norms = [abs(x / root) for x, root in zip(d, roots, strict=True)]
     expected = ghm_by_loop(norms, [root - 0.05 for root in roots], bins)
-    assert math.isclose(ghm_r_loss(pred, target, 0.05, bins), expected, rel_tol=1e-9)
+    assert math.isclose(ghm_r_loss(pred, target, 0.05, bins, variant="formula"), expected)
 
 
 def test_ghm_weights_are_constants():
@@ -115,7 +155,9 @@ def test_ghm_weights_are_constants():
     logits, targets = samples(50)
     targets = (targets > 0).double()
     logits.requires_grad_()
-    (gradient,) = torch.autograd.grad(ghm_c_loss(logits, targets, bins=5), logits)
+    (gradient,) = torch.autograd.grad(
+        ghm_c_loss(logits, targets, bins=5, variant="formula"), logits
+    )
     error = logits.sigmoid() - targets
     index = (error.abs() * 5).long()
     density = 5 * torch.bincount(index, minlength=5)[index]
@@ -126,11 +168,13 @@ def test_ghm_running_counts():
     logits, targets = samples(40)
     targets = (targets > 0).double()
     counts = torch.full((6,), -1.0, dtype=torch.float64)
-    first = ghm_c_loss(logits, targets, 6, 0.75, counts)
-    assert math.isclose(first, ghm_c_loss(logits, targets, 6))  # nothing to remember yet
+    first = ghm_c_loss(logits, targets, 6, 0.75, counts, "formula")
+    assert math.isclose(
+        first, ghm_c_loss(logits, targets, 6, variant="formula")
+    )  # nothing to remember yet
     now = counts.clone()
     assert now.sum() == 40
-    ghm_c_loss(logits * 0, targets, 6, 0.75, counts)  # all norms are 1/2: bin 3
+    ghm_c_loss(logits * 0, targets, 6, 0.75, counts, "formula")  # all norms are 1/2: bin 3
     expected = 0.75 * now
     expected[3] += 0.25 * 40
     torch.testing.assert_close(counts, expected)

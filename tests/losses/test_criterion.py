@@ -256,14 +256,17 @@ def test_defaults_of_the_config():
     assert node.COUPLINGS == () and node.LOCALIZATION_WEIGHTED_BY == "none"
     assert node.CLASSIFICATION_WEIGHT == node.LOCALIZATION_WEIGHT == 1.0
     assert dict(node.SIGMOID_FOCAL) == {"ALPHA": 0.25, "GAMMA": 2.0}
-    assert dict(node.GHM_C) == {"BINS": 30, "MOMENTUM": 0.75}
-    assert dict(node.GHM_R) == {"MU": 0.02, "BINS": 10, "MOMENTUM": 0.7}
+    assert dict(node.GHM_C) == {"BINS": 30, "MOMENTUM": 0.75, "VARIANT": "mmdetection"}
+    assert dict(node.GHM_R) == {
+        "MU": 0.02, "BINS": 10, "MOMENTUM": 0.7, "VARIANT": "mmdetection",
+    }  # fmt: skip
     assert dict(node.APE) == {
         "LAM": 8.0, "WEIGHT_BY_IOU": True, "GLOBAL_BATCH": False, "MEMORY": 0,
     }  # fmt: skip
     assert dict(node.IOU_BALANCED_SMOOTH_L1) == {"LAM": 1.5, "WEIGHT": 3.049, "DELTA": 0.111}
     assert dict(node.CORRELATION) == {
         "COEFFICIENT": "concordance", "STRENGTH": None, "GRADIENT": "scores",
+        "UNBIASED": False, "SOFT_BOTH": False, "OVER": "batch", "REDUCTION": "mean",
         "GLOBAL_BATCH": False, "MEMORY": 0, "WEIGHT": 0.1, "WARMUP_ITERS": 0, "SCHEDULE": (),
     }  # fmt: skip
     assert node.ASSOCIATION.WEIGHT == node.HARMONIC.WEIGHT == 1.0

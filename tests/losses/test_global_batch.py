@@ -17,6 +17,7 @@ CASES = {
     "concordance": ("sigmoid_focal", "giou", "correlation", {"coefficient": "concordance"}),
     "spearman": ("sigmoid_focal", "giou", "correlation", {"coefficient": "spearman"}),
     "both": ("sigmoid_focal", "giou", "correlation", {"gradient": "both"}),
+    "levels": ("sigmoid_focal", "giou", "correlation", {"over": "level"}),
     "ap": ("ap", "giou", None, {}),
     "step": ("pairwise_error", "giou", None, {"distance": "step", "balance": "negatives"}),
     "sigmoid": ("pairwise_error", "giou", None, {"distance": "sigmoid"}),
@@ -45,6 +46,9 @@ def batch(part=None, positives=(0, 3, 4, 11, 25), seed=0, spread=2.0):
         boxes=boxes[indices].requires_grad_(),
         gt_boxes=torch.tensor([10.0, 10, 30, 40]).double().repeat(len(indices), 1),
         image_ids=torch.zeros(len(indices), dtype=torch.int64),
+        priors=boxes[indices].detach() + 3,
+        levels=indices % 2,
+        num_levels=3,
     )
 
 
@@ -81,6 +85,16 @@ POSITIVES = {
 }
 
 
+WEIGHTS = ("iou", "score", "centerness")
+
+
+def weighted(by, matched):
+    """The localization loss, weighted, and its gradient."""
+    criterion = Criterion("sigmoid_focal", "giou", localization_weighted_by=by)
+    loss = criterion(matched, 17.0)["loss_box_reg"]
+    return loss.detach(), torch.autograd.grad(loss, matched.boxes)[0]
+
+
 def worker(rank, directory):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -93,6 +107,8 @@ def worker(rank, directory):
             if memory:
                 criterion(batch(rank, seed=1))
             results[case, name, memory] = step(criterion, name, batch(rank, POSITIVES[case]))
+        for case, by in product(POSITIVES, WEIGHTS):
+            results[case, by] = weighted(by, batch(rank, POSITIVES[case]))
         torch.save(results, Path(directory) / f"rank{rank}.pth")
     except Exception:
         (Path(directory) / f"error{rank}").write_text(traceback.format_exc())
@@ -125,6 +141,16 @@ def test_two_processes_are_one_with_the_whole_batch(two_processes, case):
         torch.testing.assert_close(boxes_gradient, boxes, rtol=1e-6, atol=1e-12, msg=name)
         if case == "both":
             assert logits.abs().sum() > 0
+
+
+@pytest.mark.parametrize("case", POSITIVES)
+@pytest.mark.parametrize("by", WEIGHTS)
+def test_weights_are_summed_over_processes(two_processes, case, by):
+    """The mean over processes is the weighted sum of all over the sum of all weights."""
+    parts = [results[case, by] for results in two_processes]
+    loss, gradient = weighted(by, batch(positives=POSITIVES[case]))
+    torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, loss)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]) / 2, gradient)
 
 
 def test_one_process_needs_no_gathering():

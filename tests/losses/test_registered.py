@@ -84,7 +84,8 @@ class TestClassification:
         ious = matched.ious.detach()
         targets = one_hot(matched, ious).flatten()
         expected = {
-            "ghm_c": L.ghm_c_loss(logits, labels, bins=30),  # the first batch: no running mean
+            # Of the first batch the running mean is a quarter of its counts.
+            "ghm_c": 4 * L.ghm_c_loss(logits, labels, bins=30),
             "dr": L.dr_loss(logits, labels),
             "ap": L.ap_loss(logits, labels),
             "pairwise_error": L.pairwise_error_loss(logits, labels),
@@ -125,16 +126,21 @@ class TestClassification:
             torch.testing.assert_close(classification_loss(name, **options), expected, msg=name)
 
     def test_ghm_keeps_counts(self):
-        criterion = Criterion("ghm_c", "ghm_r")
+        formula = {"ghm_c": {"variant": "formula"}, "ghm_r": {"variant": "formula"}}
+        criterion = Criterion("ghm_c", "ghm_r", options=formula)
         for _ in range(2):
             criterion(matched_predictions())
         state = criterion.state_dict()
         assert state["state.ghm_c.counts[30]"].sum() == 18 * 3
         assert state["state.ghm_r.counts[10]"].sum() == 5 * 4
-        other = Criterion("ghm_c", "ghm_r")
+        other = Criterion("ghm_c", "ghm_r", options=formula)
         other.load_state_dict(state)
         matched = matched_predictions(logits=torch.randn(20, 3))
-        assert other(matched) == criterion(matched) != Criterion("ghm_c", "ghm_r")(matched)
+        assert (
+            other(matched)
+            == criterion(matched)
+            != Criterion("ghm_c", "ghm_r", options=formula)(matched)
+        )
 
 
 class TestSelfBalance:
@@ -185,7 +191,7 @@ def test_localization():
     expected = {
         "smooth_l1": L.smooth_l1_loss(*deltas).sum() / NORMALIZER,
         "balanced_l1": L.balanced_l1_loss(*deltas).sum() / NORMALIZER,
-        "ghm_r": L.ghm_r_loss(*deltas),
+        "ghm_r": L.ghm_r_loss(*deltas) / 0.3,
         "iou_balanced_smooth_l1": L.iou_balanced_smooth_l1_loss(*deltas, ious).sum() / NORMALIZER,
         "iou": L.iou_loss(*boxes).sum() / NORMALIZER,
         "giou": L.giou_loss(*boxes).sum() / NORMALIZER,
@@ -203,18 +209,54 @@ def test_localization():
         torch.testing.assert_close(loss, value, msg=name)
 
 
-@pytest.mark.parametrize("by", ["iou", "score"])
-def test_localization_weighted_by(by):
-    matched = matched_predictions()
-    weights = (matched.ious if by == "iou" else matched.scores).detach()
+PRIORS = torch.tensor(
+    [[10.0, 10, 30, 40], [8, 14, 24, 40], [14, 14, 34, 40], [9, 9, 29, 29], [25, 30, 45, 60]]
+)
+
+
+def plain_centerness(prior, box):
+    """FCOS, Eq. 3, of the centre of the prior; 0 outside of the box."""
+    x, y = (prior[0] + prior[2]) / 2, (prior[1] + prior[3]) / 2
+    left, top, right, bottom = x - box[0], y - box[1], box[2] - x, box[3] - y
+    if min(left, top, right, bottom) <= 0:
+        return 0.0
+    across, down = sorted((left, right)), sorted((top, bottom))
+    return (across[0] / across[1] * down[0] / down[1]) ** 0.5
+
+
+@pytest.mark.parametrize("by", ["iou", "score", "centerness"])
+@pytest.mark.parametrize("normalizer", [NORMALIZER, None])
+def test_localization_weighted_by(by, normalizer):
+    """Its sum over the sum of the weights, as ATSS's, FCOS's, PAA's and GFL's code have it."""
+    matched = matched_predictions(priors=PRIORS)
+    centerness = [
+        plain_centerness(*pair)
+        for pair in zip(PRIORS.tolist(), matched.gt_boxes.tolist(), strict=True)
+    ]
+    assert centerness[0] == 1 and centerness[4] == 0 and 0 < centerness[1] < 1
+    weights = {"iou": matched.ious, "score": matched.scores, "centerness": torch.tensor(centerness)}
+    weights = weights[by].detach()
     criterion = Criterion("sigmoid_focal", "giou", localization_weighted_by=by)
-    loss = criterion(matched, NORMALIZER)["loss_box_reg"]
+    loss = criterion(matched, normalizer)["loss_box_reg"]
     losses = L.giou_loss(matched.boxes, matched.gt_boxes)
-    torch.testing.assert_close(loss, (losses * weights).sum() / weights.mean() / NORMALIZER)
+    torch.testing.assert_close(loss, (losses * weights).sum() / weights.sum())
     # No gradient flows through the weight.
     assert torch.autograd.grad(loss, matched.logits, allow_unused=True)[0] is None
-    empty = criterion(matched_predictions(0))
+    empty = criterion(matched_predictions(0, priors=torch.zeros(0, 4)))
     assert empty["loss_box_reg"].item() == 0
+
+
+def test_centerness_needs_priors():
+    criterion = Criterion("sigmoid_focal", "giou", localization_weighted_by="centerness")
+    with pytest.raises(
+        ValueError, match="of the centres of priors, got MatchedPredictions without"
+    ):
+        criterion(matched_predictions())
+    cfg = config(LOCALIZATION_WEIGHTED_BY="centerness", LOCALIZATION="giou")
+    with pytest.raises(ValueError, match="^MODEL.CRITERION.LOCALIZATION_WEIGHTED_BY: .*Sparse"):
+        L.build_criterion(
+            cfg, activation="sigmoid", has_deltas=True, has_priors=False, owner="CorrdetSparseRCNN"
+        )
 
 
 class TestCouplings:
@@ -304,26 +346,43 @@ class TestCouplings:
         _, factors = criterion.losses_and_factors(matched, NORMALIZER)
         assert factors.keys() == {"iou_balanced_classification"}
 
-    def test_iou_balanced_keeps_the_sum(self):
+    @pytest.mark.parametrize("name", ["sigmoid_cross_entropy", "sigmoid_focal"])
+    @pytest.mark.parametrize("classes", ["own", "all"])
+    def test_iou_balanced_keeps_the_sum(self, name, classes):
+        """Only the losses of positives change: at their own class, as the authors' code, or all."""
         matched = matched_predictions()
-        plain = Criterion("sigmoid_cross_entropy", "smooth_l1")(matched, NORMALIZER)
-        balanced = Criterion("sigmoid_cross_entropy", "smooth_l1", ["iou_balanced"])(
-            matched, NORMALIZER
-        )
+        plain = Criterion(name, "smooth_l1")(matched, NORMALIZER)
+        options = {"iou_balanced": {"classes": classes}}
+        balanced = Criterion(name, "smooth_l1", ["iou_balanced"], options)(matched, NORMALIZER)
         torch.testing.assert_close(balanced, plain)
         ours, theirs = (
             torch.autograd.grad(losses["loss_cls"], matched.logits, retain_graph=True)[0]
             for losses in (balanced, plain)
         )
         torch.testing.assert_close(ours[7:], theirs[7:])
-        targets = torch.zeros(5, 3)
-        targets[range(5), matched.classes] = 1
-        losses = F.binary_cross_entropy_with_logits(
-            matched.logits[:5], targets, reduction="none"
-        ).sum(dim=1)
-        weights = L.iou_balanced_weights(losses, matched.ious)
-        torch.testing.assert_close(ours[:5], theirs[:5] * weights[:, None])
-        assert weights.max() > 1.1
+        losses = torch.zeros(5, 3)
+        for row, cls in product(range(5), range(3)):
+            p = matched.logits[row, cls].sigmoid().item()
+            p = p if cls == matched.classes[row] else 1 - p
+            alpha = 0.25 if cls == matched.classes[row] else 0.75
+            focal = alpha * (1 - p) ** 2 if name == "sigmoid_focal" else 1
+            losses[row, cls] = -focal * math.log(p)
+        own = F.one_hot(matched.classes, 3).bool()
+        weighted = own if classes == "own" else torch.ones_like(own)
+        powers = matched.ious.detach()[:, None] ** 1.5
+        weights = powers * losses[weighted].sum() / (powers * losses)[weighted].sum()
+        weights = torch.where(weighted, weights, 1.0)
+        torch.testing.assert_close(ours[:5], theirs[:5] * weights)
+        assert weights.max() > 1.1 and weights.min() < 0.9
+
+    def test_iou_balanced_of_a_softmax_has_one_class(self):
+        losses = [
+            Criterion("softmax_cross_entropy", "giou", ["iou_balanced"], {"iou_balanced": options})(
+                softmax_predictions(), NORMALIZER
+            )
+            for options in ({"classes": "own"}, {"classes": "all"})
+        ]
+        torch.testing.assert_close(*losses)
 
 
 def names(registry, activation):

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from corrdet import matching
+from corrdet.matching.ssd import bipartite_matching
+from corrdet.ops import pairwise_iou
 from tests.helpers.matching import NUM_CLASSES, RANGES, SCALES, classes_of, pyramid, random_objects
 
 
@@ -28,6 +30,7 @@ def calls():
             (priors, probability, *objects[1:]),
             (NUM_CLASSES,),
         ),
+        "bipartite": (bipartite_matching, (pairwise_iou(gt_boxes, priors),), ()),
         "mining": (matching.hard_negative_mining, (losses, labels), (NUM_CLASSES,)),
         "candidates": (matching.paa_candidates, (priors, gt_boxes), ()),
         "star": (matching.paa_star_costs, (probability, probability.square(), matched), (12,)),

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from corrdet.matching import hard_negative_mining, refinedet_matching, ssd_matching
+from corrdet.matching.ssd import bipartite_matching
+from corrdet.ops import pairwise_iou
 from tests.helpers.matching import (
     NUM_CLASSES,
     assert_matches,
@@ -25,15 +27,27 @@ def plain_ssd(priors, gt_boxes, threshold=0.5):
         matched.append(column.index(best) if best > threshold else None)
     if not ious:
         matched = [None] * len(priors)
-    claims = {}
-    for gt, row in enumerate(ious):
-        best = max(row)
-        prior = row.index(best)
-        if best > 0 and (prior not in claims or best > claims[prior][0]):
-            claims[prior] = best, gt
-    for prior, (_, gt) in claims.items():
+    for prior, gt in plain_bipartite(ious).items():
         matched[prior] = gt
     return matched
+
+
+def plain_bipartite(ious):
+    """SSD's Caffe code: as long as any is left, the pair of the largest IoU; strictly larger, of
+    priors and then ground truths in their order."""
+    pool, matches = set(range(len(ious))), {}
+    num_priors = len(ious[0]) if ious else 0
+    while pool:
+        largest, pair = 0.0, None
+        for prior in range(num_priors):
+            for gt in sorted(pool):
+                if prior not in matches and ious[gt][prior] > largest:
+                    largest, pair = ious[gt][prior], (prior, gt)
+        if pair is None:
+            break
+        matches[pair[0]] = pair[1]
+        pool.remove(pair[1])
+    return matches
 
 
 def check(gt_boxes, device, dtype=torch.float32):
@@ -68,7 +82,7 @@ def test_between_two_thresholds_priors_are_ignored(seed, device):
 @every_object
 def test_hostile_objects(name, device):
     gt_boxes = hostile_objects()[name]
-    expected = check(gt_boxes[:300], device)  # the plain loops are slow
+    expected = check(gt_boxes[:40], device)  # the plain loops are slow
     if name in ("one", "one pixel", "smaller than any prior"):
         assert any(match is not None for match in expected)
 
@@ -80,12 +94,35 @@ def test_random_objects(seed, dtype, device):
 
 
 def test_a_thousand_objects():
+    """More than priors: each prior that any overlaps is of one of them."""
     priors, _ = pyramid(side=4)
     gt_boxes = hostile_objects()["many"]
     labels, boxes = ssd_matching(priors, gt_boxes, classes_of(gt_boxes), NUM_CLASSES)
     positive = labels < NUM_CLASSES
-    assert positive.sum() > 100
+    overlapped = (pairwise_iou(priors, gt_boxes) > 0).any(dim=1)
+    assert torch.equal(positive, overlapped) and positive.sum() > 100
     assert {tuple(box) for box in boxes[positive].tolist()} <= {tuple(b) for b in gt_boxes.tolist()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_object_is_left_without_a_prior_while_one_is_left(seed, device):
+    """IoUs of few values, for ties and chains of conflicts, against the Caffe algorithm."""
+    generator = torch.Generator().manual_seed(seed)
+    ious = torch.randint(0, 5, (12, 14), generator=generator).double() / 4
+    ious[3] = 0
+    ious[5:8] = ious[4]  # duplicates
+    matched = bipartite_matching(ious.to(device))
+    expected = plain_bipartite(ious.tolist())
+    assert matched.tolist() == [expected.get(prior, -1) for prior in range(14)]
+    assert sorted(expected.values()) == [gt for gt in range(12) if gt != 3]
+
+
+def test_crowded_objects_get_the_next_best():
+    # Twenty copies of one object: one prior each, the best of those that are left.
+    priors = torch.tensor([[0.0, 0, 10, 10 + k] for k in range(30)])
+    gt_boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(20, 1)
+    labels, _ = ssd_matching(priors, gt_boxes, torch.arange(20), 20, iou_threshold=0.99)
+    assert labels.tolist() == [*range(20), *[20] * 10]
 
 
 def test_a_claim_beats_a_larger_iou_of_another():
@@ -93,7 +130,7 @@ def test_a_claim_beats_a_larger_iou_of_another():
     # The first overlaps prior 0 by 1; the second has no other prior than 0.
     gt_boxes = torch.tensor([[0.0, 0, 10, 10], [8, 8, 20, 20]])
     labels, _ = ssd_matching(priors, gt_boxes, torch.tensor([0, 1]), NUM_CLASSES)
-    assert labels.tolist() == [0, NUM_CLASSES]  # both claim it: the larger IoU
+    assert labels.tolist() == [0, NUM_CLASSES]  # the largest IoU first; none is left
     gt_boxes = torch.tensor([[0.0, 0, 10, 10], [8, 8, 20, 20], [0, 0, 10, 10.5]])
     priors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10.25]])
     # Prior 1 overlaps the first most, by more than 1/2, but is the best one of the third.

@@ -265,6 +265,27 @@ class TestATSS:
         expected = F.binary_cross_entropy_with_logits(quality[positive][:, 0], targets)
         torch.testing.assert_close(losses["loss_quality"], expected)
 
+    def test_the_box_loss_weighted_by_centerness(self):
+        """The weighted sum over the sum of the weights; without the branch, as in the thesis."""
+        model = build_dense(
+            "atss_baseline", "MODEL.CRITERION.LOCALIZATION_WEIGHTED_BY", "centerness"
+        )
+        images = batch((4, 1), seed=1)
+        matched = match(model, images).matched
+        total = weights = 0.0
+        for prior, box, gt_box in zip(
+            matched.priors.tolist(), matched.boxes.tolist(), matched.gt_boxes.tolist(), strict=True
+        ):
+            x, y = (prior[0] + prior[2]) / 2, (prior[1] + prior[3]) / 2
+            horizontal = sorted((x - gt_box[0], gt_box[2] - x))
+            vertical = sorted((y - gt_box[1], gt_box[3] - y))
+            weight = math.sqrt(horizontal[0] / horizontal[1] * vertical[0] / vertical[1])
+            total += weight * giou_loss(torch.tensor([box]), torch.tensor([gt_box])).item()
+            weights += weight
+        losses = step(model, images)
+        assert losses["loss_box_reg"].item() == pytest.approx(2 * total / weights, rel=1e-5)
+        assert "loss_quality" not in losses
+
     def test_detections_and_positives(self):
         model = build_dense(
             "atss_baseline", "MODEL.DENSE.QUALITY", "centerness", "TEST.DETECTIONS_PER_IMAGE", 20
@@ -379,6 +400,23 @@ class TestFoveaBox:
         # The deltas are regressed as such: smooth L1 on log distances.
         losses = step(model, batch((3, 1)))
         assert losses["loss_box_reg"].item() > 0
+
+
+@pytest.mark.parametrize("name", ["atss_baseline", "retinanet_baseline"])
+def test_levels_of_positives(name):
+    model = build_dense(name)
+    images = batch((9, 9), seed=1, size=192)
+    _, features, predictions = model.predict(images)
+    anchors = model.anchor_generator(features)
+    batched = model.match(anchors, predictions, [image["instances"] for image in images])
+    levels = [level for level, boxes in enumerate(anchors) for _ in range(len(boxes))]
+    expected = [levels[p % len(levels)] for p in batched.matched.positives.tolist()]
+    assert batched.matched.levels.tolist() == expected and len(set(expected)) > 1
+    assert (batched.matched.num_images, batched.matched.num_levels) == (2, len(anchors))
+    centers = torch.cat([boxes.get_centers() for boxes in anchors])
+    priors = batched.matched.priors
+    places = batched.matched.positives % len(levels)
+    torch.testing.assert_close((priors[:, :2] + priors[:, 2:]) / 2, centers[places])
 
 
 def test_names_of_weights():

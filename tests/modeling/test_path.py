@@ -8,7 +8,7 @@ import pytest
 from detectron2.utils.events import EventStorage
 
 import corrdet
-from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
+from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES, correlation_loss
 from tests.helpers.detectors import batch, build_dense, build_ssd
 
 ROOT = Path(corrdet.__file__).parent
@@ -21,7 +21,7 @@ def files_of(function) -> set[str]:
 
 def entered(function) -> set[str]:
     """Files of corrdet that a call enters; what operators and losses call is theirs."""
-    losses = set().union(
+    losses = files_of(correlation_loss).union(
         *(
             files_of(loss.function)
             for registry in (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS)

@@ -114,14 +114,19 @@ def plain_matches(anchors, gt_boxes):
             matches.append(column.index(best))
         else:
             matches.append("ignored" if best >= 0.4 else "background")
-    claims = {}
-    for gt, row in enumerate(ious.tolist()):
-        best = max(row)
-        anchor = row.index(best)
-        if best > 0 and best > claims.get(anchor, (0.0, None))[0]:
-            claims[anchor] = best, gt
-    for anchor, (_, gt) in claims.items():
-        matches[anchor] = gt
+    # The largest IoU of all first; an object whose best anchor is taken gets the next best.
+    pairs = [
+        (-iou, anchor, gt)
+        for gt, row in enumerate(ious.tolist())
+        for anchor, iou in enumerate(row)
+        if iou > 0
+    ]
+    taken, settled = set(), set()
+    for _, anchor, gt in sorted(pairs):
+        if anchor not in taken and gt not in settled:
+            taken.add(anchor)
+            settled.add(gt)
+            matches[anchor] = gt
     return matches
 
 
@@ -135,11 +140,12 @@ def plain_shrunk(mask, stride, height, width):
     return result
 
 
-def plain_inside(box, height, width):
+def plain_near(box, height, width):
+    """The authors' crop: pixel i counts from x1 - 1 on, up to x2 + 1."""
     x1, y1, x2, y2 = box
     return torch.tensor(
         [
-            [x1 <= column + 0.5 < x2 and y1 <= row + 0.5 < y2 for column in range(width)]
+            [x1 - 1 <= column < x2 + 1 and y1 - 1 <= row < y2 + 1 for column in range(width)]
             for row in range(height)
         ]
     )
@@ -173,15 +179,15 @@ def plain_losses(model, images):
                                                   strict=True)
             )  # fmt: skip
             mask = shrunk[matches[i]]
-            inside = plain_inside((box[0] / 4).tolist(), *size)
+            near = plain_near((box[0] / 4).tolist(), *size)
             cross_entropy = F.binary_cross_entropy(logit.sigmoid(), mask, reduction="none")
             width, height = (box[0, 2:] - box[0, :2]).tolist()
-            masks_loss += cross_entropy[inside].sum().item() / (width / 4 * height / 4)
+            masks_loss += cross_entropy[near].sum().item() / (width / 4 * height / 4)
             predicted = model.box2box_transform.apply_deltas(
                 deltas[index, i][None], anchors[i][None]
             )
             box_ious.append(elementwise_iou(predicted, box).item())
-            found = (logit > 0) & plain_inside((predicted[0] / 4).tolist(), *size)
+            found = (logit > 0) & plain_near((predicted[0] / 4).tolist(), *size)
             there = mask >= 0.5
             union = (found | there).sum().item()
             mask_ious.append((found & there).sum().item() / union if union else 0.0)
@@ -425,10 +431,10 @@ def plain_detections(model, images):
 def plain_pasted(mask, box, scale, height, width):
     """(height, width) the mask, interpolated between centres of pixels; and where it is at 1/2."""
     result, is_close = np.zeros((2, height, width), bool)
-    x1, y1, x2, y2 = box
+    sides = [scale[1], scale[0]] * 2
+    near = plain_near([b / side for b, side in zip(box, sides, strict=True)], *mask.shape)
+    mask = mask * near.numpy()
     for row, column in itertools.product(range(height), range(width)):
-        if not (x1 <= column + 0.5 < x2 and y1 <= row + 0.5 < y2):
-            continue
         y = min(max((row + 0.5) / scale[0] - 0.5, 0), mask.shape[0] - 1)
         x = min(max((column + 0.5) / scale[1] - 0.5, 0), mask.shape[1] - 1)
         top, left = int(y), int(x)
@@ -751,10 +757,25 @@ class TestBadInput:
         expected[0, :, 1] *= 6 / 8
         assert torch.equal(shrunk, expected)
 
-    def test_boxes_between_the_centres_of_pixels_have_an_empty_mask(self):
-        boxes = torch.tensor([[3.6, 2.0, 4.4, 9.0], [3.0, 2.0, 9.0, 9.0]])
-        pasted = paste_masks(torch.ones(2, 5, 5), boxes, (4, 4), 20, 20)
-        assert pasted.sum(dim=(1, 2)).tolist() == [0, 6 * 7]
+    def test_masks_are_cut_a_pixel_of_the_prototypes_around_their_boxes(self):
+        """In units of the prototypes the boxes are 0.9 to 1.1 and 2 to 3.5 wide, 2 to 3 high."""
+        boxes = torch.tensor([[3.6, 8.0, 4.4, 12.0], [8.0, 8.0, 14.0, 12.0]])
+        pasted = paste_masks(torch.ones(2, 6, 6), boxes, (4, 4), 24, 24)
+        # -0.1 <= 0, 1, 2 < 2.1; 1 <= 1, 2, 3, 4 < 4.5; and rows 1 <= 1, 2, 3 < 4.
+        expected = torch.zeros(2, 24, 24, dtype=torch.bool)
+        expected[0, 4:16, 0:12] = True
+        expected[1, 4:16, 4:20] = True
+        # Interpolated along both sides the corners are 0.625 ** 2, below 1/2.
+        expected[0, 4:16:11, 11] = False
+        expected[1, 4:16:11, 4:20:15] = False
+        assert torch.equal(pasted, expected)
+        assert paste_masks(torch.ones(1, 6, 6), boxes[:1], (0.5, 0.5), 3, 3).shape == (1, 3, 3)
+
+    def test_targets_are_shares_or_binary(self):
+        shares = torch.tensor([0.0, 0.4, 0.5, 1.0])
+        assert torch.equal(build().branch.targets(shares), shares)
+        binary = build("MODEL.YOLACT.MASK_TARGETS", "binary").branch.targets(shares)
+        assert binary.tolist() == [0, 0, 1, 1]
 
     def test_objects_without_masks_are_refused(self):
         images = with_masks(batch())

@@ -28,6 +28,8 @@ class Detector:
             ``MODEL.CRITERION`` that take their place; a value of theirs that would do nothing is
             refused.
         regresses_deltas: whether losses can compare deltas, not only decoded boxes.
+        has_priors: whether positives regress from boxes, of whose centres centerness is.
+        has_levels: whether positives are on levels of a pyramid.
         has_image_bounds: whether ``TEST.IMAGE_BOUNDS`` can be had.
         supports_test_time_augmentation: whether views of ``TEST.AUG`` can be merged.
         exportable: whether :mod:`corrdet.modeling.deploy` can export it.
@@ -38,6 +40,8 @@ class Detector:
     sections: ClassVar[tuple[str, ...]] = ()
     replaced_keys: ClassVar[tuple[str, tuple[tuple[str, str], ...]] | None] = None
     regresses_deltas: ClassVar[bool] = True
+    has_priors: ClassVar[bool] = True
+    has_levels: ClassVar[bool] = False
     has_image_bounds: ClassVar[bool] = False
     supports_test_time_augmentation: ClassVar[bool] = False
     exportable: ClassVar[bool] = False
@@ -86,7 +90,11 @@ class Detector:
         """
         cls.check_values(cfg)
         return build_criterion(
-            cfg, activation=cls.activation_of(cfg), has_deltas=cls.regresses_deltas
+            cfg,
+            activation=cls.activation_of(cfg),
+            has_deltas=cls.regresses_deltas,
+            has_priors=cls.has_priors,
+            has_levels=cls.has_levels,
         )
 
     @classmethod

@@ -5,6 +5,7 @@ losses read, a normalizer says what sums are divided by, and :func:`criterion_lo
 Criterion and logs how well scores and IoUs agree.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -70,6 +71,7 @@ def gather(
     activation: str = "sigmoid",
     regresses_deltas: bool = True,
     image_ids: Tensor | None = None,
+    priors_per_level: Sequence[int] | None = None,
 ) -> MatchedPredictions:
     """What the losses read of labelled samples whose boxes are coded by deltas.
 
@@ -85,13 +87,20 @@ def gather(
         activation: "sigmoid" or "softmax".
         regresses_deltas: whether losses may compare deltas.
         image_ids: (S,) int64, for samples that are not image by image, with N = 1.
+        priors_per_level: how many of the R priors each level of a pyramid has, level by level.
     """
     positives = _positives(logits, labels, activation)
+    num_images = len(priors)
     images, indices = positives // priors.shape[1], positives % priors.shape[1]
     gt_boxes, deltas, priors = gt_boxes[positives], deltas[positives], priors[images, indices]
     if deltas.shape[1] > 4:
         deltas = deltas.unflatten(1, (-1, 4))[torch.arange(len(deltas)), labels[positives]]
     deltas = deltas.float()
+    levels = None
+    if priors_per_level is not None:
+        levels = torch.zeros_like(indices)
+        for end in itertools.accumulate(priors_per_level[:-1]):
+            levels += indices >= end
     return MatchedPredictions(
         logits=logits,
         labels=labels,
@@ -102,6 +111,10 @@ def gather(
         deltas=deltas if regresses_deltas else None,
         gt_deltas=box_coding.get_deltas(priors, gt_boxes) if regresses_deltas else None,
         activation=activation,
+        priors=priors,
+        levels=levels,
+        num_images=num_images if image_ids is None else None,
+        num_levels=None if priors_per_level is None else len(priors_per_level),
     )
 
 
@@ -135,6 +148,7 @@ def gather_boxes(
         deltas=boxes / extents,
         gt_deltas=gt_boxes / extents,
         activation=activation,
+        num_images=len(image_sizes),
     )
 
 

@@ -251,6 +251,7 @@ class DenseDetector(Detector, nn.Module):
     """
 
     any_image_size = True
+    has_levels = True
     has_image_bounds = True
     supports_test_time_augmentation = True
     exportable = True
@@ -375,6 +376,7 @@ class DenseDetector(Detector, nn.Module):
             self.box2box_transform,
             activation=self.activation,
             regresses_deltas=self.regresses_deltas,
+            priors_per_level=samples.priors_per_level,
         )
         batch = Batch(samples, assignment, matched, gt_instances)
         matched.mask_ious = self.branch.ious(batch)

@@ -1,6 +1,5 @@
 """The third branch of FCOS, ATSS and PAA, which tells how good a location or its box is."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,12 +27,8 @@ class QualityBranch(Branch):
 
     def losses(self, batch: Batch, normalizer: float | Tensor) -> dict[str, Tensor]:
         """``loss_quality``: cross entropy over the positives."""
-        matched, priors = batch.matched, batch.samples.priors
-        if self.quality == "iou":
-            targets = matched.ious.detach()
-        else:
-            indices = matched.positives % priors.shape[1]
-            targets = centerness(priors[matched.image_ids, indices], matched.gt_boxes)
+        matched = batch.matched
+        targets = matched.ious.detach() if self.quality == "iou" else matched.centerness
         logits = self._positive_logits(batch)
         loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         return {"loss_quality": loss / normalizer * self.weight}
@@ -52,20 +47,3 @@ class QualityBranch(Branch):
     def _positive_logits(batch: Batch) -> Tensor:
         logits = per_sample(batch.samples.predictions.quality, 1)
         return logits[batch.matched.positives, 0].float()
-
-
-def centerness(priors: Tensor, gt_boxes: Tensor) -> Tensor:
-    """How near a location is to the centre of its ground truth (Tian et al. 2019, Eq. 3).
-
-    Args:
-        priors: (P, 4) boxes, XYXY, whose centres are the locations.
-        gt_boxes: (P, 4) boxes, XYXY, the ground truth of each.
-
-    Returns:
-        (P,) 1 at the centre, 0 at the sides and outside.
-    """
-    centers = (priors[:, :2] + priors[:, 2:]) / 2
-    to_start, to_end = centers - gt_boxes[:, :2], gt_boxes[:, 2:] - centers
-    shorter, longer = torch.minimum(to_start, to_end), torch.maximum(to_start, to_end)
-    inside = (shorter > 0).all(dim=1)
-    return torch.where(inside, (shorter / longer).prod(dim=1), 0.0).sqrt()

@@ -169,6 +169,7 @@ class CorrdetDETR(Detector, nn.Module):
 
     num_classes_key = "MODEL.DETR.NUM_CLASSES"
     sections = ("MODEL.DETR",)
+    has_priors = False
     evaluation_only = True
 
     @configurable

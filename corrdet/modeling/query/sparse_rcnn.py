@@ -217,6 +217,7 @@ class CorrdetSparseRCNN(Detector, nn.Module):
 
     num_classes_key = "MODEL.SPARSE_RCNN.NUM_CLASSES"
     sections = ("MODEL.SPARSE_RCNN",)
+    has_priors = False
 
     @configurable
     def __init__(

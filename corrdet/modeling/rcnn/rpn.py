@@ -50,7 +50,12 @@ class CorrdetRPN(RPN):
                 keys asks for another loss than MODEL.RPN_CRITERION does.
         """
         criterion = build_criterion(
-            cfg, activation="sigmoid", has_deltas=True, key="RPN_CRITERION", owner="CorrdetRPN"
+            cfg,
+            activation="sigmoid",
+            has_deltas=True,
+            has_levels=True,
+            key="RPN_CRITERION",
+            owner="CorrdetRPN",
         )
         check_replaced_keys(cfg, "MODEL.RPN", "MODEL.RPN_CRITERION", _REPLACED_KEYS, "CorrdetRPN")
         return criterion
@@ -85,6 +90,7 @@ class CorrdetRPN(RPN):
             torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1),
             all_anchors.expand(len(gt_labels), -1, -1),
             self.box2box_transform,
+            priors_per_level=[len(level) for level in anchors],
         )
         storage = get_event_storage()
         storage.put_scalar("rpn/num_pos_anchors", len(matched.positives) / len(gt_labels))

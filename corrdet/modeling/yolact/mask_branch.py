@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dense.detector import Batch, Branch, per_sample
 from .head import MaskPredictions
-from .masks import assemble_masks, mask_ious, paste_masks, pixels_inside, shrink_masks
+from .masks import assemble_masks, mask_ious, paste_masks, pixels_near, shrink_masks
 
 
 class MaskBranch(Branch):
@@ -24,6 +24,7 @@ class MaskBranch(Branch):
         max_masks: int,
         semantic_weight: float,
         quality: str,
+        mask_targets: str = "shares",
     ):
         """
         Args:
@@ -32,6 +33,8 @@ class MaskBranch(Branch):
             max_masks: of an image that are trained on, chosen at random.
             semantic_weight: of ``loss_semantic``.
             quality: "mask" if the IoUs of positives are those of masks, "box" if not.
+            mask_targets: "shares", of the pixels of the prototypes that are in a mask, or "binary",
+                decided at 1/2.
         """
         super().__init__()
         self.prototype_stride = prototype_stride
@@ -39,6 +42,7 @@ class MaskBranch(Branch):
         self.max_masks = max_masks
         self.semantic_weight = semantic_weight
         self.quality = quality
+        self.mask_targets = mask_targets
 
     # ---- Training.
 
@@ -97,9 +101,9 @@ class MaskBranch(Branch):
             batch
         ):
             boxes = batch.matched.boxes[indices] / self.prototype_stride
-            inside = pixels_inside(boxes, *prototypes.shape[1:])
+            near = pixels_near(boxes, *prototypes.shape[1:])
             # A probability above 1/2.
-            masks = (assemble_masks(prototypes, coefficients) > 0) & inside
+            masks = (assemble_masks(prototypes, coefficients) > 0) & near
             ious[indices] = mask_ious(masks, gt_masks[ground_truths] >= 0.5)
         return ious
 
@@ -112,7 +116,7 @@ class MaskBranch(Branch):
         }
 
     def mask_loss(self, batch: Batch, normalizer: float | Tensor) -> Tensor:
-        """Cross entropy of the positives' masks within their ground-truth boxes.
+        """Cross entropy of the positives' masks up to a pixel around their ground-truth boxes.
 
         It is divided by the area of the box, so that all objects count the same (Sec. 3.1), and by
         the normalizer. Of an image with more than ``max_masks`` positives those that are chosen
@@ -128,17 +132,21 @@ class MaskBranch(Branch):
                 indices, coefficients = indices[chosen], coefficients[chosen]
                 ground_truths = ground_truths[chosen]
             boxes = batch.matched.gt_boxes[indices] / self.prototype_stride
-            inside = pixels_inside(boxes, *prototypes.shape[1:])
+            near = pixels_near(boxes, *prototypes.shape[1:])
             losses = F.binary_cross_entropy_with_logits(
                 assemble_masks(prototypes, coefficients),
-                gt_masks[ground_truths],
+                self.targets(gt_masks[ground_truths]),
                 reduction="none",
             )
             # At least a pixel.
             areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).clamp(min=1)
-            loss = ((losses * inside).sum(dim=(1, 2)) / areas).sum()
+            loss = ((losses * near).sum(dim=(1, 2)) / areas).sum()
             total = total + loss * (num_positives / max(len(indices), 1))
         return total / normalizer * self.mask_weight
+
+    def targets(self, shares: Tensor) -> Tensor:
+        """What masks are trained towards, of the shares of pixels that are in them."""
+        return shares if self.mask_targets == "shares" else (shares >= 0.5).float()
 
     def semantic_loss(self, logits: Tensor, gt_instances: list[Instances]) -> Tensor:
         """Cross entropy of each class and pixel, the sum over classes (Sec. 3.3).

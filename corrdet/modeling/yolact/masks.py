@@ -20,20 +20,23 @@ def assemble_masks(prototypes: Tensor, coefficients: Tensor) -> Tensor:
         return torch.einsum("dk,khw->dhw", coefficients.float(), prototypes.float())
 
 
-def pixels_inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels have their centre in each box.
+def pixels_near(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels of the prototypes the mask of each box may have: those up to one around it.
+
+    As in the authors' code, a pixel counts by its index: from one before the first coordinate up
+    to one behind the last.
 
     Args:
-        boxes: (D, 4) XYXY in units of pixels.
+        boxes: (D, 4) XYXY in units of pixels of the prototypes.
         height, width: H and W.
 
     Returns:
         (D, H, W) bool.
     """
     x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)
-    x = torch.arange(width, device=boxes.device) + 0.5
-    y = torch.arange(height, device=boxes.device) + 0.5
-    columns, rows = (x1 <= x) & (x < x2), (y1 <= y) & (y < y2)
+    x = torch.arange(width, device=boxes.device)
+    y = torch.arange(height, device=boxes.device)
+    columns, rows = (x1 - 1 <= x) & (x < x2 + 1), (y1 - 1 <= y) & (y < y2 + 1)
     return rows[:, :, None] & columns[:, None]
 
 
@@ -81,7 +84,7 @@ def shrink_masks(
 def paste_masks(
     probabilities: Tensor, boxes: Tensor, scale: tuple[float, float], height: int, width: int
 ) -> Tensor:
-    """Enlarge masks to the size of their image, cut them at their boxes, and decide on each pixel.
+    """Cut masks at their boxes, enlarge them to the size of their image, and decide on each pixel.
 
     Args:
         probabilities: (D, H, W).
@@ -94,10 +97,15 @@ def paste_masks(
         (D, height, width) bool.
     """
     pasted = torch.zeros((len(boxes), height, width), dtype=torch.bool, device=probabilities.device)
-    inside = pixels_inside(boxes, height, width)
-    # Only where the box is: images may be large. One by one: boxes differ in size.
-    for mask, its_inside, result in zip(probabilities, inside, pasted, strict=True):
-        rows, columns = its_inside.any(dim=1).nonzero()[:, 0], its_inside.any(dim=0).nonzero()[:, 0]
+    sizes = boxes.new_tensor([scale[1], scale[0]] * 2)
+    masks = probabilities * pixels_near(boxes / sizes, *probabilities.shape[1:])
+    # Only around the box: images may be large. One by one: boxes differ in size. What is one pixel
+    # of the masks outside is 0, and so what is two of them outside.
+    first = (boxes[:, :2] - 2 * sizes[:2]).floor().clamp(min=0).int().tolist()
+    last = (boxes[:, 2:] + 2 * sizes[2:]).ceil().int().tolist()
+    for mask, (x1, y1), (x2, y2), result in zip(masks, first, last, pasted, strict=True):
+        rows = torch.arange(height, device=masks.device)[y1:y2]
+        columns = torch.arange(width, device=masks.device)[x1:x2]
         # -1 and 1 are the borders of the masks.
         y = (rows + 0.5) / (scale[0] * mask.shape[0]) * 2 - 1
         x = (columns + 0.5) / (scale[1] * mask.shape[1]) * 2 - 1

@@ -62,6 +62,12 @@ declare(
     ),
     MASK_WEIGHT=Key(6.125, NOT_NEGATIVE, "weight of the loss of masks (Sec. 5)"),
     MAX_MASKS=Key(100, at_least(1), "of an image, so many masks at most are trained on"),
+    MASK_TARGETS=Key(
+        "shares",
+        one_of(("shares", "binary")),
+        "what masks are trained towards: the share of a pixel of the prototypes that is in the "
+        "mask, or, as in the authors' code, whether it is at least half",
+    ),
     SEMANTIC_WEIGHT=Key(1.0, NOT_NEGATIVE, "weight of the semantic segmentation's loss (Sec. 3.3)"),
     QUALITY=Key(
         "box",
@@ -164,6 +170,7 @@ class CorrdetYOLACT(DenseDetector):
                 max_masks=node.MAX_MASKS,
                 semantic_weight=node.SEMANTIC_WEIGHT,
                 quality=node.QUALITY,
+                mask_targets=node.MASK_TARGETS,
             ),
             "activation": "softmax",
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
