@@ -46,7 +46,7 @@ from .resuming import (
     take_learning_rates,
     truncate_metrics,
 )
-from .steps import TrainingStep, check_accumulation
+from .steps import TrainingStep, check_accumulation, check_norms
 from .stopping import StopSignals, TrainingStopped
 from .test_sets import check_ground_truth, leaves_out, load_test_set, results_folder
 from .validation import (
@@ -94,6 +94,7 @@ class CorrdetTrainer(DefaultTrainer):
         # Before the writers make new ones.
         self._old_files = old_files(cfg.OUTPUT_DIR)
         self._detector = self.build_model(cfg)
+        check_norms(self._detector, cfg.MODEL.DEVICE)
         optimizer = self.build_optimizer(cfg, self._detector)
         self._loader = self._usable(self.build_train_loader(cfg))
         for name in cfg.DATASETS.TEST:  # now, not when hours of training are over
