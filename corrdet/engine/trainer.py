@@ -38,7 +38,7 @@ from .hooks import (
 )
 from .optimizer import build_optimizer
 from .random_state import get_random_states, set_random_states
-from .rank_states import collect_rank_states, restore_rank_state
+from .rank_states import check_batch, collect_rank_states, restore_rank_state
 from .resuming import (
     check_resumable,
     move_aside,
@@ -355,6 +355,7 @@ class CorrdetTrainer(DefaultTrainer):
 
     def _check_checkpoint(self, checkpoint: Mapping, path: str) -> None:
         check_resumable(checkpoint, path, self.cfg, self._detector, self._trainer.optimizer)
+        check_batch(checkpoint, path, self.cfg)
 
     def _take_seed(self, seed: int | None) -> None:
         """Go on with the order and augmentations of the checkpoint's run."""

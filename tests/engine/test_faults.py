@@ -79,6 +79,13 @@ def test_a_bug_in_one_process(command, launcher):
     assert "error: rank 0: stopped, as rank 1 failed: KeyError: 'a bug'" in finished.stderr
 
 
+def test_a_loader_of_one_process(command):
+    finished = run(command(), "loader")
+    assert finished.returncode == 1 and "Traceback" not in finished.stderr
+    assert "error: rank 1: an image cannot be read\n" in finished.stderr
+    assert "error: rank 0: stopped, as rank 1 failed: an image cannot be read" in finished.stderr
+
+
 def test_an_evaluation_that_fails_in_one_process(command):
     finished = run(command("DATASETS.TEST", "('tiny_val',)"), "evaluation")
     assert finished.returncode == 1
