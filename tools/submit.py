@@ -33,6 +33,7 @@ class Training:
         """
         self.arguments = arguments
         self.resumes = resumes
+        self._patience = REQUEUE
         self._process: subprocess.Popen | None = None
 
     def __call__(self) -> None:
@@ -57,7 +58,7 @@ class Training:
         while (status := self._process.poll()) is None:
             time.sleep(0.5)
         if status == STOPPED:
-            time.sleep(REQUEUE)  # ending now could end the job
+            time.sleep(self._patience)  # ending now could end the job
         elif status != 0:
             raise RuntimeError(f"the training ended with the exit status {status}")
 

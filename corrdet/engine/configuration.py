@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import cloudpickle
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -133,6 +134,8 @@ def _import_file(path: str) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    # Loaders' workers that are not forked know no such name: what they get of it comes whole.
+    cloudpickle.register_pickle_by_value(module)
 
 
 def check_gpus(num_gpus: int) -> None:

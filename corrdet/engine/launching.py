@@ -273,6 +273,7 @@ def start_processes(function: Callable, args: Any, device: str) -> None:
             machine=f"machine {own}",
             url=url,
         )
+        check_device(device, place)
         # Not daemonic: those have no children, which loaders need.
         process = context.Process(target=function, args=(place, args), name=f"rank{place.rank}")
         process.start()

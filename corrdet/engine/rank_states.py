@@ -6,12 +6,16 @@ remember.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import yaml
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from .checkpoint import CheckpointError
 from .random_state import get_random_states
 
 
@@ -61,6 +65,30 @@ def _equal(one: Tensor, other: Tensor) -> bool:
         if one.shape == other.shape
         else False
     )
+
+
+def check_batch(checkpoint: Mapping[str, Any], path: str, cfg: CfgNode) -> None:
+    """
+    Args:
+        checkpoint: what is in the file.
+        path: of the file.
+        cfg: of this run, scaled to its number of processes.
+
+    Raises:
+        CheckpointError: ``SOLVER.REFERENCE_WORLD_SIZE`` has made other batches and iterations of
+            another number of processes, which a training cannot change to on the way.
+    """
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE <= 0:
+        return
+    then = yaml.safe_load(checkpoint["trainer"]["config"])["SOLVER"]["IMS_PER_BATCH"]
+    if then != cfg.SOLVER.IMS_PER_BATCH:
+        raise CheckpointError(
+            f"{path} is of a training with {then} images in an iteration; "
+            f"SOLVER.REFERENCE_WORLD_SIZE makes it {cfg.SOLVER.IMS_PER_BATCH} for "
+            f"{comm.get_world_size()} process(es): expected as many processes as then, or "
+            "SOLVER.REFERENCE_WORLD_SIZE 0 with the IMS_PER_BATCH, learning rate and iterations "
+            "of then"
+        )
 
 
 def restore_rank_state(model: nn.Module, states: list | None) -> dict[str, Any] | None:

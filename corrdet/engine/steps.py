@@ -40,6 +40,16 @@ def check_accumulation(cfg: CfgNode) -> None:
         )
 
 
+def check_norms(model: nn.Module, device: str) -> None:
+    """
+    Raises:
+        ConfigError: a batch norm over all processes that needs GPUs.
+    """
+    is_apart = comm.get_world_size() == 1 or device.startswith("cuda")
+    if not is_apart and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        raise ConfigError("SyncBN needs GPUs: expected naiveSyncBN, which does the same on CPUs")
+
+
 class NotFiniteError(FloatingPointError):
     """Before the optimizer's step: a loss of this process or the gradient is NaN or infinite.
 

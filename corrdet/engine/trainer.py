@@ -39,7 +39,7 @@ from .hooks import (
 from .optimizer import build_optimizer
 from .pictures import Pictures, draws_no_pictures
 from .random_state import get_random_states, set_random_states
-from .rank_states import collect_rank_states, restore_rank_state
+from .rank_states import check_batch, collect_rank_states, restore_rank_state
 from .resuming import (
     check_resumable,
     move_aside,
@@ -47,7 +47,7 @@ from .resuming import (
     take_learning_rates,
     truncate_metrics,
 )
-from .steps import TrainingStep, check_accumulation
+from .steps import TrainingStep, check_accumulation, check_norms
 from .stopping import StopSignals, TrainingStopped
 from .test_sets import (
     check_ground_truth,
@@ -101,6 +101,7 @@ class CorrdetTrainer(DefaultTrainer):
         # Before the writers make new ones.
         self._old_files = old_files(cfg.OUTPUT_DIR)
         self._detector = self.build_model(cfg)
+        check_norms(self._detector, cfg.MODEL.DEVICE)
         optimizer = self.build_optimizer(cfg, self._detector)
         self._loader = self._usable(self.build_train_loader(cfg))
         for name in cfg.DATASETS.TEST:  # now, not when hours of training are over
@@ -364,6 +365,7 @@ class CorrdetTrainer(DefaultTrainer):
 
     def _check_checkpoint(self, checkpoint: Mapping, path: str) -> None:
         check_resumable(checkpoint, path, self.cfg, self._detector, self._trainer.optimizer)
+        check_batch(checkpoint, path, self.cfg)
 
     def _take_seed(self, seed: int | None) -> None:
         """Go on with the order and augmentations of the checkpoint's run."""

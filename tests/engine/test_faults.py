@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -78,6 +79,13 @@ def test_a_bug_in_one_process(command, launcher):
     assert "error: rank 0: stopped, as rank 1 failed: KeyError: 'a bug'" in finished.stderr
 
 
+def test_a_loader_of_one_process(command):
+    finished = run(command(), "loader")
+    assert finished.returncode == 1 and "Traceback" not in finished.stderr
+    assert "error: rank 1: an image cannot be read\n" in finished.stderr
+    assert "error: rank 0: stopped, as rank 1 failed: an image cannot be read" in finished.stderr
+
+
 def test_an_evaluation_that_fails_in_one_process(command):
     finished = run(command("DATASETS.TEST", "('tiny_val',)"), "evaluation")
     assert finished.returncode == 1
@@ -143,6 +151,44 @@ class TestStopping:
         for name, value in weights(uninterrupted).items():
             assert torch.equal(value, weights(out)[name]), name
         assert curve(out) == curve(uninterrupted)
+
+
+@pytest.mark.parametrize("period", [2, 100], ids=["checkpoint", "evaluation"])
+def test_a_full_disk(command, period, tmp_path):
+    """A small file system; without the right to make one, a limit of the size of files."""
+    out, size = tmp_path / "out", 3 * 2**20
+    out.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)]
+    is_small = subprocess.run(mount, capture_output=True).returncode == 0
+    environment = {**os.environ, "FAULT": ""}
+    try:
+        if is_small and period == 100:
+            (out / "other").write_bytes(bytes(size - 300_000))
+        words = command(
+            *("SOLVER.CHECKPOINT_PERIOD", period, "TEST.EVAL_PERIOD", 2),
+            *("DATASETS.TEST", "('tiny_val',)", "MODEL.RETINANET.SCORE_THRESH_TEST", 0.001),
+            flags=(),
+        )
+        finished = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=180,
+            preexec_fn=None if is_small else limit_files,
+        )
+        assert finished.returncode == 1
+        assert re.search("^error: .* was not written: (No space|File too)", finished.stderr, re.M)
+        assert "Traceback" not in finished.stderr
+        assert not list(out.glob("*.pth")) and not list(out.glob(".*.tmp"))
+        assert not (out / "last_checkpoint").exists()
+    finally:
+        if is_small:
+            subprocess.run(["umount", str(out)], check=True)
+
+
+def limit_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
 def weights(folder):

@@ -1,5 +1,6 @@
 """Where processes come from: torchrun's environment, Detectron2's arguments."""
 
+import pickle
 import re
 import socket
 import subprocess
@@ -8,9 +9,10 @@ import sys
 import pytest
 import torch
 from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
 
 import train_net
-from corrdet.engine import ConfigError, launching
+from corrdet.engine import ConfigError, import_modules, launching
 from corrdet.engine.launching import Place, check_device, place_in_environment
 
 TORCHRUN = {
@@ -83,6 +85,17 @@ def test_local_groups(monkeypatch):
     launching._make_local_groups(["a", "a", "b", "b"], "b")
     launching._make_local_groups(["a", "b", "a", "b"], "b")
     assert sizes == [2] and groups[2:] == [[0, 2], [1, 3]]
+
+
+def test_what_is_imported_reaches_workers_that_are_not_forked(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("SIZE = 3\ndef mapper(record):\n    return SIZE * record\n")
+    import_modules([str(path)])
+    (name,) = [name for name in sys.modules if name.endswith("mine_py")]
+    sent = pickle.dumps(PicklableWrapper(sys.modules[name].mapper))
+    words = "import pickle, sys; print(pickle.load(sys.stdin.buffer)(14))"
+    finished = subprocess.run([sys.executable, "-c", words], input=sent, capture_output=True)
+    assert finished.stdout == b"42\n", finished.stderr
 
 
 def free_port() -> int:

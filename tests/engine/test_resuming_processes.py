@@ -14,9 +14,9 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from corrdet.engine import CorrdetTrainer, load_config
+from corrdet.engine import CheckpointError, CorrdetTrainer, load_config
 from corrdet.engine.averaging import AverageWeights
-from corrdet.engine.rank_states import own_entries, restore_rank_state
+from corrdet.engine.rank_states import check_batch, own_entries, restore_rank_state
 from tests.helpers.training import ROOT, tiny_overrides
 from tests.helpers.two_processes import start_group
 
@@ -153,3 +153,13 @@ class TestOtherCheckpoints:
         assert f"of {count} process(es), and 2 go on: with as many images" in caplog.text
         assert restored == (None if count == 1 else "its")
         assert own_entries(model)["running_mean"].tolist() == ([0, 0] if count == 1 else [1, 1])
+
+
+def test_batches_scaled_to_another_number_of_processes(tiny_cfg):
+    tiny_cfg.SOLVER.IMS_PER_BATCH = 4
+    checkpoint = {"trainer": {"config": tiny_cfg.dump()}}
+    tiny_cfg.SOLVER.IMS_PER_BATCH = 2
+    check_batch(checkpoint, "path", tiny_cfg)  # said with the other differences
+    tiny_cfg.SOLVER.REFERENCE_WORLD_SIZE = 2
+    with pytest.raises(CheckpointError, match="path is of a training with 4 images in an iterat"):
+        check_batch(checkpoint, "path", tiny_cfg)

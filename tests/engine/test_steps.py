@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from corrdet.engine import ConfigError, CorrdetTrainer, DivergedError
-from corrdet.engine.steps import NotFiniteError, TrainingStep, broken_gradients, largest_gradient
+from corrdet.engine.steps import (
+    NotFiniteError,
+    TrainingStep,
+    broken_gradients,
+    check_norms,
+    largest_gradient,
+)
 from corrdet.losses import COUPLINGS
 
 pytestmark = pytest.mark.slow
@@ -85,6 +91,15 @@ def test_steps_that_mixed_precision_skips_are_no_failure(caplog):
     again.load_state_dict(step.state_dict())
     again.run_step()
     assert model.weight.item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_norms_that_need_gpus(monkeypatch):
+    model = nn.Sequential(nn.SyncBatchNorm(3))
+    check_norms(model, "cpu")
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    check_norms(model, "cuda")
+    with pytest.raises(ConfigError, match="SyncBN needs GPUs: expected naiveSyncBN"):
+        check_norms(model, "cpu")
 
 
 class TestTraining:

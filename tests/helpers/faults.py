@@ -5,13 +5,13 @@ On rank 1, at iteration 2, unless another one is said; without several processes
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from corrdet.data import CorrdetDatasetMapper, ImageReadError
 from corrdet.engine import CorrdetTrainer
 from corrdet.engine.evaluator import CorrelationEvaluator
 from corrdet.losses import COUPLINGS
@@ -51,9 +51,6 @@ def run_step_with_faults(self):
         if FAULT == "waits":  # for the test, which looks at the file
             Path(os.environ["WAITS"]).write_text(str(os.getpid()))
             signal.pause()
-    if self.iter == 2 and FAULT == "damaged" and is_here():
-        for image in Path(os.environ["IMAGES"]).iterdir():
-            image.write_bytes(b"damaged")
     run_step(self)
 
 
@@ -70,15 +67,23 @@ def process_with_fault(self, inputs, outputs):
 
 CorrelationEvaluator.process = process_with_fault
 
+read = CorrdetDatasetMapper.__call__
+
+
+def read_with_fault(self, record):
+    if FAULT == "loader" and is_here():
+        raise ImageReadError("an image cannot be read")
+    return read(self, record)
+
+
+CorrdetDatasetMapper.__call__ = read_with_fault
+
 if FAULT == "unequal":  # one of the processes has nothing to test
     from detectron2.data import samplers
 
     sampler = samplers.InferenceSampler
-    get_local_indices = sampler._get_local_indices
 
     def all_on_the_first(total, world_size, rank):
         return range(total if rank == 0 else 0)
 
     sampler._get_local_indices = staticmethod(all_on_the_first)
-
-print("imported", __name__, file=sys.stderr)
