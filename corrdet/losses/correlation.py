@@ -156,6 +156,7 @@ def correlation_loss(
 @COUPLINGS.register(
     "correlation",
     options_from=(correlation_loss, GLOBAL_BATCH_OPTIONS),
+    state_with="memory",
     # lambda_corr; what won in the thesis for RetinaNet is Spearman with 0.1.
     weight=0.1,
     definition="`1 - rho(I, p)` over the positives of the batch",
