@@ -205,7 +205,7 @@ def _format_box(box) -> str:
     try:
         return "(" + ", ".join(f"{float(number):g}" for number in box) + ")"
     except (TypeError, ValueError, OverflowError):
-        return short(box)
+        return "None" if box is None else short(box)
 
 
 def _check_annotation(
