@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from corrdet.coco import AnnotationError
 from corrdet.coco.messages import MAX_LISTED, describe, listing
-from corrdet.coco.rules import is_side
+from corrdet.coco.rules import is_side, side_words
 from corrdet.errors import CorrdetError
 
 from .images import TURNED, UPRIGHT, Header, read_header, read_image
@@ -85,8 +85,8 @@ def check_image_headers(
         for key in ("width", "height"):
             if key in record and not is_side(record[key]):
                 raise AnnotationError(
-                    f"data set {name!r}: image {record.get('file_name')}: expected a whole number "
-                    f"of pixels as {key}, got {describe(record[key])}"
+                    f"data set {name!r}: image {record.get('file_name')}: expected "
+                    f"{side_words(key)}, got {describe(record[key])}"
                 )
     checked, problems, unreadable = [], [], []
     unturned, ambiguous, deep = [], [], []

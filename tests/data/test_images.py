@@ -154,7 +154,7 @@ def test_deep_images_of_one_value():
 def test_sizes_that_are_no_numbers_of_pixels_are_named(tmp_path, load, key, value, registered):
     content = rectangles(tmp_path)
     content["images"][1][key] = value
-    words = f"expected a whole number of pixels as {key}, got"
+    words = f"expected a whole number of pixels as {key}, at most 1000000, got"
     with pytest.raises(CocoFileError, match=rf"image id 2 \(0002.png\): {words}"):
         load(content)
     # Of a function of one's own.

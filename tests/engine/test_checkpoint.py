@@ -231,9 +231,10 @@ class TestTheCheckpointBefore:
         return layer.weight[0, 0].item()
 
     def damage(self, path):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 0xFF
-        path.write_bytes(content)
+        content = path.read_bytes()
+        value = torch.load(path, weights_only=True)["model"]["weight"][0, 0].numpy().tobytes()
+        assert content.count(4 * value) == 1
+        path.write_bytes(content.replace(4 * value, 3 * value + b"\0\0\0\x70"))
 
     def test_of_a_damaged_one(self, folder, caplog):
         assert self.resumed(folder) == 3
