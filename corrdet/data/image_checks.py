@@ -19,6 +19,9 @@ from .images import TURNED, UPRIGHT, Header, read_header, read_image
 
 logger = logging.getLogger(__name__)
 
+# In dataset dicts: :func:`.images.read_image` is needed, Detectron2 would read another image.
+OTHERWISE = "read_otherwise"
+
 SKIP_ADVICE = (
     "Replace the file, or leave out images that cannot be read with DATASETS.SKIP_UNREADABLE True."
 )
@@ -73,7 +76,8 @@ def check_image_headers(
         shapes: (shortest edge, longest edge) of the resizings that they will go through.
 
     Returns:
-        The checked list; images without a stated size have that of their file.
+        The checked list; images without a stated size have that of their file, and those that are
+        read otherwise than by Detectron2 the key ``OTHERWISE``.
 
     Raises:
         ImageSizeError: an image has another size than stated, or is so long that no pixel of its
@@ -108,6 +112,8 @@ def check_image_headers(
                 deep.append(file_name)
             if _stated_size(record) is None:
                 record = {**record, "width": width, "height": height}
+            if header.is_deep or header.is_stated_unturned(width, height):
+                record = {**record, OTHERWISE: True}
         checked.append(record)
     if unreadable and not skip:
         raise ImageReadError(

@@ -28,7 +28,6 @@ from corrdet.options import (
     Key,
     Range,
     at_least,
-    is_number,
     is_whole,
     numbers,
     one_of,
@@ -47,8 +46,8 @@ _PER_LEVEL = Range(
     lambda v: POSITIVES.holds(v) or list_of(POSITIVES, "", 1).holds(v),
 )
 _THRESHOLDS = Range(
-    "ascending numbers",
-    lambda v: isinstance(v, list | tuple) and all(map(is_number, v)) and list(v) == sorted(set(v)),
+    "ascending numbers, each positive",
+    lambda v: POSITIVES.holds(v) and list(v) == sorted(set(v)),
 )
 _LABELS = list_of(_one_number_of((-1, 0, 1)), "a list of 0, 1 and -1")
 _POOLER = one_of(("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"))
@@ -122,6 +121,11 @@ _RPN = {
     "POST_NMS_TOPK_TRAIN": at_least(1),
     "POST_NMS_TOPK_TEST": at_least(1),
     "NMS_THRESH": SHARE,
+    "CONV_DIMS": list_of(
+        Range("", lambda v: is_whole(v) and (v == -1 or v >= 1)),
+        "at least one number of channels, or -1 for those of the input",
+        1,
+    ),
 }
 _ROI_HEADS = {
     "NUM_CLASSES": at_least(1),
@@ -227,6 +231,12 @@ def _check_rcnn(cfg: CfgNode) -> None:
         _check_section(cfg, "MODEL.ROI_HEADS", _ROI_HEADS)
         _check_section(cfg, "MODEL.ROI_BOX_HEAD", _BOX_HEAD)
         names["MODEL.ROI_BOX_HEAD.NAME"] = ROI_BOX_HEAD_REGISTRY
+        head = cfg.MODEL.ROI_BOX_HEAD
+        if head.NAME == "FastRCNNConvFCHead" and not head.NUM_FC + head.NUM_CONV:
+            raise ConfigError(
+                "MODEL.ROI_BOX_HEAD.NUM_FC must be >= 1 with NUM_CONV 0, got 0: the head needs a "
+                "layer"
+            )
         if cfg.MODEL.MASK_ON:
             _check_section(cfg, "MODEL.ROI_MASK_HEAD", _MASK_HEAD)
             names["MODEL.ROI_MASK_HEAD.NAME"] = ROI_MASK_HEAD_REGISTRY
