@@ -15,6 +15,7 @@ from pathlib import Path
 from corrdet.coco import IOU_TYPES
 from corrdet.errors import WriteError, errors_in_one_line
 from corrdet.files import ReadError, atomic_write
+from corrdet.measures.ranking import LRP_THRESHOLDS
 from corrdet.report import read_training, write_report
 
 from .metrics import MIN_SAMPLES, analyze, metrics, names_of, table
@@ -47,6 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", required=True, help="folder for metrics.json and report.html")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox", help="default: bbox")
+    parser.add_argument(
+        "--lrp-thresholds",
+        choices=LRP_THRESHOLDS,
+        default="scores",
+        help="what oLRP is a minimum over: every detection's score, or 0:0.01:1 as it was defined "
+        "in 2018 (default: scores)",
+    )
     parser.add_argument(
         "--bootstrap",
         type=int,
@@ -91,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.ground_truth,
             args.detections,
             iou_type=args.iou_type,
+            lrp_thresholds=args.lrp_thresholds,
             samples=args.bootstrap,
             seed=args.seed,
         )

@@ -24,6 +24,7 @@ def analyze(
     detections: Sequence[str],
     *,
     iou_type: str = "bbox",
+    lrp_thresholds: str = "scores",
     samples: int = 1000,
     seed: int = 0,
     progress: bool = True,
@@ -34,6 +35,7 @@ def analyze(
         ground_truth: COCO annotation file.
         detections: COCO results files.
         iou_type: "bbox" or "segm".
+        lrp_thresholds: "scores", or "grid" for oLRP as it was defined in 2018.
         samples: of the bootstrap; 0 for none.
         seed: of the bootstrap.
         progress: show progress bars.
@@ -55,7 +57,13 @@ def analyze(
     # Closed also when a file is bad, so that the error has a line of its own.
     with tqdm(detections, desc="reading and matching", unit="file", disable=not progress) as paths:
         results = [
-            measure(gt, read_detections(path, gt, iou_type), iou_type=iou_type, name=name)
+            measure(
+                gt,
+                read_detections(path, gt, iou_type),
+                iou_type=iou_type,
+                name=name,
+                lrp_thresholds=lrp_thresholds,
+            )
             for path, name in zip(paths, names_of(detections), strict=True)
         ]
     if not samples or len(gt.image_ids) < MIN_IMAGES:
@@ -95,6 +103,7 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
     entry = {
         "name": result.name,
         "iou_type": result.iou_type,
+        "lrp_thresholds": result.lrp_thresholds,
         "images": len(gt.image_ids),
         "ground_truths": int(result.matches.num_gt[0].sum()),
         "detections": len(result.detections.scores),

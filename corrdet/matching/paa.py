@@ -48,7 +48,9 @@ def paa_candidates(priors: Tensor, gt_boxes: Tensor, iou_threshold: float = 0.1)
 
 
 @torch.no_grad()
-def paa_star_costs(scores: Tensor, ious: Tensor, matched: Tensor, num_gts: int) -> Tensor:
+def paa_star_costs(
+    scores: Tensor, ious: Tensor, matched: Tensor, num_gts: int, normalize: bool = True
+) -> Tensor:
     """Costs of PAA*, from normalized ranking and localization scores (Xu et al. 2022, Sec. 6).
 
     ``(1 - norm(score)) + (1 - norm(IoU))``, where norm maps the values of all priors of one ground
@@ -59,6 +61,7 @@ def paa_star_costs(scores: Tensor, ious: Tensor, matched: Tensor, num_gts: int) 
         ious: (Q,) IoU of each prior's predicted box and its ground truth, same dtype.
         matched: (Q,) int64 in 0..num_gts-1, the ground truth of each prior, or -1 for none.
         num_gts: number of ground truths of all images.
+        normalize: False for scores and IoUs as they are (Table 6, row 2).
 
     Returns:
         (Q,) costs in [0, 2], for :func:`paa_matching`; undefined where ``matched`` is -1.
@@ -70,6 +73,8 @@ def paa_star_costs(scores: Tensor, ious: Tensor, matched: Tensor, num_gts: int) 
     check_tensor("ious", ious, 1, _FLOATING)
     check_tensor("matched", matched, 1, (torch.int64,))
     check_same_length(scores=scores, ious=ious, matched=matched)
+    if not normalize:
+        return 2 - scores - ious
     # Priors without ground truth are the last group.
     group = torch.where(matched < 0, num_gts, matched)
     return 2 - _normalized(scores, group, num_gts + 1) - _normalized(ious, group, num_gts + 1)

@@ -102,7 +102,7 @@ class ImageSample:
         self._gt_images, self._gt_categories = gt.images[is_counted], gt.categories[is_counted]
         is_true, ignored = matches.true_positives[0], matches.ignored[0]
         self._curves = PrecisionCurves(matches.categories, is_true, ignored, self._num_categories)
-        self._lrp = LocalizationRecallPrecision(matches)
+        self._lrp = LocalizationRecallPrecision(matches, results.lrp_thresholds)
         self._true = np.flatnonzero(is_true[0])
         self._by_class = GroupCorrelation(
             matches.scores[self._true],

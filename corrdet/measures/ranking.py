@@ -12,8 +12,10 @@ import numpy as np
 from .matching import AREA_RANGES, Matches
 
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # as in pycocotools.cocoeval.Params
+# What oLRP is a minimum over: every detection's score, or 0:0.01:1.
+LRP_THRESHOLDS = ("scores", "grid")
 # Rounded to the nearest number for each, so that a score of 0.35 reaches the threshold 0.35.
-LRP_THRESHOLDS = np.arange(101) / 100
+_GRID = np.arange(101) / 100
 
 
 class PrecisionCurves:
@@ -134,7 +136,8 @@ class OptimalLRP:
         localization: mean of 1 - IoU over the true positives; NaN without any.
         false_positives: 1 - precision; NaN without true positives.
         false_negatives: 1 - recall.
-        thresholds: the lowest of the best score thresholds; NaN without true positives.
+        thresholds: the score of the last detection that is kept, or, of the grid, the lowest of the
+            best thresholds; NaN without true positives.
     """
 
     error: np.ndarray
@@ -145,27 +148,52 @@ class OptimalLRP:
 
 
 class LocalizationRecallPrecision:
-    """Optimal Localization Recall Precision error at tau = 0.5 (Oksuz et al., ECCV 2018).
+    """Optimal Localization Recall Precision error at tau = 0.5 (Oksuz et al. 2018, 2020).
 
-    LRP(s) = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN) of the detections
-    with a score of at least s, with s in 0:0.01:1; oLRP is its minimum.
+    LRP = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN) of the best detections
+    of a category; oLRP is its minimum over how many these are. In the authors' code since 2020 they
+    are the first k, for every k; in their paper of 2018 those with a score of at least s, with s in
+    0:0.01:1, which gives larger values.
     """
 
-    def __init__(self, matches: Matches):
+    def __init__(self, matches: Matches, thresholds: str = "scores"):
+        """
+        Args:
+            matches: of the detections.
+            thresholds: "scores", every k; or "grid", of 2018.
+
+        Raises:
+            ValueError: other thresholds.
+        """
+        if thresholds not in LRP_THRESHOLDS:
+            raise ValueError(f"thresholds must be one of {LRP_THRESHOLDS}, got {thresholds!r}")
         num_categories = matches.num_gt.shape[1]
         is_true = matches.true_positives[0, 0]
         self._true = np.flatnonzero(is_true)
         self._false = np.flatnonzero(~is_true & ~matches.ignored[0, 0])
         self._errors = 1 - matches.ious[self._true]
         bounds = np.searchsorted(matches.categories, np.arange(num_categories + 1))
-        ends = np.empty((num_categories, len(LRP_THRESHOLDS)), np.int64)
-        for category, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-            descending = -matches.scores[start:stop]
-            ends[category] = start + np.searchsorted(descending, -LRP_THRESHOLDS, side="right")
-        # Of the true and of the false positives: how many are before a category and a threshold.
+        # Operating points: the category of each, and before which detection it ends. After another
+        # true positive LRP is never larger, and after a false one never smaller: of every k those
+        # that end with a true positive will do.
+        if thresholds == "scores":
+            self._categories, ends = matches.categories[self._true], self._true + 1
+            self._thresholds = matches.scores[self._true]
+        else:
+            self._categories = np.repeat(np.arange(num_categories), len(_GRID))
+            self._thresholds = np.tile(_GRID, num_categories)
+            ends = np.concatenate(
+                [
+                    start + np.searchsorted(-matches.scores[start:stop], -_GRID, side="right")
+                    for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+                ]
+            )
+        # Of the true and of the false positives: how many are before a category and a point.
         groups = self._true, self._false
-        self._starts = [np.searchsorted(rows, bounds[:-1, None]) for rows in groups]
+        starts = bounds[:-1][self._categories]
+        self._starts = [np.searchsorted(rows, starts) for rows in groups]
         self._ends = [np.searchsorted(rows, ends) for rows in groups]
+        self._points = np.searchsorted(self._categories, np.arange(num_categories + 1))
 
     def optimum(self, weights: np.ndarray, num_gt: np.ndarray) -> OptimalLRP:
         """
@@ -175,28 +203,46 @@ class LocalizationRecallPrecision:
         """
         (true_start, false_start), (true_end, false_end) = self._starts, self._ends
         true = _sums_before(weights[self._true])
-        tp = true[true_end] - true[true_start]  # (C, thresholds)
+        tp = true[true_end] - true[true_start]  # (points,)
         error = _sums_before(weights[self._true] * self._errors)
         error = error[true_end] - error[true_start]
         false = _sums_before(weights[self._false])
         fp = false[false_end] - false[false_start]
         with np.errstate(invalid="ignore", divide="ignore"):
-            fn = num_gt[:, None] - tp
+            fn = num_gt[self._categories] - tp
             lrp = (error / (1 - 0.5) + fp + fn) / (tp + fp + fn)
-            lrp[num_gt == 0] = np.nan
-            best = np.argmin(lrp, axis=1, keepdims=True)
-            lrp, tp, error, fp = (
-                np.take_along_axis(a, best, 1)[:, 0] for a in (lrp, tp, error, fp)
-            )
+            best = self._first_lowest(lrp)
+            # Without operating points nothing is found.
+            found = best >= 0
+            lrp, tp, error, fp, threshold = (
+                np.where(found, np.append(values, 0)[best], otherwise)
+                for values, otherwise in (
+                    (lrp, 1.0), (tp, 0), (error, 0), (fp, 0), (self._thresholds, 0)
+                )
+            )  # fmt: skip
             # Without ground truth or true positives, 0 / 0 is NaN.
             has_true = np.where(tp > 0, 1, np.nan)
             return OptimalLRP(
-                error=lrp,
+                error=np.where(num_gt == 0, np.nan, lrp),
                 localization=error / tp,
                 false_positives=has_true * fp / (tp + fp),
                 false_negatives=1 - tp / num_gt,
-                thresholds=has_true * LRP_THRESHOLDS[best[:, 0]],
+                thresholds=has_true * threshold,
             )
+
+    def _first_lowest(self, lrp: np.ndarray) -> np.ndarray:
+        """(C,) the first point of each category with its lowest value; -1 where it has none."""
+        best = np.full(len(self._points) - 1, -1)
+        filled = np.flatnonzero(np.diff(self._points))
+        if not len(filled):
+            return best
+        lrp = np.where(np.isnan(lrp), np.inf, lrp)
+        lowest = np.full(len(best), np.inf)
+        lowest[filled] = np.minimum.reduceat(lrp, self._points[filled])
+        is_lowest = np.flatnonzero(lrp == lowest[self._categories])
+        categories, first = np.unique(self._categories[is_lowest], return_index=True)
+        best[categories] = is_lowest[first]
+        return best
 
 
 def _sums_before(values: np.ndarray) -> np.ndarray:

@@ -45,6 +45,7 @@ class Results:
             ``correlated-detections`` (that PCC, SCC and KCC are over).
         per_class: name -> (C,) values; counts are ``ground_truths`` (no crowds), ``detections`` and
             ``true_positives`` (at IoU 0.5); ``oLRP_threshold`` is a score, in 0..1.
+        lrp_thresholds: what oLRP is a minimum over: every detection's score, or 0:0.01:1 ("grid").
     """
 
     name: str
@@ -57,6 +58,7 @@ class Results:
     precision_lower: np.ndarray = field(repr=False)
     measures: dict[str, float]
     per_class: dict[str, np.ndarray] = field(repr=False)
+    lrp_thresholds: str = "scores"
 
     @property
     def boxes(self) -> np.ndarray:
@@ -81,7 +83,12 @@ class Results:
 
 
 def measure(
-    ground_truth: GroundTruth, detections: Detections, *, iou_type: str = "bbox", name: str = ""
+    ground_truth: GroundTruth,
+    detections: Detections,
+    *,
+    iou_type: str = "bbox",
+    name: str = "",
+    lrp_thresholds: str = "scores",
 ) -> Results:
     """Match detections with ground truth and compute every measure that the two files allow.
 
@@ -90,6 +97,7 @@ def measure(
         detections: with masks for ``iou_type`` "segm".
         iou_type: "bbox" or "segm", for the record.
         name: of the results, for the record.
+        lrp_thresholds: "scores", or "grid" for oLRP as it was defined in 2018.
     """
     matches = match(ground_truth, detections)
     weights = np.ones(len(matches.scores))
@@ -107,7 +115,7 @@ def measure(
             upper=bound == "upper",
         )
         bounds[bound] = _curves(matches, 0, order).precision(weights, num_gt)
-    lrp = LocalizationRecallPrecision(matches).optimum(weights, num_gt)
+    lrp = LocalizationRecallPrecision(matches, lrp_thresholds).optimum(weights, num_gt)
 
     per_class = _class_measures(matches, precision, bounds, lrp)
     measures = {key: mean_of_defined(values) for key, values in per_class.items()}
@@ -133,6 +141,7 @@ def measure(
         precision_lower=bounds["lower"],
         measures=measures,
         per_class=per_class,
+        lrp_thresholds=lrp_thresholds,
     )
 
 

@@ -85,7 +85,9 @@ SUMMARY = (
 )
 
 
-NOT_MEASURES = {"name", "iou_type", "per_class", "bootstrap", "differences", "others", "notes"}
+NOT_MEASURES = {
+    "name", "iou_type", "lrp_thresholds", "per_class", "bootstrap", "differences", "others", "notes",
+}  # fmt: skip
 
 
 def chapter(entries: Sequence[Mapping], notes: Sequence[str]) -> str:

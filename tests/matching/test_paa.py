@@ -177,6 +177,15 @@ def test_paa_star_costs(device):
     assert paa_star_costs(nothing, nothing, nothing.long(), num_gts=0).shape == (0,)
 
 
+def test_paa_star_costs_without_normalization(device):
+    """APE paper, Table 6, row 2: (1 - p) + (1 - I)."""
+    scores, ious = torch.tensor([0.25, 0.5, 0.0]), torch.tensor([0.5, 0.75, 1.0])
+    matched = torch.tensor([0, 0, 1])
+    arguments = (value.to(device) for value in (scores, ious, matched))
+    costs = paa_star_costs(*arguments, 2, normalize=False)
+    assert costs.tolist() == [1.25, 0.75, 1.0]
+
+
 def test_paa_star_prefers_what_is_good_at_both():
     generator = torch.Generator().manual_seed(0)
     good = torch.rand(30, generator=generator) < 0.3

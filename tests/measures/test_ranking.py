@@ -5,6 +5,7 @@ from corrdet.coco import detections_from_coco, ground_truth_from_coco
 from corrdet.measures import match, measure
 from corrdet.measures.matching import IOU_THRESHOLDS
 from corrdet.measures.ranking import (
+    LRP_THRESHOLDS,
     RECALL_THRESHOLDS,
     LocalizationRecallPrecision,
     PrecisionCurves,
@@ -19,9 +20,10 @@ from tests.helpers.problems import (
 )
 
 
-def results_of(content, results, iou_type="bbox"):
+def results_of(content, results, iou_type="bbox", lrp_thresholds="scores"):
     gt = ground_truth_from_coco(content, iou_type)
-    return measure(gt, detections_from_coco(results, gt, iou_type), iou_type=iou_type)
+    found = detections_from_coco(results, gt, iou_type)
+    return measure(gt, found, iou_type=iou_type, lrp_thresholds=lrp_thresholds)
 
 
 def undefined_as_nan(values):
@@ -121,8 +123,8 @@ class TestByHand:
         assert results.measures["oLRP_Loc"] == pytest.approx(100 * 0.6 / 3)
         assert results.measures["oLRP_FP"] == pytest.approx(100 / 4)
         assert results.measures["oLRP_FN"] == pytest.approx(100 / 4)
-        # With any threshold up to 0.6 all four are in.
-        assert results.per_class["oLRP_threshold"].tolist() == [0]
+        # That of the last of the four.
+        assert results.per_class["oLRP_threshold"].tolist() == [results.matches.scores.min()]
 
 
 class TestBounds:
@@ -181,8 +183,11 @@ class TestBounds:
                 assert (steps <= 0).all() if upper else (steps >= 0).all()
 
 
-def lrp_by_loops(content, results):
-    """Oksuz et al., ECCV 2018, section 3, read aloud: one class, one threshold after another."""
+def lrp_by_loops(content, results, thresholds):
+    """Oksuz et al., section 3, read aloud: one class, one operating point after another.
+
+    Of 2018 these are scores of 0:0.01:1; since 2020 the first k detections, for every k.
+    """
     evaluation = pycocotools_evaluation(content, results)
     found = []
     for category in evaluation.params.catIds:
@@ -202,8 +207,13 @@ def lrp_by_loops(content, results):
                 iou = evaluation.ious[key][row, columns[matched]] if matched else None
                 scored.append((score, iou))
         best = None
-        for step in range(101):
-            kept = [iou for score, iou in scored if score >= step / 100]
+        scored.sort(key=lambda pair: -pair[0])  # stable: those of the same score by image
+        points = [(step / 100, [iou for score, iou in scored if score >= step / 100])
+                  for step in range(101)]  # fmt: skip
+        if thresholds == "scores":
+            points = [(scored[k - 1][0] if k else np.nan, [iou for _, iou in scored[:k]])
+                      for k in range(len(scored) + 1)]  # fmt: skip
+        for threshold, kept in points:
             errors = [1 - iou for iou in kept if iou is not None]
             tp, fp = len(errors), len(kept) - len(errors)
             fn = num_gt - tp
@@ -211,7 +221,7 @@ def lrp_by_loops(content, results):
                 continue
             lrp = (sum(errors) / (1 - 0.5) + fp + fn) / (tp + fp + fn)
             if best is None or lrp < best[0] - 1e-12:
-                parts = (sum(errors) / tp, fp / (tp + fp), fn / num_gt, step / 100) if tp else (
+                parts = (sum(errors) / tp, fp / (tp + fp), fn / num_gt, threshold) if tp else (
                     np.nan, np.nan, 1, np.nan)  # fmt: skip
                 best = (lrp, *parts)
         found.append(best or (np.nan,) * 5)
@@ -221,11 +231,12 @@ def lrp_by_loops(content, results):
 class TestOptimalLRP:
     @pytest.mark.parametrize("seed", range(6))
     @pytest.mark.parametrize("ties", [True, False])
-    def test_is_the_published_definition(self, seed, ties):
+    @pytest.mark.parametrize("thresholds", LRP_THRESHOLDS)
+    def test_is_the_published_definition(self, seed, ties, thresholds):
         content, results = random_problem(seed, ties=ties)
-        ours = results_of(content, results).per_class
+        ours = results_of(content, results, lrp_thresholds=thresholds).per_class
         names = "oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN"
-        expected = lrp_by_loops(content, results)
+        expected = lrp_by_loops(content, results, thresholds)
         for name, values in zip(names, expected, strict=False):
             assert np.allclose(ours[name], 100 * values, atol=1e-9, equal_nan=True), name
         assert np.allclose(ours["oLRP_threshold"], expected[4], equal_nan=True)
@@ -236,9 +247,23 @@ class TestOptimalLRP:
         for step in range(1, 101):
             rows = [(1, 1, box, step / 100) for box in boxes]
             rows += [(1, 1, (0, 100, 10, 10), step / 100 - 1e-6)] * 10
-            results = results_of(content, detections(rows))
+            results = results_of(content, detections(rows), lrp_thresholds="grid")
             assert results.measures["oLRP"] == 0
             assert results.per_class["oLRP_threshold"].tolist() == [step / 100]
+
+    def test_every_score_is_a_threshold(self):
+        """Between two steps of the grid there are a right and two wrong detections."""
+        content = ground_truth([(1, 1, (0, 0, 10, 10))], categories=(1,))
+        rows = [(1, 1, (0, 0, 10, 10), 0.5049)]
+        rows += [(1, 1, (0, 100, 10, 10), 0.5041), (1, 1, (0, 200, 10, 10), 0.5042)]
+        results = results_of(content, detections(rows))
+        assert results.measures["oLRP"] == 0
+        assert results.per_class["oLRP_threshold"].tolist() == [0.5049]
+        # (0 + 2 + 0) / (1 + 2 + 0)
+        grid = results_of(content, detections(rows), lrp_thresholds="grid")
+        assert grid.measures["oLRP"] == pytest.approx(200 / 3)
+        with pytest.raises(ValueError, match="thresholds must be one of .*, got 'steps'"):
+            results_of(content, detections(rows), lrp_thresholds="steps")
 
     def test_without_true_positives(self):
         content = ground_truth([(1, 1, (0, 0, 10, 10))])
