@@ -7,18 +7,23 @@ The arguments are Detectron2's own, with their own meaning, and ``--import``.
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from corrdet.coco import read_once
 from corrdet.data import load_dataset
 from corrdet.engine import (
     CorrdetTrainer,
+    OutputFolder,
     StrictCheckpointer,
     check_output,
     check_run,
     import_modules,
+    is_restarted,
     load_config,
+    log_processes,
     run_command,
     shorten_logged_errors,
+    take_average,
 )
 from corrdet.engine.evaluator import CorrelationEvaluator
 
@@ -40,15 +45,19 @@ def argument_parser():
 def main(args):
     import_modules(args.imports)
     cfg = load_config(args)
-    check_run(cfg, eval_only=args.eval_only, resume=args.resume, trainer=CorrdetTrainer)
+    resumes = args.resume or is_restarted()
+    check_run(cfg, eval_only=args.eval_only, resume=resumes, trainer=CorrdetTrainer)
     check_output(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="corrdet")
     shorten_logged_errors()
+    log_processes(cfg.MODEL.DEVICE)
 
     if args.eval_only:
         model = CorrdetTrainer.build_model(cfg)
         checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        take_average(model, checkpoint, cfg)
         evaluators = None
         with read_once():  # by checks, evaluators and loaders
             if cfg.TEST.REPORT:
@@ -65,9 +74,11 @@ def main(args):
             verify_results(cfg, results)
         return results
 
-    trainer = CorrdetTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with OutputFolder(cfg.OUTPUT_DIR) as folder:
+        trainer = CorrdetTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume or folder.has_begun)
+        folder.note_beginning()
+        return trainer.train()
 
 
 def write_reports(cfg, evaluators, results):

@@ -5,9 +5,11 @@ and two processes that start together (one per GPU, say) must not write into eac
 Both follow from one rule: write beside the destination, under a temporary name, then rename.
 """
 
+import errno
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,10 @@ from corrdet.errors import CorrdetError, WriteError
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
+# Of Python's mkstemp, as atomic_write asks for it.
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+# What only writing says: no space, a quota, a limit of sizes, read-only.
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class OtherFilesError(CorrdetError, FileExistsError):
@@ -69,7 +75,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
         open_arguments: further arguments of :func:`open`.
 
     Raises:
-        WriteError: no file can be made there.
+        WriteError: no file can be made there, or the disk is full.
         ValueError: for any other mode; appending and updating cannot be atomic this way.
     """
     if mode not in ("w", "wb"):
@@ -79,24 +85,74 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-        )
+        opened, temporary = _temporary_file(path, mode, open_arguments)
     except OSError as error:
         raise WriteError(f"{path} cannot be written: {error}") from error
     try:
         # mkstemp makes files private to the user; results are shared like any other file.
         os.chmod(temporary, 0o666 & ~_umask())
-        with open(handle, mode, **open_arguments) as file:
+        with opened as file:
             yield file
             file.flush()
             # Without this a power failure could leave the new name on an empty file.
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+            # While the file is open, and so locked: it is no leftover yet.
+            os.replace(temporary, path)
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        if (cause := disk_error(error)) is not None:
+            raise WriteError(
+                f"{path} was not written: {cause.strerror}. What was there before is intact"
+            ) from error
         raise
+
+
+def _temporary_file(path: Path, mode: str, open_arguments: dict[str, Any]) -> tuple[IO, str]:
+    """An open file beside ``path``, locked until it is closed; and its name."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        file = open(handle, mode, **open_arguments)
+        # Some file systems have no locks: there leftovers stay.
+        with suppress(OSError, portalocker.LockException):
+            portalocker.lock(file, portalocker.LOCK_EX)
+        if os.path.exists(name):
+            return file, name
+        file.close()  # somebody took it for a leftover before it was locked
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove the temporary files of processes that were killed in :func:`atomic_write`.
+
+    Those of living processes are locked, wherever the file system has locks.
+
+    Args:
+        folder: in which they are looked for; not in folders in it.
+    """
+    if not os.path.isdir(folder):
+        return
+    for path in Path(folder).iterdir():
+        if not LEFTOVER.fullmatch(path.name):
+            continue
+        try:
+            with open(path, "r+b") as file:
+                portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+                path.unlink()
+        except (OSError, portalocker.LockException):
+            continue
+        logger.info(f"removed {path}, which a process left that was killed while writing")
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What the operating system has said of a disk that is full, behind another error perhaps.
+
+    PyTorch's writer of checkpoints, for one, raises a RuntimeError of its own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OF_DISKS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

@@ -16,16 +16,16 @@ def config_value(cfg: Mapping, key: str) -> Any:
     return cfg
 
 
-def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:
+def unknown_name(what: str, name: object, valid: Iterable[str]) -> str:
     """A message such as ``unknown coupling 'corelation'; did you mean 'correlation'?``.
 
     Args:
         what: the kind of thing, for example "coupling".
-        name: what was asked for.
+        name: what was asked for; of any type, as it comes from users.
         valid: the names that exist.
     """
     valid = sorted(valid)
-    near = get_close_matches(name, valid, n=3, cutoff=0.5)
+    near = get_close_matches(str(name), valid, n=3, cutoff=0.5)
     if near:
         return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
     if len(valid) > 30:

@@ -102,11 +102,12 @@ def tiny_cfg(tiny_digits, tmp_path):
 def tiny_command(tiny_digits):
     """Function of an output folder and overrides: train_net.py on the tiny data, as arguments."""
 
-    def command(output: Path, *overrides, flags=(), script="train_net.py") -> list:
+    def command(output: Path, *overrides, flags=()) -> list:
         arguments = [*flags, *tiny_overrides(tiny_digits, output), *overrides]
         config = ROOT / "configs/quick/retinanet_concordance.yaml"
         return [
-            sys.executable, str(ROOT / script), "--config-file", str(config), *map(str, arguments)
+            sys.executable, str(ROOT / "train_net.py"),
+            "--config-file", str(config), *map(str, arguments),
         ]  # fmt: skip
 
     return command

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corrdet.config import SECTIONS
+from corrdet.config_keys import SECTIONS
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.from_config import criterion_sections
 

@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import portalocker
 import pytest
 
 from corrdet.errors import CorrdetError
@@ -20,6 +21,7 @@ from corrdet.files import (
     datasets_root,
     prepare_directory,
     reading,
+    remove_leftovers,
 )
 
 IDENTITY = {"name": "thing", "version": 1, "sizes": (1, 2)}
@@ -212,3 +214,61 @@ class TestReading:
             with pytest.raises(type(error)) as caught, reading():
                 raise error
             assert caught.value is error
+
+
+class TestLeftovers:
+    WRITER = """
+    import sys, time
+    from corrdet.files import atomic_write
+    with atomic_write(sys.argv[1]) as file:
+        file.write("new")
+        print("writing", flush=True)
+        sys.stdin.read()
+    """
+
+    def start_writer(self, path):
+        command = [sys.executable, "-c", textwrap.dedent(self.WRITER), str(path)]
+        writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert writer.stdout.readline() == "writing\n"
+        return writer
+
+    def test_of_the_dead_only(self, tmp_path):
+        with self.start_writer(tmp_path / "a") as dead, self.start_writer(tmp_path / "b") as alive:
+            dead.kill()
+            dead.wait()
+            (tmp_path / ".notes.tmp").write_text("somebody else's")
+            (tmp_path / ".gone.abcdefgh.tmp").write_text("of a version without locks")
+            assert len(os.listdir(tmp_path)) == 4
+            remove_leftovers(tmp_path)
+            kept = sorted(os.listdir(tmp_path))
+            assert kept[0].startswith(".b.") and kept[1:] == [".notes.tmp"]
+            alive.communicate("")
+        assert sorted(os.listdir(tmp_path)) == [".notes.tmp", "b"]
+        assert (tmp_path / "b").read_text() == "new"
+
+    def test_a_file_that_is_removed_before_it_is_locked(self, tmp_path, monkeypatch):
+        lock, calls = portalocker.lock, []
+
+        def remove_first(file, flags):
+            if not calls:
+                os.unlink(file.name if isinstance(file.name, str) else next(tmp_path.iterdir()))
+            calls.append(flags)
+            lock(file, flags)
+
+        monkeypatch.setattr(portalocker, "lock", remove_first)
+        with atomic_write(tmp_path / "a") as file:
+            file.write("new")
+        assert len(calls) == 2 and os.listdir(tmp_path) == ["a"]
+
+    def test_a_file_system_without_locks(self, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise portalocker.LockException("not supported")
+
+        monkeypatch.setattr(portalocker, "lock", refuse)
+        with atomic_write(tmp_path / "a") as file:
+            file.write("new")
+            remove_leftovers(tmp_path)
+        assert os.listdir(tmp_path) == ["a"]
+
+    def test_a_folder_that_is_none(self, tmp_path):
+        remove_leftovers(tmp_path / "gone")

@@ -261,10 +261,12 @@ def test_a_bug_keeps_its_traceback_and_a_users_error_has_none(
         command = tiny_command(
             tmp_path / "output",
             *("DATALOADER.NUM_WORKERS", 1, "DATASETS.TEST", "()"),
-            flags=["--import", tmp_path / "patch.py"],
-            script="train_net.py" if processes == 1 else "tests/helpers/two_processes.py",
+            flags=[
+                *("--import", tmp_path / "patch.py"),
+                *("--num-gpus", processes, "--dist-url", "auto"),
+            ],
         )
-        finished = run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        finished = run(command)
         assert finished.returncode == 1
         return finished.stderr, finished.stdout + finished.stderr
 

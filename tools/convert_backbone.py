@@ -8,7 +8,8 @@ Only names change, and the classifier is left out. IN is the state dict, as publ
 - a Res2Net v1b (github.com/Res2Net/Res2Net-PretrainedModels, or timm's res2net101d), for
   build_res2net_fpn_backbone;
 
-and their likes for RetinaNet. OUT is for MODEL.WEIGHTS. These networks take RGB, and have their
+and their likes for RetinaNet; or a checkpoint of mmdetection with a ResNet, of which only the
+backbone is taken. OUT is for MODEL.WEIGHTS. These networks take RGB, and have their
 strides in the 3x3 convolutions:
 
     INPUT.FORMAT RGB MODEL.RESNETS.STRIDE_IN_1X1 False
@@ -61,6 +62,13 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: they are of another network.
     """
+    prefix = "backbone."
+    if any(name.startswith(f"{prefix}layer1.") for name in weights):  # mmdetection's
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in weights.items()
+            if name.startswith(prefix)
+        }
     has_deep_stem = "conv1.0.weight" in weights
     has_parts = "layer1.0.convs.0.weight" in weights
     if has_parts != has_deep_stem:

@@ -15,7 +15,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from corrdet.config import ABOUT, SECTIONS, add_corrdet_config  # noqa: E402
+from corrdet.config import add_corrdet_config  # noqa: E402
+from corrdet.config_keys import ABOUT, SECTIONS  # noqa: E402
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES  # noqa: E402
 from corrdet.losses.from_config import CRITERIA, criterion_sections  # noqa: E402
 from corrdet.losses.global_batch import GLOBAL_BATCH_OPTIONS  # noqa: E402

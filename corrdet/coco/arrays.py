@@ -1,7 +1,7 @@
 """Annotations and results in COCO's format, as arrays, checked row by row."""
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from .masks import MaskError, check_encodings, encode, for_masks
 from .messages import describe
 from .rules import (
     MAX_COORDINATE,
+    MAX_SIDE,
     CocoFileError,
     are_numbers,
     check_unique_ids,
@@ -19,6 +20,7 @@ from .rules import (
     is_crowd_flag,
     is_number,
     is_side,
+    is_text,
     lists_of,
 )
 
@@ -114,10 +116,12 @@ def ground_truth_from_coco(
         masks = _ground_truth_masks(annotations, sizes[arrays["images"]], source)
     return GroundTruth(
         image_ids=image_ids,
-        file_names=[str(image.get("file_name", "")) for image in images],
+        file_names=_texts(images, "file_name", "images", source, lambda image: ""),
         sizes=sizes,
         category_ids=category_ids,
-        category_names=[str(category.get("name", category["id"])) for category in categories],
+        category_names=_texts(
+            categories, "name", "categories", source, lambda category: str(category["id"])
+        ),
         ids=np.array(ids),
         areas=_areas(annotations, source),
         is_crowd=_is_crowd(annotations, source),
@@ -272,7 +276,7 @@ def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) ->
         sides = itertools.chain.from_iterable(row["bbox"] for row in rows)
         if boxes.shape != (len(rows), 4) or not are_numbers(sides):
             raise ValueError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         if not rows:
             return np.zeros((0, 4))
         index, row = next(
@@ -299,13 +303,26 @@ def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) ->
 
 def _numbers(rows: list, key: str, what: str, source: str) -> np.ndarray:
     values = [row.get(key) for row in rows]
-    if not are_numbers(values):
+    if not all(map(is_number, values)):
         index = next(index for index, value in enumerate(values) if not is_number(value))
         raise CocoFileError(
             f"{source}: {what}[{index}]: expected a number under {key}, got "
             f"{describe(values[index])}"
         )
     return np.array(values, dtype=np.float64)
+
+
+def _texts(
+    rows: list[dict], key: str, what: str, source: str, default: Callable[[dict], str]
+) -> list[str]:
+    """A text of each row; ``default`` of those that have none."""
+    for row in rows:
+        if key in row and not is_text(row[key]):
+            raise CocoFileError(
+                f"{source}: {what}, id {row['id']!r}: expected a text as {key}, got "
+                f"{describe(row[key])}"
+            )
+    return [row[key] if key in row else default(row) for row in rows]
 
 
 def _is_text(row: dict, key: str) -> bool:
@@ -320,7 +337,7 @@ def _image_sizes(images: list[dict], source: str) -> np.ndarray:
             if side != 0 and not is_side(side):
                 raise CocoFileError(
                     f"{source}: image {image['id']!r}: expected a whole number of pixels as {key}, "
-                    f"got {describe(side)}"
+                    f"at most {MAX_SIDE}, got {describe(side)}"
                 )
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 

@@ -18,6 +18,10 @@ from .rules import has_corners, is_number
 MAX_DIGITS = 7
 # Polygons may reach out of their image, by as many of its sides at most.
 MAX_REACH = 10
+# Pixels of an image with masks: pycocotools counts them in 32 bits.
+MAX_PIXELS = 2**31 - 1
+# Pixels along the outlines of a polygon, for each of which pycocotools takes some 150 bytes.
+MAX_OUTLINE = 2_000_000
 # Bytes that are decoded at once.
 CHUNK = 1 << 22
 
@@ -64,6 +68,10 @@ def _check_form(index: int, mask, image_size: Sequence[float] | np.ndarray) -> s
     is_size = isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_side, size))
     if not is_size:
         raise MaskError(index, f"expected a size of [height, width], got {short(size)}")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise MaskError(
+            index, f"expected a mask of at most {MAX_PIXELS} pixels, got one of {short(size)}"
+        )
     if not isinstance(counts, str | bytes):
         raise MaskError(
             index,
@@ -144,9 +152,11 @@ def encode(index: int, segmentation, image_size: Sequence[float] | np.ndarray) -
         MaskError: neither of them, or of another size; or nothing to say how large the image is.
     """
     width, height = map(int, image_size)
-    if not width or not height:
+    if not width or not height or width * height > MAX_PIXELS:
         raise MaskError(
-            index, f"expected its image to have width and height, got {width} x {height}"
+            index,
+            f"expected its image to have width and height, of at most {MAX_PIXELS} pixels, got "
+            f"{short(width)} x {short(height)}",
         )
     if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
         counts = segmentation["counts"]
@@ -173,11 +183,17 @@ def _check_polygon(index: int, polygon, reach: float) -> None:
             f"expected polygons of at least three points x1, y1, x2, y2, ..., got {short(polygon)}",
         )
     # Negated, so that NaN is bad as well.
-    if not np.all(np.abs(np.array(polygon, dtype=np.float64)) <= reach):
+    corners = np.array(polygon, dtype=np.float64)
+    if not np.all(np.abs(corners) <= reach):
         raise MaskError(
             index,
             f"expected finite coordinates of at most {reach:g}, {MAX_REACH} sides of its image, "
             f"got {short(polygon)}",
+        )
+    corners = corners.reshape(-1, 2)
+    if np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() > MAX_OUTLINE:
+        raise MaskError(
+            index, f"expected an outline of at most {MAX_OUTLINE} pixels, got {short(polygon)}"
         )
 
 

@@ -9,7 +9,12 @@ MAX_LISTED = 10
 
 def short(value: Any, limit: int = 80) -> str:
     """A text of at most ``limit`` characters, on one line."""
-    text = "nothing" if value is None else repr(value)
+    try:
+        text = "nothing" if value is None else repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} in which others are, too deep to be shown"
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        text = f"a {type(value).__name__} of thousands of digits"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -19,6 +19,8 @@ OVERHANG_TOLERANCE = 2.0
 LISTS = ("images", "annotations", "categories")
 # Larger coordinates are no pixels, and their areas no numbers to calculate with.
 MAX_COORDINATE = 1e9
+# Of an image; slides of microscopes have some hundred thousand pixels a side.
+MAX_SIDE = 1_000_000
 
 
 class AnnotationError(CorrdetError, ValueError):
@@ -77,23 +79,30 @@ def is_id(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """A real number, which may be NaN; no bool."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """A real number, which may be NaN; no bool, and no integer that is none in floating point."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 1024
+    return isinstance(value, numbers.Real)
 
 
 def is_side(value: Any) -> bool:
-    """Of an image: a whole number of pixels, at least one."""
-    return is_number(value) and value >= 1 and float(value).is_integer()
+    """Of an image: a whole number of pixels, at least one and at most MAX_SIDE."""
+    return is_number(value) and 1 <= value <= MAX_SIDE and float(value).is_integer()
 
 
 def are_numbers(values: Iterable) -> bool:
-    """As :func:`is_number` of each, by their few types."""
+    """As :func:`is_number` of each, by their few types; integers of any length."""
     return all(issubclass(t, numbers.Real) and t is not bool for t in set(map(type, values)))
 
 
 def is_box(value: Any) -> bool:
     """Four numbers."""
     return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
+
+
+def is_text(value: Any) -> bool:
+    """Of a class or a file: a text that is not empty, of one line."""
+    return isinstance(value, str) and bool(value.strip()) and not {*value} & {"\0", "\n", "\r"}
 
 
 def is_crowd_flag(value: Any) -> bool:

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.ops import pairwise_iou
 from corrdet.options import BOOL, Key, Range, is_whole

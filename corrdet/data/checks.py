@@ -6,29 +6,27 @@ NaN or a CUDA assertion that names neither image nor annotation.
 
 import logging
 import math
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BoxMode
-from detectron2.utils.logger import log_first_n
-from tqdm import tqdm
 
 from corrdet.coco import AnnotationError, mask_problem
-from corrdet.coco.messages import MAX_LISTED, describe, listing
-from corrdet.coco.rules import OVERHANG_TOLERANCE, is_side
-from corrdet.errors import CorrdetError
+from corrdet.coco.messages import MAX_LISTED, listing, short
+from corrdet.coco.rules import OVERHANG_TOLERANCE
 from corrdet.names import config_value
 
-from .images import TURNED, UPRIGHT, Header, read_header, read_image
+from .image_checks import check_readable, filter_unreadable
+from .keypoints import keypoint_problem
 
 logger = logging.getLogger(__name__)
+
+SKIP_ANNOTATIONS_ADVICE = (
+    "Correct the annotation file, or leave them out with DATASETS.SKIP_BAD_ANNOTATIONS True."
+)
 
 # How many classes the detectors of Detectron2 have. Corrdet's, and others', say it themselves, with
 # an attribute num_classes_key; those that do not are not checked.
@@ -37,14 +35,6 @@ NUM_CLASSES_KEYS = {
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
 }
-
-
-class ImageReadError(CorrdetError, OSError):
-    """An image cannot be read."""
-
-
-class ImageSizeError(CorrdetError, SizeMismatchError):
-    """An image does not have the size that its data set states, or one that cannot be used."""
 
 
 def check_dataset(
@@ -56,6 +46,7 @@ def check_dataset(
     check_images: bool = False,
     check_masks: bool = False,
     num_classes: int | None = None,
+    num_keypoints: int | None = None,
 ) -> list[dict]:
     """Check the annotations, and the images if asked, of a data set in Detectron2's format.
 
@@ -70,6 +61,7 @@ def check_dataset(
             are not trained on, need none.
         num_classes: category ids must be in 0..num_classes-1; the length of ``thing_classes`` if
             not given, unchecked if that is unknown.
+        num_keypoints: of an object that has keypoints; None where they are not used.
 
     Returns:
         The checked list. Boxes that overhang their image by up to 2 pixels are clipped to it.
@@ -77,24 +69,24 @@ def check_dataset(
     Raises:
         AnnotationError: without ``skip_bad_annotations``, for boxes that are not finite, without
             width or height, outside of the image or overhanging it by more than 2 pixels, for
-            category ids out of range, and for masks; names the first ten and counts all.
+            category ids out of range, for masks and keypoints; names the first ten and counts all.
         ImageReadError: with ``check_images`` and without ``skip_unreadable``.
     """
     if num_classes is None:
         classes = MetadataCatalog.get(name).get("thing_classes")
         num_classes = None if classes is None else len(classes)
     checked = _check_annotations(
-        name, dataset_dicts, num_classes, skip_bad=skip_bad_annotations, check_masks=check_masks
+        name,
+        dataset_dicts,
+        num_classes,
+        skip_bad=skip_bad_annotations,
+        check_masks=check_masks,
+        num_keypoints=num_keypoints,
     )
     if skip_unreadable:
         return filter_unreadable(name, checked)
     if check_images:
-        unreadable = _find_unreadable(name, checked)
-        if unreadable:
-            raise ImageReadError(
-                f"data set {name!r} has {len(unreadable)} image(s) that cannot be read:\n"
-                f"{_list_unreadable(unreadable)}\n{SKIP_ADVICE}"
-            )
+        check_readable(name, checked)
     return checked
 
 
@@ -105,12 +97,14 @@ def _check_annotations(
     *,
     skip_bad: bool,
     check_masks: bool,
+    num_keypoints: int | None,
 ) -> list[dict]:
     """The list with clipped boxes, and if ``skip_bad`` without bad annotations."""
     checked: list[dict] = []
     problems: list[str] = []
     counts: dict[str, int] = {}
     clipped = 0
+    shares = _boxes_are_shares(name, dataset_dicts)
     for record in dataset_dicts:
         annotations = record.get("annotations")
         if not annotations:
@@ -118,10 +112,15 @@ def _check_annotations(
             continue
         kept = []
         for index, annotation in enumerate(annotations):
-            kind, reason, replacement = _check_annotation(annotation, record, num_classes)
+            kind, reason, replacement = _check_annotation(
+                annotation, record, num_classes, shares=shares
+            )
             if kind is None and check_masks and not annotation.get("iscrowd", 0):
                 reason = _mask_problem(annotation.get("segmentation"), record)
                 kind = "bad mask" if reason else None
+            if kind is None and num_keypoints is not None:
+                reason = keypoint_problem(annotation.get("keypoints"), num_keypoints)
+                kind = "bad keypoints" if reason else None
             if kind is not None:
                 counts[kind] = counts.get(kind, 0) + 1
                 if len(problems) < MAX_LISTED:
@@ -196,236 +195,6 @@ def check_mask_format(dataset_dicts: Sequence[dict]) -> None:
                 raise AnnotationError(_describe(record, index, annotation, reason))
 
 
-def check_images_exist(name: str, dataset_dicts: Sequence[dict]) -> None:
-    """Look for every image file, without reading it; addresses such as s3://... are not checked.
-
-    Raises:
-        ImageReadError: files are missing; names the first ten and counts all.
-    """
-    bar = tqdm(
-        dataset_dicts,
-        desc=f"looking for the images of {name}",
-        unit="image",
-        disable=len(dataset_dicts) < 5000,
-    )
-    missing = [
-        record["file_name"]
-        for record in bar
-        if "://" not in record["file_name"] and not os.path.isfile(record["file_name"])
-    ]
-    if missing:
-        raise ImageReadError(
-            f"{len(missing)} of the {len(dataset_dicts)} images of data set {name!r} are missing:\n"
-            f"{listing(missing)}\n{SKIP_ADVICE}"
-        )
-
-
-def check_image_headers(
-    name: str, dataset_dicts: list[dict], *, skip: bool = False, shapes: Sequence[tuple] = ()
-) -> list[dict]:
-    """Compare image files with what the data set says of them, by their headers.
-
-    What is read otherwise than Detectron2 would is logged, once for all: images of more than 8
-    bits, and images that are not turned by their EXIF orientation, as the stated size is that of
-    the stored pixels.
-
-    Args:
-        name: of the data set, for messages.
-        dataset_dicts: not changed; files at addresses such as s3://... are not looked at.
-        skip: leave out images instead of raising, and log which. Those without a readable header
-            stay, for who decodes them.
-        shapes: (shortest edge, longest edge) of the resizings that they will go through.
-
-    Returns:
-        The checked list; images without a stated size have that of their file.
-
-    Raises:
-        ImageSizeError: an image has another size than stated, or is so long that no pixel of its
-            shorter side would be left; names the first ten and counts all.
-        ImageReadError: a header cannot be read.
-        AnnotationError: a stated size is no whole number of pixels.
-    """
-    for record in dataset_dicts:
-        for key in ("width", "height"):
-            if key in record and not is_side(record[key]):
-                raise AnnotationError(
-                    f"data set {name!r}: image {record.get('file_name')}: expected a whole number "
-                    f"of pixels as {key}, got {describe(record[key])}"
-                )
-    checked, problems, unreadable = [], [], []
-    unturned, ambiguous, deep = [], [], []
-    for record, header in zip(dataset_dicts, _headers(name, dataset_dicts), strict=True):
-        file_name = record["file_name"]
-        if isinstance(header, str):
-            unreadable.append(f"{file_name}: {header}")
-        elif header is not None:
-            width, height = stated = _stated_size(record) or header.shown_size
-            reason = _size_problem(header, stated, shapes)
-            if reason:
-                problems.append(f"{file_name}: {reason}")
-                continue
-            if header.is_stated_unturned(width, height):
-                unturned.append(file_name)
-            elif header.orientation not in UPRIGHT and header.size == header.shown_size:
-                ambiguous.append(file_name)
-            if header.is_deep:
-                deep.append(file_name)
-            if _stated_size(record) is None:
-                record = {**record, "width": width, "height": height}
-        checked.append(record)
-    if unreadable and not skip:
-        raise ImageReadError(
-            f"data set {name!r} has {len(unreadable)} image(s) that cannot be read:\n"
-            f"{listing(unreadable)}\n{SKIP_ADVICE}"
-        )
-    if problems:
-        found = f"{len(problems)} of {len(dataset_dicts)} images whose size does not do"
-        if not skip:
-            raise ImageSizeError(
-                f"data set {name!r} has {found}:\n{listing(problems)}\nCorrect the sizes and boxes "
-                "or the files, or leave these images out with DATASETS.SKIP_UNREADABLE True."
-            )
-        logger.warning(f"{name}: left out {found}:\n{listing(problems, limit=None)}")
-    for files, words in (
-        (unturned, "not turned by EXIF, as the data set states the size of the stored pixels"),
-        (ambiguous, "mirrored or turned by EXIF, and their sizes cannot tell whether boxes are"),
-        (deep, "of 16 or 32 bits a channel, which are scaled to 0..255"),
-    ):
-        if files:
-            message = f"{name}: {len(files)} image(s) are {words}; the first is {files[0]}"
-            # Not again at each evaluation.
-            log_first_n(logging.WARNING, message, key="message", name=__name__)
-    return checked
-
-
-def _headers(name: str, dataset_dicts: Sequence[dict]) -> Iterator[Header | str | None]:
-    """Headers, texts that say why there is none, and None where none was looked for."""
-
-    def read(record: dict) -> Header | str | None:
-        if "://" in record["file_name"]:
-            return None
-        try:
-            return read_header(record["file_name"], _stated_size(record))
-        except Exception as error:  # PIL raises many types
-            return f"{type(error).__name__}: {error}"
-
-    with ThreadPoolExecutor(8) as pool:
-        yield from tqdm(
-            pool.map(read, dataset_dicts),
-            total=len(dataset_dicts),
-            desc=f"reading the headers of the images of {name}",
-            unit="image",
-            disable=len(dataset_dicts) < 5000,
-        )
-
-
-def _stated_size(record: dict) -> tuple[int, int] | None:
-    return (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
-
-
-def _size_problem(header: Header, stated: tuple[int, int], shapes: Sequence[tuple]) -> str:
-    if stated not in (header.size, header.shown_size):
-        turned = ""
-        if header.orientation in TURNED:
-            width, height = header.shown_size
-            turned = f", turned by EXIF {width} x {height}"
-        return (
-            f"the data set says {stated[0]} x {stated[1]}, the file has {header.size[0]} x "
-            f"{header.size[1]}{turned} (w x h)"
-        )
-    short, long = sorted(stated)
-    for shortest, longest in shapes:
-        # As Detectron2's ResizeShortestEdge.
-        if shortest and int(short * min(shortest / short, longest / long) + 0.5) < 1:
-            return (
-                f"{stated[0]} x {stated[1]} (w x h), resized to at most {longest} pixels, has a "
-                "side of no pixel"
-            )
-    return ""
-
-
-SKIP_ADVICE = (
-    "Replace the file, or leave out images that cannot be read with DATASETS.SKIP_UNREADABLE True."
-)
-SKIP_ANNOTATIONS_ADVICE = (
-    "Correct the annotation file, or leave them out with DATASETS.SKIP_BAD_ANNOTATIONS True."
-)
-
-
-def filter_unreadable(name: str, dataset_dicts: Sequence[dict], threads: int = 8) -> list[dict]:
-    """Decode every image, drop those that cannot be, and log their names.
-
-    Args:
-        name: the data set's name, for the log.
-        dataset_dicts: with ``file_name``; not changed.
-        threads: how many images to decode at once.
-
-    Returns:
-        The readable ones, in order.
-
-    Raises:
-        ImageReadError: if none is left.
-    """
-    unreadable = _find_unreadable(name, dataset_dicts, threads)
-    if not unreadable:
-        return list(dataset_dicts)
-    listing = _list_unreadable(unreadable, limit=None)
-    if len(unreadable) == len(dataset_dicts):
-        raise ImageReadError(
-            f"none of the {len(dataset_dicts)} images of data set {name!r} can be read:\n"
-            f"{_list_unreadable(unreadable)}"
-        )
-    logger.warning(
-        f"{name}: left out {len(unreadable)} of {len(dataset_dicts)} images that cannot be read:\n"
-        f"{listing}"
-    )
-    return [record for index, record in enumerate(dataset_dicts) if index not in unreadable]
-
-
-def unreadable_reason(file_name: str, image_format: str | None = "BGR") -> str | None:
-    """Why Detectron2 cannot read this image, or None if it can."""
-    try:
-        read_image(file_name, image_format)
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _unreadable_reason_once(file_name: str) -> str | None:
-    """:func:`unreadable_reason`; a test set is checked at each evaluation, and decoded once."""
-    try:
-        status = os.stat(file_name)
-    except OSError:
-        return unreadable_reason(file_name)
-    return _unreadable_reason_of(file_name, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=1_000_000)
-def _unreadable_reason_of(file_name: str, _time: int, _size: int) -> str | None:
-    return unreadable_reason(file_name)
-
-
-def _find_unreadable(
-    name: str, dataset_dicts: Sequence[dict], threads: int = 8
-) -> dict[int, tuple[str, str]]:
-    """Index -> (file name, reason)."""
-    file_names = [record["file_name"] for record in dataset_dicts]
-    unreadable = {}
-    # Threads: PIL decodes without the interpreter's lock.
-    with ThreadPoolExecutor(threads) as pool:
-        reasons = pool.map(_unreadable_reason_once, file_names)
-        bar = tqdm(reasons, total=len(file_names), desc=f"reading {name}", unit="image")
-        for index, reason in enumerate(bar):
-            if reason is not None:
-                unreadable[index] = (file_names[index], reason)
-    return unreadable
-
-
-def _list_unreadable(unreadable: dict[int, tuple[str, str]], limit: int | None = MAX_LISTED) -> str:
-    problems = [f"{file_name}: {reason}" for file_name, reason in unreadable.values()]
-    return listing(problems, limit=limit)
-
-
 def _describe(record: dict, index: int, annotation: dict, reason: str) -> str:
     identity = f", id {annotation['id']}" if "id" in annotation else ""
     image = record.get("file_name", record.get("image_id", "an image"))
@@ -438,14 +207,41 @@ def _describe(record: dict, index: int, annotation: dict, reason: str) -> str:
 def _format_box(box) -> str:
     try:
         return "(" + ", ".join(f"{float(number):g}" for number in box) + ")"
-    except (TypeError, ValueError):
-        return repr(box)
+    except (TypeError, ValueError, OverflowError):
+        return short(box)
+
+
+def _boxes_are_shares(name: str, dataset_dicts: Sequence[dict]) -> bool:
+    """Whether boxes are in 0..1, shares of width and height: if at least half lie in a pixel."""
+    inside, total = 0, 0
+    for record in dataset_dicts:
+        if min(record.get("width") or 0, record.get("height") or 0) <= 1:
+            continue
+        for annotation in record.get("annotations") or ():
+            total += 1
+            inside += _is_in_first_pixel(annotation)
+    if 0 < 2 * inside < total:
+        logger.warning(
+            f"{name}: {inside} of {total} boxes lie in the first pixel of their image; as they are "
+            "few, they are taken for what they are, not for shares of width and height"
+        )
+    return inside > 0 and 2 * inside >= total
+
+
+def _is_in_first_pixel(annotation: dict) -> bool:
+    try:
+        x1, y1, third, fourth = annotation["bbox"]
+        is_xywh = annotation.get("bbox_mode") == BoxMode.XYWH_ABS
+        x2, y2 = (x1 + third, y1 + fourth) if is_xywh else (third, fourth)
+        return bool(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1)
+    except (KeyError, TypeError, ValueError):  # which is said of it elsewhere
+        return False
 
 
 def _check_annotation(
-    annotation: dict, record: dict, num_classes: int | None
+    annotation: dict, record: dict, num_classes: int | None, *, shares: bool = False
 ) -> tuple[str | None, str, dict]:
-    """One annotation.
+    """One annotation; ``shares``: boxes of the data set seem to be in 0..1.
 
     Returns:
         (kind, reason, annotation): kind is None if it is good, and the annotation then possibly a
@@ -461,8 +257,11 @@ def _check_annotation(
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
         return "unsupported box", f"box mode {mode} is not supported", annotation
     try:
-        x1, y1, third, fourth = (float(number) for number in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
+        x1, y1, third, fourth = box = annotation["bbox"]
+        if any(isinstance(number, str | bytes | bool) for number in box):
+            raise TypeError  # float() would take them
+        x1, y1, third, fourth = map(float, box)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "unsupported box", "the box is not four numbers", annotation
     if not all(math.isfinite(number) for number in (x1, y1, third, fourth)):
         return "not finite", "the box is not finite", annotation
@@ -473,7 +272,7 @@ def _check_annotation(
     width, height = record.get("width"), record.get("height")
     if width is None or height is None:
         return None, "", annotation
-    if min(x1, y1) >= 0 and max(x2, y2) <= 1 and min(width, height) > 1:
+    if shares and min(x1, y1) >= 0 and max(x2, y2) <= 1 and min(width, height) > 1:
         reason = (
             f"the box lies in the first pixel of the {width} x {height} image (w x h): coordinates "
             "in 0..1 are to be multiplied by width and height"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import pycocotools.mask as mask_utils
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import coco as detectron2_coco
 from detectron2.structures import BoxMode
@@ -26,11 +25,21 @@ from corrdet.coco import (
     read,
     read_once,
 )
+from corrdet.coco.checking import has_plain_rows
+from corrdet.coco.masks import encode
 from corrdet.coco.messages import describe, listing
-from corrdet.coco.rules import check_unique_ids, has_corners, is_crowd_flag, is_side, lists_of
+from corrdet.coco.rules import (
+    are_numbers,
+    check_unique_ids,
+    has_corners,
+    is_crowd_flag,
+    is_side,
+    lists_of,
+)
 
 from .checks import SKIP_ANNOTATIONS_ADVICE
 from .classes import ReorderedLoader
+from .keypoints import put_keypoints
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +71,12 @@ def load_coco(
             :func:`load_registered` finds out what is wrong.
     """
     file = read_annotations(json_file)
+    if not has_plain_rows(file):
+        check_coco_file(file)
     for part in ("images", "categories"):
         check_unique_ids([row["id"] for row in file.content[part]], part, file.path)
     images = {row["id"]: row for row in file.content["images"]}
-    contiguous = _put_classes(name, {row["id"]: row["name"] for row in file.content["categories"]})
+    contiguous = _put_classes(name, file.content["categories"])
     by_image: dict[Any, list[dict]] = {image_id: [] for image_id in images}
     annotations = file.content.get("annotations", ())
     for annotation in annotations:
@@ -145,7 +156,7 @@ def classes_of(name: str) -> list[str] | None:
         if PathManager.isfile(metadata.json_file):
             file = read_annotations(metadata.json_file)
             _, _, categories = lists_of(file.content, file.path)
-            _put_classes(name, {row["id"]: row["name"] for row in categories})
+            _put_classes(name, categories)
             classes = metadata.thing_classes
     return None if classes is None else list(classes)
 
@@ -199,8 +210,10 @@ def used_part(file: CocoFile, dicts: Sequence[dict]) -> CocoFile:
     return CocoFile(file.path, {**content, **kept})
 
 
-def _put_classes(name: str, names: dict[Any, str]) -> dict[Any, int]:
-    """Category id -> class, in the order of the ids; the metadata get both."""
+def _put_classes(name: str, categories: Sequence[dict]) -> dict[Any, int]:
+    """Category id -> class, in the order of the ids; the metadata get both, and keypoints."""
+    put_keypoints(name, categories)
+    names = {row["id"]: row["name"] for row in categories}
     ids = sorted(names)
     metadata = MetadataCatalog.get(name)
     metadata.thing_classes = [names[category] for category in ids]
@@ -259,7 +272,9 @@ def _object(
                 if masks:
                     return None
                 del kept["segmentation"]
-    if kept.get("keypoints"):
+    if not kept.get("keypoints"):
+        kept.pop("keypoints", None)
+    elif isinstance(kept["keypoints"], list) and are_numbers(kept["keypoints"]):
         # Pixels count from 0 here, and positions from the corner of the first.
         kept["keypoints"] = [
             value if index % 3 == 2 else value + 0.5
@@ -279,7 +294,7 @@ def _segmentation(segmentation: Any) -> Any:
     if not isinstance(segmentation, dict):
         return [polygon for polygon in segmentation if has_corners(polygon)]
     if isinstance(segmentation["counts"], list):
-        return mask_utils.frPyObjects(segmentation, *segmentation["size"])
+        return encode(0, segmentation, segmentation["size"][::-1])
     return segmentation
 
 

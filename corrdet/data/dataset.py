@@ -9,20 +9,16 @@ from detectron2.data.build import (
 )
 from detectron2.data.detection_utils import check_metadata_consistency
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.options import BOOL, Key, Range
 
 from .augmentation import fixed_size
-from .checks import (
-    check_dataset,
-    check_image_headers,
-    check_images_exist,
-    check_mask_format,
-    check_num_classes,
-)
+from .checks import check_dataset, check_mask_format, check_num_classes
 from .classes import follow_classes
 from .coco import classes_of, load_registered
+from .image_checks import check_image_headers, check_images_exist
+from .keypoints import check_keypoints, flip_indices
 from .proposals import add_proposals
 
 IMAGE_CHECKS = ("none", "header", "whole")
@@ -88,6 +84,8 @@ def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict
     if not dicts:
         raise EmptyDatasetError(f"data set {name!r} has no images")
     check_num_classes(cfg, name)
+    if cfg.MODEL.KEYPOINT_ON:
+        check_keypoints(cfg, name)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
         check_mask_format(dicts)
     skip_unreadable = cfg.DATASETS.get("SKIP_UNREADABLE", False)
@@ -106,6 +104,7 @@ def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict
         skip_bad_annotations=skip_bad_annotations,
         check_images=how == "whole",
         check_masks=cfg.MODEL.MASK_ON,
+        num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
     )
 
 
@@ -150,6 +149,8 @@ def training_dicts(cfg: CfgNode) -> list[dict]:
         if number:
             dicts = in_training_order(cfg, name, dicts)
         joined += add_proposals(cfg, "TRAIN", name, dicts)
+    if cfg.MODEL.KEYPOINT_ON:
+        flip_indices(cfg)  # what is wrong with them is said now, whatever mapper there will be
     if all("annotations" in record for record in joined):
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             joined = filter_images_with_only_crowd_annotations(joined)

@@ -25,13 +25,14 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.serialize import PicklableWrapper
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.names import unknown_name
 from corrdet.options import Key, Range, is_number
 
 from .dataset import training_dicts
 from .mapper import CorrdetDatasetMapper
+from .workers import prepare_worker
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 
@@ -328,5 +329,6 @@ def _no_collation(batch: list[dict]) -> list[dict]:
 
 
 def _seed_worker(worker_id: int) -> None:
+    prepare_worker()
     # Every sample is seeded; this is for mappers that have generators of their own.
     seed_all_rng((torch.initial_seed() + worker_id) % 2**31)

@@ -11,18 +11,15 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.options import SHARE, Key, at_least, numbers
 
 from .augmentation import check_input, fixed_size, ssd_augmentations
-from .checks import (
-    SKIP_ADVICE,
-    ImageReadError,
-    ImageSizeError,
-    check_mask_format,
-    unreadable_reason,
-)
+from .checks import check_mask_format
+from .coco import classes_of
+from .image_checks import SKIP_ADVICE, ImageReadError, ImageSizeError, unreadable_reason
 from .images import read_image
+from .keypoints import flip_indices
 
 # Beside Detectron2's own ENABLED, TYPE and SIZE. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
 declare(
@@ -39,7 +36,7 @@ declare(
 class CorrdetDatasetMapper(DatasetMapper):
     """Map a dataset dict to what models take: read, augment, make tensors and instances.
 
-    It differs from :class:`detectron2.data.DatasetMapper` in six ways:
+    It differs from :class:`detectron2.data.DatasetMapper` in seven ways:
 
     - An image that cannot be read, or has another size than stated, raises a
       :class:`~corrdet.errors.CorrdetError` with the file's name.
@@ -54,6 +51,8 @@ class CorrdetDatasetMapper(DatasetMapper):
     - Boxes and polygons that are integers in the annotation file are resized like any other. There
       the result of resizing them is written into an integer array, which moves every edge by up to
       one pixel.
+    - Keypoints change places in mirrored images as :func:`.keypoints.flip_indices` says, and
+      objects without keypoints have invisible ones.
 
     Augmentations and mask settings come from the config as they do there, with two more keys of
     ``INPUT.CROP``, ``INPUT.SSD_AUGMENTATION`` and ``INPUT.FIXED_SIZE``; masks in COCO's RLE need
@@ -76,7 +75,17 @@ class CorrdetDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         check_input(cfg)
-        arguments = super().from_config(cfg, is_train)
+        base = cfg.clone()
+        base.defrost()
+        base.MODEL.KEYPOINT_ON = False
+        arguments = super().from_config(base, is_train)
+        if cfg.MODEL.KEYPOINT_ON:
+            # Detectron2 asks the training set at test time as well, where nothing is mirrored.
+            number = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+            if is_train:
+                classes_of(cfg.DATASETS.TRAIN[0])  # puts names into the metadata
+            indices = flip_indices(cfg) if is_train else list(range(number))
+            arguments |= {"use_keypoint": True, "keypoint_hflip_indices": indices}
         crop = cfg.INPUT.CROP
         if is_train and crop.ENABLED:
             # The first augmentation is the crop.
@@ -161,6 +170,9 @@ class CorrdetDatasetMapper(DatasetMapper):
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
         for annotation in dataset_dict["annotations"]:
             _make_floating(annotation)
+            if self.use_keypoint and self.keypoint_hflip_indices is not None:
+                # Those of an image come in one array.
+                annotation.setdefault("keypoints", [0.0] * (3 * len(self.keypoint_hflip_indices)))
         if any(not annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
             super()._transform_annotations(dataset_dict, transforms, image_shape)
         else:

@@ -81,6 +81,25 @@ def check_proposal_files(cfg: CfgNode, *splits: str) -> None:
                 )
 
 
+def check_proposal_pickles(cfg: CfgNode, *splits: str) -> None:
+    """Read the pickles that a config names as proposals, here where their code does not run.
+
+    A loader of Detectron2's, which a trainer of the user's may build, would run it.
+
+    Args:
+        cfg: the config.
+        splits: "TRAIN" or "TEST".
+
+    Raises:
+        ProposalError: as :func:`read_proposals`.
+    """
+    if cfg.MODEL.LOAD_PROPOSALS:
+        for split in splits:
+            for file in cfg.DATASETS[f"PROPOSAL_FILES_{split}"]:
+                if file.endswith(".pkl"):
+                    read_proposals(file)
+
+
 def add_proposals(cfg: CfgNode, split: str, name: str, dicts: list[dict]) -> list[dict]:
     """A data set's images with their proposals, if ``MODEL.LOAD_PROPOSALS`` asks for them.
 

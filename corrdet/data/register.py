@@ -12,7 +12,7 @@ from functools import partial
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import CorrdetError
 from corrdet.options import Key, Range
 

@@ -1,39 +1,58 @@
 """Checkpoints that are never half-written, and never run code when they are loaded."""
 
+import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
-from corrdet.arrays_only import read_array_pickle
 from corrdet.errors import CorrdetError
-from corrdet.files import atomic_write
+from corrdet.files import atomic_write, remove_leftovers
+
+from .weight_names import check_enough, summary, weights_in, without_prefix
+from .weights import (
+    CheckpointError,
+    MissingWeightsError,
+    WeightsReadError,
+    read_weights,
+    split_weights,
+)
+
+# What a training saves to go on from; not model_best, which may be of any time.
+_TO_GO_ON_FROM = re.compile(r"model_(\d+|final)\.pth")
+
+logger = logging.getLogger(__name__)
 
 
-class CheckpointError(CorrdetError, ValueError):
-    """A file of weights that cannot be used."""
-
-
-class WeightsReadError(CorrdetError, OSError):
-    """A file of weights cannot be read."""
-
-
-class MissingWeightsError(WeightsReadError, FileNotFoundError):
-    """There is no file of weights."""
+class BrokenWeightsError(CorrdetError, FloatingPointError):
+    """The weights of a model are not finite, and so nothing to keep."""
 
 
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic saving and weights-only loading.
 
     It reads the same files as Detectron2's: its own ``.pth``, the model zoo's ``.pkl``, Caffe2's
-    ``.pkl`` and pycls' ``.pyth``.
+    ``.pkl`` and pycls' ``.pyth``; and ``.safetensors``, and the checkpoints of mmdetection and
+    Lightning, as far as their names are the model's.
     """
 
     _match_by_name = False
+    # Of --resume, where the last checkpoint is damaged.
+    _older: tuple[str, ...] = ()
     # Called with what is in a file and its path, before anything of it is loaded.
     check: Callable[[dict[str, Any], str], None] | None = None
+
+    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+        """As the base class; what processes that were killed while saving left is removed."""
+        super().__init__(model, save_dir, **kwargs)
+        if save_dir and self.save_to_disk:
+            remove_leftovers(save_dir)
+
+    # ---- Saving.
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """As the base class; a reader sees the file in full or not at all.
@@ -42,9 +61,19 @@ class SafeCheckpointer(DetectionCheckpointer):
             name: of the file, without its suffix.
             tag: whether it is what a training is resumed from.
             kwargs: what is saved beside the checkpoint's own.
+
+        Raises:
+            BrokenWeightsError: see :func:`broken_weights`; nothing is written.
         """
         if not self.save_dir or not self.save_to_disk:
             return
+        broken = broken_weights(self.model)
+        if broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise BrokenWeightsError(
+                f"{name}.pth was not saved: the weights of the model are not finite "
+                f"({', '.join(broken[:3])}{more})"
+            )
         data = {"model": self.model.state_dict(), **kwargs}
         for key, checkpointable in self.checkpointables.items():
             data[key] = checkpointable.state_dict()
@@ -60,43 +89,146 @@ class SafeCheckpointer(DetectionCheckpointer):
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
             file.write(last_filename_basename)
 
+    # ---- Which file.
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a file to go on from, also if ``last_checkpoint`` is lost."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint: that of ``last_checkpoint``, or if it is lost the one before."""
+        files = self._checkpoints()
+        return files[0] if files else ""
+
+    def _checkpoints(self) -> list[str]:
+        tagged = super().get_checkpoint_file() if self.save_dir else ""
+        if "://" in self.save_dir:
+            return [tagged] if tagged and super().has_checkpoint() else []
+        return checkpoints_in(self.save_dir, tagged)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As the base class; where the last checkpoint is lost or damaged, from the one before.
+
+        Raises:
+            MissingWeightsError: ``last_checkpoint`` names a file that is not there, nor is another.
+        """
+        files = self._checkpoints() if resume else []
+        if resume:
+            self._say_if_lost(files)
+            self._older = tuple(files[1:])
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._older = ()
+
+    def _say_if_lost(self, files: list[str]) -> None:
+        tagged = super().get_checkpoint_file() if self.save_dir else ""
+        if "://" in self.save_dir or os.path.isfile(tagged) or not (tagged or files):
+            return
+        lost = os.path.join(self.save_dir, "last_checkpoint") + " is missing"
+        if tagged:
+            lost = f"{tagged}, the last checkpoint, is missing"
+        if not files:
+            raise MissingWeightsError(
+                f"{lost}, and {self.save_dir} has no other to go on from; without --resume the "
+                "training begins anew"
+            )
+        logger.warning("%s: %s is used", lost, files[0])
+
+    # ---- Loading.
+
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """As the base class.
 
         Raises:
-            MissingWeightsError: no such file.
-            CheckpointError: not a checkpoint, or one that would run code when loaded.
+            MissingWeightsError: no such file, or an address that it cannot be had from.
+            CheckpointError: not a checkpoint, one that would run code when loaded, or one of
+                another model.
         """
         path, self._match_by_name = split_weights(path)
+        if "://" in path:
+            path = self._downloaded(path)
         return super().load(path, *args, **kwargs)
 
+    def _downloaded(self, address: str) -> str:
+        try:
+            path = self.path_manager.get_local_path(address)
+        except Exception as error:  # of many types, by the kind of address
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            raise MissingWeightsError(
+                f"no weights from {address}: {reason}. Download the file by other means, and give "
+                "its path"
+            ) from error
+        if not os.path.isfile(path):
+            raise MissingWeightsError(
+                f"no weights from {address}: there is no such kind of address"
+            )
+        return path
+
     def _load_file(self, filename: str) -> dict[str, Any]:
-        data = self._read_file(filename)
+        try:
+            data = self._read_file(filename)
+        except (CheckpointError, WeightsReadError) as error:
+            for older in self._older:
+                try:
+                    data = self._read_file(older)
+                except (CheckpointError, WeightsReadError):
+                    continue
+                logger.warning("%s. The checkpoint before it is used: %s", error, older)
+                filename = older
+                break
+            else:
+                raise
         if self.check is not None:
             self.check(data, filename)
+        self._path = filename
         return data
 
     def _read_file(self, filename: str) -> dict[str, Any]:
+        data = read_weights(filename)
+        weights, key = weights_in(data.get("blobs", data), filename)
         if filename.endswith(".pkl"):
-            data = load_array_pickle(filename)
             if "model" in data and "__author__" in data:
-                return data
-            blobs = data.get("blobs", data)
-            weights = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+                return {**data, "model": weights}
+            weights = {k: value for k, value in weights.items() if not k.endswith("_momentum")}
             return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-        data = load_tensors(filename)
         if filename.endswith(".pyth"):
             weights = {
-                key: value
-                for key, value in data["model_state"].items()
-                if not key.endswith("num_batches_tracked")
+                k: value for k, value in weights.items() if not k.endswith("num_batches_tracked")
             }
             return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-        if "model" not in data:
-            data = {"model": data}
+        # What others save beside the weights is of no use here.
+        data = {**data, "model": weights} if key == "model" else {"model": weights}
         if self._match_by_name:
             data["matching_heuristics"] = True
         return data
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        """
+        Raises:
+            CheckpointError: see :func:`~.weight_names.check_enough`.
+        """
+        own = self.model.state_dict().keys()
+        weights, prefix = without_prefix(checkpoint["model"], own, self._path)
+        theirs = list(weights)
+        incompatible = super()._load_model({**checkpoint, "model": weights})
+        wrong = {name for name, *_ in incompatible.incorrect_shapes}
+        # Detectron2 takes what it does not miss out of the missing ones.
+        loaded = [name for name in own if name not in {*incompatible.missing_keys, *wrong}]
+        check_enough(loaded, theirs, own, self._path)
+        said = summary(
+            loaded,
+            [name for name in incompatible.missing_keys if name not in wrong],
+            incompatible.unexpected_keys,
+            incompatible.incorrect_shapes,
+        )
+        behind = f", behind the prefix {prefix!r}" if prefix else ""
+        level = logging.INFO if len(loaded) == len(own) else logging.WARNING
+        logger.log(level, "weights of %s%s: %s", self._path, behind, said)
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        """Said already, and in a line."""
 
 
 class StrictCheckpointer(SafeCheckpointer):
@@ -116,83 +248,40 @@ class StrictCheckpointer(SafeCheckpointer):
                 f"the weights are of another model: {len(wrong)} parameters are missing or have "
                 f"another shape, {wrong[0]} among them"
             )
-        super()._log_incompatible_keys(incompatible)
 
 
-def load_tensors(path: str) -> dict[str, Any]:
-    """Read a dictionary that ``torch.save`` wrote, if it holds nothing that could run code.
-
-    Args:
-        path: a ``.pth`` file.
-
-    Raises:
-        WeightsReadError: it cannot be read.
-        CheckpointError: anything else is in the file, or it is damaged.
-    """
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsReadError(f"{path} was not read: {error}") from error
-    except Exception as error:  # damaged files make torch raise nearly anything
-        # Without torch's own words, which advise to load it in the way that runs code.
-        raise CheckpointError(
-            f"{path} was not loaded: it is damaged or no file of weights, or it holds other "
-            f"objects, which could run code on this machine. ({type(error).__name__})"
-        ) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(data).__name__}, expected a dictionary of weights"
-        )
-    return data
-
-
-def split_weights(path: str | None) -> tuple[str, bool]:
-    """Where weights are, and whether they are matched with the model's by similar names.
-
-    Later versions of Detectron2 than 0.6 have this option, behind a "?".
+def checkpoints_in(folder: str, tagged: str = "") -> list[str]:
+    """Files that a training can go on from, the last first.
 
     Args:
-        path: as in ``MODEL.WEIGHTS``, for example ``weights.pth?matching_heuristics=True``.
-
-    Raises:
-        MissingWeightsError: no such file.
-        CheckpointError: another option.
+        folder: ``OUTPUT_DIR``, on this machine.
+        tagged: the one that ``last_checkpoint`` names, which comes first if it is there.
     """
-    path, _, query = (path or "").partition("?")
-    if query not in ("", "matching_heuristics=True"):
-        raise CheckpointError(
-            f"unknown option {query!r} of weights, expected matching_heuristics=True"
-        )
-    if path and "://" not in path and not os.path.isfile(path):
-        raise MissingWeightsError(
-            f"no weights at {path!r}; expected a .pth or .pkl file or an address such as "
-            "detectron2://..."
-        )
-    return path, bool(query)
+    if not os.path.isdir(folder):
+        return []
+    paths = [os.path.join(folder, name) for name in os.listdir(folder)]
+    paths = [path for path in paths if _TO_GO_ON_FROM.fullmatch(os.path.basename(path))]
+    paths.sort(key=lambda path: (os.path.getmtime(path), path), reverse=True)
+    if os.path.isfile(tagged):
+        return [tagged, *(path for path in paths if not os.path.samefile(path, tagged))]
+    return paths
 
 
-def load_array_pickle(path: str) -> dict[str, Any]:
-    """Read a pickle of nothing but plain containers, strings, numbers and numpy arrays.
+def broken_weights(model: nn.Module) -> list[str]:
+    """Names of parameters that are not finite and of buffers that are NaN; waits once for a GPU.
 
-    Args:
-        path: a ``.pkl`` file such as those of Detectron2's and Caffe2's model zoos.
-
-    Returns:
-        the dictionary in the file.
-
-    Raises:
-        WeightsReadError: it cannot be read.
-        CheckpointError: anything else is in the file, or it is damaged.
+    Buffers may be infinite: masks of attention are.
     """
-    try:
-        with open(path, "rb") as file:
-            data = read_array_pickle(file)
-    except OSError as error:
-        raise WeightsReadError(f"{path} was not read: {error}") from error
-    except Exception as error:  # damaged files make pickle raise nearly anything
-        raise CheckpointError(f"{path} was not loaded: {error or type(error).__name__}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(data).__name__}, expected a dictionary of weights"
-        )
-    return data
+    checks = {
+        name: parameter.detach().isfinite().all() for name, parameter in model.named_parameters()
+    }
+    checks.update(
+        (name, ~buffer.isnan().any())
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point()
+    )
+    if not checks:
+        return []
+    device = next(iter(checks.values())).device
+    good = torch.stack([check.to(device) for check in checks.values()]).tolist()
+    return [name for name, is_good in zip(checks, good, strict=True) if not is_good]

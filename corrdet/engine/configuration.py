@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import cloudpickle
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
@@ -22,18 +22,22 @@ from detectron2.modeling import (
 )
 from detectron2.utils.file_io import PathManager
 
-from corrdet.config import add_corrdet_config, check_keys
+from corrdet.config_keys import add_declared_keys, check_keys
 from corrdet.data.augmentation import check_input
-from corrdet.data.proposals import check_proposal_files
+from corrdet.data.keypoints import check_keypoint_keys
+from corrdet.data.proposals import check_proposal_files, check_proposal_pickles
 from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.modeling import check_detector
 from corrdet.modeling.backbones.freezing import check_freezing
 from corrdet.names import config_value, unknown_name
 
-from .checkpoint import split_weights
+from .checkpoint import checkpoints_in, split_weights
 from .config_files import check_config_file
-from .schedule import check_lr_scheduler, check_schedule
+from .model_ranges import check_network
+from .pictures import check_pictures
+from .ranges import check_channels, check_ranges
+from .schedule import check_lr_scheduler
 
 _REGISTRIES = (
     ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
@@ -46,6 +50,7 @@ _SECTIONS = (
     "DATASETS",
     "INPUT",
     "INPUT.CROP",
+    "MODEL_EMA",
     "SOLVER",
     "SOLVER.EARLY_STOPPING",
     "TEST",
@@ -68,7 +73,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             cannot be made.
     """
     cfg = get_cfg()
-    add_corrdet_config(cfg)
+    add_declared_keys(cfg)
     cfg = _MergingNode(cfg)
     if args.config_file:
         _merge(cfg, args.config_file, lambda: check_config_file(args.config_file, cfg))
@@ -80,11 +85,13 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(args.opts))
     cfg = CfgNode(cfg)
     check_keys(cfg, *_SECTIONS)
-    check_schedule(cfg)
+    check_ranges(cfg)
     register_from_config(cfg.DATASETS.REGISTER)
     check_names(cfg)
     check_detector(cfg)
+    check_network(cfg)
     check_input(cfg)
+    check_keypoint_keys(cfg)
     cfg.freeze()
     return cfg
 
@@ -127,6 +134,8 @@ def _import_file(path: str) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    # Loaders' workers that are not forked know no such name: what they get of it comes whole.
+    cloudpickle.register_pickle_by_value(module)
 
 
 def check_gpus(num_gpus: int) -> None:
@@ -136,7 +145,8 @@ def check_gpus(num_gpus: int) -> None:
     """
     if num_gpus > 1 and num_gpus > torch.cuda.device_count():
         raise ConfigError(
-            f"--num-gpus is {num_gpus}, but torch sees {torch.cuda.device_count()} CUDA GPU(s)"
+            f"--num-gpus is {num_gpus}, but torch sees {torch.cuda.device_count()} CUDA GPU(s): "
+            "MODEL.DEVICE cpu trains with as many processes on CPUs"
         )
 
 
@@ -158,17 +168,16 @@ def check_run(
 
     Raises:
         ConfigError: no GPU, no weights, no file of annotations or proposals, a scheduler that there
-            is not, stages frozen at random weights, or training of what is for evaluation.
+            is not, stages frozen at random weights, pictures without OpenCV, or training of what is
+            for evaluation.
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
         raise ConfigError(f"{architecture} is for evaluation only: train_net.py --eval-only")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no CUDA GPU: "
-            "MODEL.DEVICE cpu does without"
-        )
-    goes_on = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    _check_device(cfg.MODEL.DEVICE)
+    # Also if last_checkpoint is lost, which says which is the last.
+    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    goes_on = resume and (os.path.isfile(tag) or bool(checkpoints_in(cfg.OUTPUT_DIR)))
     if not goes_on:
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
@@ -176,6 +185,9 @@ def check_run(
             split_weights(cfg.MODEL.WEIGHTS)
         except CorrdetError as error:
             raise ConfigError(f"MODEL.WEIGHTS: {error}") from error
+    # Loaders and mappers of one's own know best how many channels they give.
+    if trainer.build_train_loader.__func__.__module__.startswith(("corrdet.", "detectron2.")):
+        check_channels(cfg)
     built_by = trainer.build_lr_scheduler.__func__
     if not eval_only and built_by is DefaultTrainer.build_lr_scheduler.__func__:
         check_lr_scheduler(cfg)
@@ -194,9 +206,40 @@ def check_run(
                     "Detectron2's own data sets are expected below the folder that the environment "
                     "variable DETECTRON2_DATASETS names, by default 'datasets'"
                 )
-    check_proposal_files(cfg, *(("TEST",) if eval_only else ("TRAIN", "TEST")))
+    splits = ("TEST",) if eval_only else ("TRAIN", "TEST")
+    check_proposal_files(cfg, *splits)
+    check_proposal_pickles(cfg, *splits)
     if not eval_only:
+        check_pictures(cfg)
         check_freezing(cfg, has_weights=goes_on or bool(cfg.MODEL.WEIGHTS))
+
+
+def _check_device(name: str) -> None:
+    expected = "cpu, cuda, or cuda with a number such as cuda:0"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE is {name!r}: expected {expected}") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ConfigError(
+                f"MODEL.DEVICE is {name!r}, but torch sees no CUDA GPU: MODEL.DEVICE cpu does "
+                "without"
+            )
+        if device.index is not None and device.index >= count:
+            raise ConfigError(
+                f"MODEL.DEVICE is {name!r}, but torch sees {count} CUDA GPU(s), from cuda:0 on"
+            )
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # RuntimeError, NotImplementedError, AssertionError by the device
+        reason = str(error).split("\n")[0]
+        raise ConfigError(
+            f"MODEL.DEVICE is {name!r}, on which torch computes nothing here ({reason}): expected "
+            f"{expected}"
+        ) from error
 
 
 def check_output(folder: str) -> None:
@@ -305,15 +348,6 @@ def _merge(cfg: CfgNode, source: str, merge) -> None:
         merge()
     except ConfigError:
         raise
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(
-            f"{source} was not read: it asks for Python objects, which could run code on this "
-            f"machine ({error.problem})"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{source}: a _BASE_ of it was not read: {error}") from error
     except KeyError as error:
         # yacs: "Non-existent config key: MODEL.CRITERIA"
         key = str(error.args[0]).rsplit(": ", 1)[-1]

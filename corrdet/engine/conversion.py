@@ -11,7 +11,8 @@ from torch import Tensor
 from corrdet.errors import errors_in_one_line
 from corrdet.files import atomic_write
 
-from .checkpoint import CheckpointError, load_tensors
+from .weight_names import weights_in
+from .weights import CheckpointError, read_weights
 
 # Name of a stack of layers, number of the layer, what it has.
 LAYER = re.compile(r"((?:.+\.)?(?:layers|stages))\.(\d+)\.(.+)")
@@ -26,21 +27,20 @@ def conversion_command(
 
     Args:
         description: of the command, for ``--help``.
-        convert: from parameters by name, those under ``model`` where the file has that, to the same
+        convert: from parameters by name, to the same
             under corrdet's names; raises :class:`CheckpointError` where they are of another model.
         entries: what else the written checkpoint has.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", metavar="IN", help="the original's .pth")
+    parser.add_argument("input", metavar="IN", help="the original's .pth or .safetensors")
     parser.add_argument("output", metavar="OUT", help="the .pth to write")
     args = parser.parse_args()
     if os.path.realpath(args.output) == os.path.realpath(args.input):
         parser.error(f"OUT is IN, {args.input}: expected another file, as IN would be lost")
     with errors_in_one_line(f"{args.input} was not converted: "):
-        weights = load_tensors(args.input)
-        weights = weights.get("model", weights)
+        weights, _ = weights_in(read_weights(args.input), args.input)
         _check_values(weights)
         converted = convert(weights)
         _check_layers(converted)
@@ -50,10 +50,6 @@ def conversion_command(
 
 
 def _check_values(weights) -> None:
-    if not isinstance(weights, Mapping):
-        raise CheckpointError(
-            f"its model is a {type(weights).__name__}, expected parameters by name"
-        )
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{name!r} is a {type(value).__name__}, expected a tensor")

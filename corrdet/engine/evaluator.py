@@ -20,7 +20,7 @@ from detectron2.utils.logger import log_first_n
 from pycocotools.cocoeval import COCOeval
 
 from corrdet.coco import GroundTruth, detections_from_coco, ground_truth_from_coco
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.data.coco import read_annotations, used_part
 from corrdet.files import atomic_write
 from corrdet.measures import Results, inconsistency, measure, rank_correlation
@@ -131,6 +131,7 @@ class CorrelationEvaluator(COCOEvaluator):
             )
             log_first_n(logging.WARNING, message, key="message", name=__name__)
         self._coco_api = self._file.api()
+        _complete_keypoints(self._coco_api.dataset.get("annotations", ()))
         self._do_evaluation = self._file.has_annotations
         self._clear()
 
@@ -268,6 +269,14 @@ class CorrelationEvaluator(COCOEvaluator):
             return detections
         dataset_ids = {value: key for key, value in contiguous.items()}
         return [{**d, "category_id": dataset_ids[d["category_id"]]} for d in detections]
+
+
+def _complete_keypoints(annotations: Sequence[dict]) -> None:
+    """Invisible ones for objects without, and how many are visible, which pycocotools asks for."""
+    number = max((len(row.get("keypoints") or ()) for row in annotations), default=0)
+    for row in annotations if number else ():
+        row["keypoints"] = row.get("keypoints") or [0] * number
+        row["num_keypoints"] = sum(visibility > 0 for visibility in row["keypoints"][2::3])
 
 
 def _average_precision(evaluated: COCOeval | None, iou_type: str, max_detections: int) -> float:

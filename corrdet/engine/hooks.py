@@ -1,10 +1,14 @@
 """Training hooks."""
 
+import sys
+
 import torch
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import LRScheduler, PeriodicWriter
 
 from corrdet.modeling.core import WRITER_PERIOD
+
+from .stopping import TrainingStopped
 
 
 class WriterOfEvaluations(PeriodicWriter):
@@ -28,6 +32,30 @@ class WriterOfEvaluations(PeriodicWriter):
                 writer.write()
         else:
             super().after_step()
+
+    def after_train(self):
+        if isinstance(sys.exc_info()[1], TrainingStopped):
+            # What is written now, a training that is not stopped would not write.
+            for writer in self._writers:
+                writer.close()
+        else:
+            super().after_train()
+
+
+class RankStates(HookBase):
+    """Before a checkpoint, collects what each process has for itself; on all processes."""
+
+    def __init__(self, period: int):
+        """
+        Args:
+            period: of the checkpoints, in iterations.
+        """
+        self._period = period
+
+    def after_step(self):
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
+            self.trainer.collect_rank_states()
 
 
 def is_restored_by_detectron2(scheduler) -> bool:

@@ -6,7 +6,7 @@ from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-from corrdet.config import check_keys, declare
+from corrdet.config_keys import check_keys, declare
 from corrdet.options import Key, Range
 
 OPTIMIZERS = ("SGD", "ADAMW")

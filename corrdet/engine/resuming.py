@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.options import Key, one_of
 
 from .checkpoint import CheckpointError
@@ -39,7 +39,7 @@ _IN_GROUPS = re.compile(
 _RATES = ("SOLVER.BASE_LR", "SOLVER.BIAS_LR_FACTOR")
 # Files and folders that a training writes, and a later one would write into or take for its own.
 _WRITTEN = re.compile(
-    r"model_(\d+|final|best)\.pth|model_best\.json|last_checkpoint|metrics\.json|"
+    r"model_(\d+|final|final_ema|best)\.pth|model_best\.json|last_checkpoint|metrics\.json|"
     r"events\.out\.tfevents\..*|inference|inference_TTA"
 )
 

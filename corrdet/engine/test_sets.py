@@ -1,9 +1,12 @@
 """The data sets that are evaluated on: loaded, checked, and where their results go."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from corrdet.coco import read_once
 from corrdet.data import load_dataset
@@ -23,11 +26,39 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
         AnnotationError, ImageReadError, ValueError, TypeError, KeyError: see :func:`load_dataset`.
         ProposalError: with ``MODEL.LOAD_PROPOSALS``, see :func:`add_proposals`.
     """
+    kept = _kept.get()
+    if kept is not None and kept.get(name, (None,))[0] is cfg:
+        return kept[name][1]
     with read_once():
+        # Kept here, so that it is not parsed again when the classes of the training set were read.
+        metadata = MetadataCatalog.get(name)
+        is_coco = name in DatasetCatalog and metadata.get("evaluator_type") == "coco"
+        file = read_annotations(metadata.json_file) if is_coco else None
         dicts = in_training_order(cfg, name, load_dataset(cfg, name, is_train=False))
         dicts = add_proposals(cfg, "TEST", name, dicts)
         check_ground_truth(cfg, name, dicts)
+        del file
+    if kept is not None:
+        kept.clear()
+        kept[name] = (cfg, dicts)
     return dicts
+
+
+_kept: ContextVar[dict[str, tuple[CfgNode, list[dict]]] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def load_once() -> Iterator[None]:
+    """In the block, a test set that is asked for again, by loader and evaluator, is the same list.
+
+    Files are parsed once as well, see :func:`corrdet.coco.read_once`.
+    """
+    token = _kept.set({} if _kept.get() is None else _kept.get())
+    try:
+        with read_once():
+            yield
+    finally:
+        _kept.reset(token)
 
 
 def check_ground_truth(cfg: CfgNode, name: str, dicts: list[dict] | None = None) -> None:

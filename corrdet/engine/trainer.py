@@ -2,20 +2,19 @@
 
 import inspect
 import logging
-import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicWriter
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch import Tensor, nn
+from torch import nn
 
 from corrdet.coco import read_once
 from corrdet.data import (
@@ -23,19 +22,24 @@ from corrdet.data import (
     ResumableLoader,
     build_train_loader,
 )
-from corrdet.errors import CorrdetError
+from corrdet.data.workers import PreparingWorkers, worker_failure
 from corrdet.modeling import build_test_time_augmentation, load_old_state
 
+from .averaging import AverageWeights
 from .checkpoint import SafeCheckpointer
+from .divergence import diverged
 from .evaluator import CorrelationEvaluator
 from .hooks import (
     AnyLRScheduler,
+    RankStates,
     RecentScalars,
     WriterOfEvaluations,
     is_restored_by_detectron2,
 )
 from .optimizer import build_optimizer
+from .pictures import Pictures, draws_no_pictures
 from .random_state import get_random_states, set_random_states
+from .rank_states import check_batch, collect_rank_states, restore_rank_state
 from .resuming import (
     check_resumable,
     move_aside,
@@ -43,7 +47,15 @@ from .resuming import (
     take_learning_rates,
     truncate_metrics,
 )
-from .test_sets import check_ground_truth, leaves_out, load_test_set, results_folder
+from .steps import TrainingStep, check_accumulation, check_norms
+from .stopping import StopSignals, TrainingStopped
+from .test_sets import (
+    check_ground_truth,
+    leaves_out,
+    load_once,
+    load_test_set,
+    results_folder,
+)
 from .validation import (
     BestCheckpoint,
     EarlyStopping,
@@ -52,71 +64,11 @@ from .validation import (
     check_metrics,
     mean_losses,
 )
-
-
-class DivergedError(CorrdetError, FloatingPointError):
-    """A loss is NaN or infinite."""
+from .watched_loader import WatchedLoader
 
 
 class _StoppedEarly(BaseException):
     """Ends the loop of Detectron2's trainer; not an Exception, which it would log as an error."""
-
-
-class WatchedLoader:
-    """Another loader than corrdet's, which remembers the batch that it gave last, for messages.
-
-    Everything else of the loader is where it was.
-    """
-
-    def __init__(self, loader: Iterable):
-        """
-        Args:
-            loader: gives batches, each usually a list of dicts.
-        """
-        self._loader = loader
-        self.last_batch = None
-
-    def __iter__(self) -> Iterator:
-        # Not a generator, which would begin to read at the first batch: workers start here.
-        return _WatchedIterator(self, iter(self._loader))
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str):
-        return getattr(self.__dict__["_loader"], name)
-
-
-class _WatchedIterator:
-    def __init__(self, watched: WatchedLoader, iterator: Iterator):
-        self._watched = watched
-        self._iterator = iterator
-
-    def __iter__(self) -> "_WatchedIterator":
-        return self
-
-    def __next__(self):
-        self._watched.last_batch = next(self._iterator)
-        return self._watched.last_batch
-
-
-class _KeepsLosses:
-    """Keeps the losses of the latest batch, for messages; before one of Detectron2's trainers."""
-
-    latest_losses: dict[str, Tensor] = {}
-
-    # Versions of Detectron2 differ in what comes behind the losses.
-    def _write_metrics(self, loss_dict, *args, **kwargs):
-        self.latest_losses = {name: loss.detach() for name, loss in loss_dict.items()}
-        super()._write_metrics(loss_dict, *args, **kwargs)
-
-
-class _SimpleTrainer(_KeepsLosses, SimpleTrainer):
-    pass
-
-
-class _AMPTrainer(_KeepsLosses, AMPTrainer):
-    pass
 
 
 class CorrdetTrainer(DefaultTrainer):
@@ -144,10 +96,12 @@ class CorrdetTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._reason_to_stop: str | None = None
 
-        check_metrics(cfg)
+        check_metrics(cfg, type(self))
+        check_accumulation(cfg)
         # Before the writers make new ones.
         self._old_files = old_files(cfg.OUTPUT_DIR)
         self._detector = self.build_model(cfg)
+        check_norms(self._detector, cfg.MODEL.DEVICE)
         optimizer = self.build_optimizer(cfg, self._detector)
         self._loader = self._usable(self.build_train_loader(cfg))
         for name in cfg.DATASETS.TEST:  # now, not when hours of training are over
@@ -163,13 +117,21 @@ class CorrdetTrainer(DefaultTrainer):
             model = nn.parallel.DistributedDataParallel(
                 model, device_ids=device_ids, broadcast_buffers=False
             )
-        step = _AMPTrainer if cfg.SOLVER.AMP.ENABLED else _SimpleTrainer
-        self._trainer = step(model, self._loader, optimizer)
+        self._trainer = TrainingStep(
+            model,
+            self._loader,
+            optimizer,
+            parts=cfg.SOLVER.ACCUMULATE,
+            mixed_precision_on=cfg.MODEL.DEVICE.split(":")[0] if cfg.SOLVER.AMP.ENABLED else None,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
             self._detector, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self._random_states: dict | None = None
+        # With the iteration that they are of.
+        self._rank_states: tuple[int, list | None] | None = None
+        self._signals = StopSignals()
         self.register_hooks(self.build_hooks())
 
     def _usable(self, loader):
@@ -198,7 +160,7 @@ class CorrdetTrainer(DefaultTrainer):
         dicts = load_test_set(cfg, dataset_name)
         mapper = CorrdetDatasetMapper(cfg, is_train=False, keep_instances=cfg.TEST.BETA_IMG)
         return build_detection_test_loader(
-            dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+            dicts, mapper=PreparingWorkers(mapper), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
 
     @classmethod
@@ -215,6 +177,7 @@ class CorrdetTrainer(DefaultTrainer):
             dataset_name,
             output_dir=output_folder or results_folder(cfg, "inference", dataset_name),
             detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
             used=load_test_set(cfg, dataset_name) if leaves_out(cfg) else None,
         )
 
@@ -228,6 +191,12 @@ class CorrdetTrainer(DefaultTrainer):
         # Behind timing and schedule, before what saves and writes: a checkpoint and a line of
         # metrics then hold the same iterations.
         hooks.insert(2, RecentScalars())
+        # Behind PreciseBN, or the None in its place.
+        hooks.insert(4, RankStates(self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        average = None
+        if self.cfg.MODEL_EMA.ENABLED:
+            average = AverageWeights(self._detector, self.cfg.MODEL_EMA.DECAY)
+            hooks.insert(2, average)
         if not is_restored_by_detectron2(self.scheduler):
             hooks = [AnyLRScheduler() if type(h) is LRScheduler else h for h in hooks]
         hooks = [
@@ -242,6 +211,11 @@ class CorrdetTrainer(DefaultTrainer):
         # Before the writers, or last on the processes that have none.
         place = len(hooks) - isinstance(hooks[-1], PeriodicWriter)
         hooks[place:place] = self._hooks_of_evaluation()
+        if self.cfg.VIS_PERIOD > 0 and comm.is_main_process() and draws_no_pictures(self.cfg):
+            hooks.insert(2, Pictures(self.cfg, self._detector))
+        for hook in hooks:
+            if average is not None and isinstance(hook, EvalHook):
+                hook._func = average.evaluating(hook._func)
         return hooks
 
     def _hooks_of_evaluation(self) -> list:
@@ -264,8 +238,13 @@ class CorrdetTrainer(DefaultTrainer):
     # ---- Training.
 
     def train(self):
+        """
+        Raises:
+            TrainingStopped: by a signal, with a checkpoint after the latest iteration.
+        """
         try:
-            return super().train()
+            with self._signals:
+                return super().train()
         except _StoppedEarly:
             return getattr(self, "_last_eval_results", None)
         finally:
@@ -293,13 +272,23 @@ class CorrdetTrainer(DefaultTrainer):
         """End the training after this iteration, as if it were the last; on all processes."""
         self._reason_to_stop = reason
 
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether :meth:`stop_early` was called."""
+        return self._reason_to_stop is not None
+
     def after_step(self):
         super().after_step()
-        if self._reason_to_stop is None or self.iter + 1 >= self.max_iter:
+        if self.iter + 1 >= self.max_iter:
+            return
+        if (name := self._signals.stops_after(self.iter)) is not None:
+            self._stop_by(name)
+        if self._reason_to_stop is None:
             return
         logging.getLogger(__name__).info(
             "%s: the training ends at iteration %d", self._reason_to_stop, self.iter
         )
+        self.collect_rank_states()
         self.checkpointer.save("model_final", iteration=self.iter)
         # As after the last iteration, but without another evaluation.
         self.iter += 1
@@ -313,40 +302,33 @@ class CorrdetTrainer(DefaultTrainer):
                         writer._max_iter = self.iter
         raise _StoppedEarly
 
+    def _stop_by(self, signal_name: str) -> None:
+        self.collect_rank_states()
+        name = f"model_{self.iter:07d}"
+        if comm.is_main_process():
+            period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+            if period <= 0 or (self.iter + 1) % period:  # else it is saved already
+                self.checkpointer.save(name, iteration=self.iter)
+        comm.synchronize()  # a process that ends makes launchers end the others
+        message = f"{signal_name}: stopped after iteration {self.iter}; --resume goes on"
+        logging.getLogger(__name__).info(message)
+        raise TrainingStopped(message)
+
     def run_step(self):
         """
         Raises:
-            DivergedError: a loss is NaN or infinite; names the losses, the iteration and the
-                images. The weights have not been changed by that iteration.
+            DivergedError: a loss or the gradient is NaN or infinite; names what, the iteration and
+                the images. The weights have not been changed by that iteration.
         """
         try:
             super().run_step()
         except FloatingPointError as error:
-            raise DivergedError(self._describe_failure(str(error))) from error
-        # Detectron2 checks on the main process only, where the images of the others are not known.
-        if not comm.is_main_process() and self._broken_losses():
-            raise DivergedError(self._describe_failure("a loss is not finite"))
-
-    def _broken_losses(self) -> list[str]:
-        values = {name: loss.item() for name, loss in self._trainer.latest_losses.items()}
-        return [f"{name} is {v}" for name, v in values.items() if not math.isfinite(v)]
-
-    def _describe_failure(self, message: str) -> str:
-        broken = ", ".join(self._broken_losses())
-        images = ", ".join(_image_names(self._loader.last_batch)) or "not known"
-        advice = (
-            "Usual causes: a learning rate that is too high or a warm-up that is too short, images "
-            "or boxes that are damaged. The last checkpoint is intact."
-        )
-        if self.cfg.MODEL.RESNETS.NORM == "FrozenBN" and not self.cfg.MODEL.WEIGHTS:
-            advice += (
-                " Without MODEL.WEIGHTS, MODEL.RESNETS.NORM FrozenBN leaves the backbone without "
-                "normalization: BN or GN trains from scratch."
-            )
-        return (
-            f"training stopped at iteration {self.iter}: {broken or message}\n"
-            f"images of that batch: {images}\n{advice}"
-        )
+            batch = self._loader.last_batch
+            raise diverged(error, self._trainer, batch, self.cfg, self.iter) from error
+        except RuntimeError as error:
+            if (failure := worker_failure(error)) is not None:
+                raise failure from error
+            raise
 
     # ---- Resuming.
 
@@ -356,6 +338,8 @@ class CorrdetTrainer(DefaultTrainer):
         state["_trainer"] = self._trainer.state_dict()
         state["config"] = self.cfg.dump()
         state["random_states"] = get_random_states()
+        if self._rank_states is not None and self._rank_states[0] == self.iter:
+            state["ranks"] = self._rank_states[1]
         # None for a loader of the user's.
         is_resumable = isinstance(self._loader, ResumableLoader)
         state["data_seed"] = self._loader.seed if is_resumable else None
@@ -366,11 +350,22 @@ class CorrdetTrainer(DefaultTrainer):
         if isinstance(self._loader, ResumableLoader):
             self._take_seed(state["data_seed"])
         self._trainer.load_state_dict(state["_trainer"])
-        self._random_states = state["random_states"]
         load_old_state(self._detector, state)
+        self._random_states = (
+            restore_rank_state(self._detector, state.get("ranks")) or state["random_states"]
+        )
+
+    def collect_rank_states(self) -> None:
+        """Have the next checkpoint, if of this iteration, hold what each process has for itself.
+
+        All processes call it.
+        """
+        if comm.get_world_size() > 1:
+            self._rank_states = self.iter, collect_rank_states(self._detector)
 
     def _check_checkpoint(self, checkpoint: Mapping, path: str) -> None:
         check_resumable(checkpoint, path, self.cfg, self._detector, self._trainer.optimizer)
+        check_batch(checkpoint, path, self.cfg)
 
     def _take_seed(self, seed: int | None) -> None:
         """Go on with the order and augmentations of the checkpoint's run."""
@@ -382,9 +377,7 @@ class CorrdetTrainer(DefaultTrainer):
             cfg.defrost()
             cfg.SEED = seed
             self._loader = self.build_train_loader(cfg)
-            self._trainer = type(self._trainer)(
-                self._trainer.model, self._loader, self._trainer.optimizer
-            )
+            self._trainer = self._trainer.with_loader(self._loader)
         if seed != self._loader.seed:
             logging.getLogger(__name__).warning(
                 "the checkpoint's run read its images by %s: this one goes on with others",
@@ -431,7 +424,7 @@ class CorrdetTrainer(DefaultTrainer):
         """As DefaultTrainer.test; training goes on as if it had not happened."""
         states = get_random_states()
         try:
-            with read_once():  # the loader, its checks and the evaluator read the same files
+            with load_once():  # the loader, its checks and the evaluator read the same
                 return super().test(cfg, model, evaluators)
         finally:
             set_random_states(states)
@@ -477,10 +470,3 @@ class CorrdetTrainer(DefaultTrainer):
 
 def _is_overridden(trainer: type, method: str) -> bool:
     return getattr(trainer, method).__func__ is not getattr(CorrdetTrainer, method).__func__
-
-
-def _image_names(batch) -> list[str]:
-    """File names of a batch in Detectron2's format; none of another."""
-    if not isinstance(batch, list | tuple):
-        return []
-    return [str(image.get("file_name", "?")) for image in batch if isinstance(image, Mapping)]

@@ -20,14 +20,16 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.data import DataLoader
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.data import CorrdetDatasetMapper
+from corrdet.data.workers import prepare_worker
 from corrdet.errors import ConfigError
 from corrdet.files import atomic_write
 from corrdet.names import unknown_name
 from corrdet.options import BOOL, Key, Range, at_least, one_of
 
 from .checkpoint import SafeCheckpointer
+from .metric_names import check_evaluation_name, check_logged_name, has_own_evaluators
 from .random_state import get_random_states, set_random_states
 
 _TEXT = Range("a text", lambda v: isinstance(v, str))
@@ -68,8 +70,12 @@ declare(
 _WATCHING = ("TEST.BEST_CHECKPOINT", "SOLVER.EARLY_STOPPING")
 
 
-def check_metrics(cfg: CfgNode) -> None:
+def check_metrics(cfg: CfgNode, trainer: type) -> None:
     """
+    Args:
+        cfg: the config.
+        trainer: what trains; evaluators of its own measure what they like.
+
     Raises:
         ConfigError: a metric is watched that no evaluation will measure.
     """
@@ -88,6 +94,8 @@ def check_metrics(cfg: CfgNode) -> None:
             raise ConfigError(
                 f"{section}.METRIC is {node.METRIC!r}, which needs TEST.EVAL_LOSS True"
             )
+        if not has_own_evaluators(trainer):
+            check_evaluation_name(cfg, f"{section}.METRIC", node.METRIC)
 
 
 # ---- The losses on the test set.
@@ -116,6 +124,7 @@ def build_loss_loader(cfg: CfgNode, dicts: list[dict]) -> DataLoader:
         batch_size=max(cfg.SOLVER.IMS_PER_BATCH // world_size, 1),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
+        worker_init_fn=prepare_worker,
     )
 
 
@@ -227,6 +236,7 @@ class WatchMetric(HookBase):
         self._metric = metric
         self._sign = 1 if mode == "max" else -1
         self._period = period
+        self._name_is_checked = False
 
     def is_better(self, value: float, than: float | None) -> bool:
         """NaN is better than nothing."""
@@ -235,6 +245,15 @@ class WatchMetric(HookBase):
         return than is None or self._sign * value > self._sign * than
 
     def after_step(self):
+        if not self._name_is_checked:
+            self._name_is_checked = True
+            hooks = [*self.trainer._hooks, self.trainer._trainer]
+            # The hooks and steps of others may log the metric whenever they like.
+            if all(type(h).__module__.startswith(("corrdet.", "detectron2.")) for h in hooks) and (
+                not has_own_evaluators(self.trainer.__class__) and comm.is_main_process()
+            ):
+                latest = self.trainer.storage.latest()
+                check_logged_name(self.trainer.cfg, self._metric, latest)
         done = self.trainer.iter + 1
         if done % self._period == 0 and done != self.trainer.max_iter:
             self._look()

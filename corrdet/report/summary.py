@@ -86,7 +86,8 @@ SUMMARY = (
 
 
 NOT_MEASURES = {
-    "name", "iou_type", "lrp_thresholds", "per_class", "bootstrap", "differences", "others", "notes",
+    "name", "iou_type", "lrp_thresholds",
+    "per_class", "bootstrap", "differences", "others", "notes",
 }  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import torch
 from benchmarks import kernels, report
 from corrdet.ops.kernels import OPERATORS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
 from benchmarks import training
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from tests.helpers.training import tiny_overrides
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_loss_is_timed(tiny_cfg):

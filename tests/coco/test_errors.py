@@ -1,7 +1,7 @@
 import pytest
 
 from corrdet.coco import AnnotationError, CocoFileError, MaskError
-from corrdet.data.checks import ImageReadError
+from corrdet.data.image_checks import ImageReadError
 from corrdet.data.voc import VocError, VocFolderError
 from corrdet.errors import CorrdetError
 from corrdet.files import OtherFilesError, ReadError

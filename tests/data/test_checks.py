@@ -13,11 +13,10 @@ from pycocotools import mask as mask_utils
 import corrdet.modeling  # noqa: F401  (registers the detectors)
 from corrdet import add_corrdet_config
 from corrdet.coco import AnnotationError
-from corrdet.data.checks import (
+from corrdet.data.checks import check_dataset, check_num_classes
+from corrdet.data.image_checks import (
     ImageReadError,
-    check_dataset,
     check_images_exist,
-    check_num_classes,
     filter_unreadable,
     unreadable_reason,
 )
@@ -283,3 +282,21 @@ def test_models_and_data_sets_without_known_classes_are_not_checked():
     check_num_classes(cfg, "things")
     cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
     check_num_classes(cfg, "digits_train")
+
+
+class TestFirstPixel:
+    """Boxes in 0..1 are told by the data set, not by one box."""
+
+    def boxes(self, count, tiny):
+        whole, share = annotation((1, 2, 30, 20)), annotation((0.1, 0.2, 0.7, 0.7))
+        return [record(*[whole] * (count - tiny), *[share] * tiny)]
+
+    @pytest.mark.parametrize("count, tiny", [(1, 1), (4, 4), (4, 2)])
+    def test_shares_are_refused(self, count, tiny):
+        with pytest.raises(AnnotationError, match=rf"\({tiny} in 0..1\)(.|\n)*to be multiplied"):
+            check_dataset("nothing", self.boxes(count, tiny))
+
+    def test_a_few_are_real(self, caplog):
+        checked = check_dataset("nothing", self.boxes(5, 2))
+        assert len(checked[0]["annotations"]) == 5
+        assert "2 of 5 boxes lie in the first pixel" in caplog.text

@@ -156,6 +156,7 @@ def test_default_counts():
     assert digits.COUNTS["train"] >= 1000 and digits.COUNTS["val"] >= 300
 
 
+@pytest.mark.slow
 def test_killed_making_is_redone(tmp_path):
     code = "import sys; from corrdet.data.digits import prepare_digits; prepare_digits(sys.argv[1])"
     directory = tmp_path / "digits"

@@ -8,7 +8,7 @@ import torch
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
-from corrdet.data.checks import ImageReadError
+from corrdet.data.image_checks import ImageReadError
 from corrdet.data.loader import (
     PositionBatchSampler,
     ResumableLoader,

@@ -12,7 +12,7 @@ from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from fvcore.transforms.transform import CropTransform
 
 from corrdet import add_corrdet_config
-from corrdet.data.checks import ImageReadError
+from corrdet.data.image_checks import ImageReadError
 from corrdet.data.mapper import CorrdetDatasetMapper
 
 

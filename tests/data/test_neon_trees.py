@@ -18,6 +18,7 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_conversion(root, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     for split, objects in (("train", 574 + 37), ("val", 279 + 61)):

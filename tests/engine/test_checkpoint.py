@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from corrdet.engine import SafeCheckpointer
-from corrdet.engine.checkpoint import load_array_pickle
+from corrdet.engine import CheckpointError, SafeCheckpointer
+from corrdet.engine.checkpoint import BrokenWeightsError, broken_weights
+from corrdet.engine.weights import load_array_pickle
 
 
 class Malicious:
@@ -101,7 +102,8 @@ class TestModelZooFiles:
     def test_matching_heuristics_by_query(self, tmp_path):
         torch.save({"backbone.weight": torch.full((2, 2), 2.0)}, tmp_path / "other.pth")
         layer = nested_model()
-        SafeCheckpointer(layer).load(f"{tmp_path}/other.pth")
+        with pytest.raises(CheckpointError, match=r"other.pth\?matching_heuristics=True matches"):
+            SafeCheckpointer(layer).load(f"{tmp_path}/other.pth")
         assert layer["net"]["backbone"].weight.tolist() == [[0, 0], [0, 0]]
         SafeCheckpointer(layer).load(f"{tmp_path}/other.pth?matching_heuristics=True")
         assert layer["net"]["backbone"].weight.tolist() == [[2, 2], [2, 2]]
@@ -160,7 +162,8 @@ class TestBadFiles:
 
 KILLED_WHILE_SAVING = """
 import os, resource, signal, sys, torch
-from corrdet.engine import SafeCheckpointer
+from corrdet.engine import CheckpointError, SafeCheckpointer
+from corrdet.engine.checkpoint import BrokenWeightsError, broken_weights
 checkpointer = SafeCheckpointer(torch.nn.Linear(200, 200), sys.argv[1])
 checkpointer.save("first")
 for name in ("first", "second"):
@@ -174,6 +177,7 @@ for name in ("first", "second"):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], check=True)
     checkpointer = SafeCheckpointer(nn.Linear(200, 200), str(tmp_path))
@@ -206,3 +210,109 @@ def test_nothing_is_saved_without_a_folder_or_by_other_processes(tmp_path, monke
     SafeCheckpointer(model()).save("model")
     SafeCheckpointer(model(), str(tmp_path), save_to_disk=False).save("model")
     assert not os.listdir(tmp_path)
+
+
+class TestTheCheckpointBefore:
+    """Of three checkpoints, each with its number as weights."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for number, name in enumerate(["model_0000004", "model_0000009", "model_final"], 1):
+            SafeCheckpointer(model(number), str(tmp_path)).save(name)
+            os.utime(tmp_path / f"{name}.pth", (number, number))
+        SafeCheckpointer(model(7), str(tmp_path)).save("model_best", tag=False)
+        return tmp_path
+
+    def resumed(self, folder) -> float:
+        layer = model()
+        checkpointer = SafeCheckpointer(layer, str(folder))
+        assert checkpointer.has_checkpoint()
+        checkpointer.resume_or_load("", resume=True)
+        return layer.weight[0, 0].item()
+
+    def damage(self, path):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+
+    def test_of_a_damaged_one(self, folder, caplog):
+        assert self.resumed(folder) == 3
+        assert "checkpoint" not in caplog.text
+        self.damage(folder / "model_final.pth")
+        assert self.resumed(folder) == 2
+        assert "model_final.pth was not loaded: it is damaged" in caplog.text
+        assert "The checkpoint before it is used: " in caplog.text
+        assert "model_0000009.pth" in caplog.text
+        (folder / "model_0000009.pth").write_bytes(b"")
+        assert self.resumed(folder) == 1
+
+    def test_of_a_missing_one(self, folder, caplog):
+        (folder / "model_final.pth").unlink()
+        assert self.resumed(folder) == 2
+        assert "model_final.pth, the last checkpoint, is missing: " in caplog.text
+
+    @pytest.mark.parametrize("content", [None, "", "model_final.pth\n", "gone.pth", "../.."])
+    def test_what_says_which_is_the_last_is_lost(self, folder, content, caplog):
+        (folder / "last_checkpoint").unlink()
+        if content is not None:
+            (folder / "last_checkpoint").write_text(content)
+        assert self.resumed(folder) == 3
+        assert ("is missing" in caplog.text) == (content != "model_final.pth\n")
+
+    def test_all_are_damaged(self, folder):
+        for path in folder.glob("model_*.pth"):
+            if path.name != "model_best.pth":  # it may be of any time
+                self.damage(path)
+        with pytest.raises(CheckpointError, match="model_final.pth was not loaded"):
+            self.resumed(folder)
+
+    def test_none_is_left(self, tmp_path):
+        (tmp_path / "last_checkpoint").write_text("model_final.pth")
+        checkpointer = SafeCheckpointer(model(), str(tmp_path))
+        assert not checkpointer.has_checkpoint()
+        with pytest.raises(FileNotFoundError, match="model_final.pth, the last .* has no other"):
+            checkpointer.resume_or_load("", resume=True)
+
+    def test_there_is_none(self, tmp_path):
+        assert not SafeCheckpointer(model(), str(tmp_path)).has_checkpoint()
+        assert not SafeCheckpointer(model(), str(tmp_path / "gone")).has_checkpoint()
+        assert not SafeCheckpointer(model()).has_checkpoint()
+
+    def test_weights_to_start_from_have_none_before(self, folder):
+        self.damage(folder / "model_final.pth")
+        checkpointer = SafeCheckpointer(model(), str(folder))
+        with pytest.raises(CheckpointError, match="model_final.pth was not loaded"):
+            checkpointer.resume_or_load(str(folder / "model_final.pth"), resume=False)
+
+
+class TestWeightsThatAreNotFinite:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_they_are_not_saved(self, tmp_path, value):
+        layer = model(1.0)
+        checkpointer = SafeCheckpointer(layer, str(tmp_path))
+        checkpointer.save("model_0000001")
+        layer.weight.data[1, 1] = value
+        for tag in (True, False):
+            with pytest.raises(
+                BrokenWeightsError, match=r"model_2.pth was not saved: .*\(weight\)"
+            ):
+                checkpointer.save("model_2", tag=tag)
+        assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+        assert checkpointer.get_checkpoint_file().endswith("model_0000001.pth")
+
+    def test_buffers(self):
+        layer = nn.BatchNorm1d(2)
+        layer.register_buffer("mask", torch.full((3,), float("-inf")))  # as attention has them
+        assert not broken_weights(layer)
+        layer.running_var[0] = float("nan")
+        assert broken_weights(layer) == ["running_var"]
+        assert not broken_weights(nn.ReLU())
+
+
+def test_what_killed_processes_left_is_removed_at_the_next_start(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], check=True)
+    assert len([*tmp_path.glob(".*.tmp")]) == 2
+    SafeCheckpointer(model(), str(tmp_path), save_to_disk=False)  # another process than the main
+    assert len([*tmp_path.glob(".*.tmp")]) == 2
+    SafeCheckpointer(model(), str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["first.pth", "last_checkpoint"]

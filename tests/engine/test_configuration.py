@@ -14,9 +14,11 @@ from corrdet.engine import (
     import_modules,
     load_config,
 )
+from corrdet.engine.ranges import check_channels
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = str(ROOT / "configs/quick/retinanet_concordance.yaml")
+PAIRS = ["ab", "bc", "cd", "de", "ef", "fg", "gh"]  # names of anchors, each ten times in the next
 
 
 def load(file=QUICK, *opts):
@@ -70,14 +72,47 @@ class TestBadInput:
         config = tmp_path / "config.yaml"
         config.write_text("_BASE_: nowhere.yaml\n")
         with pytest.raises(
-            ConfigError, match="config.yaml: a _BASE_ of it was not read: .*nowhere"
+            ConfigError, match="nowhere.yaml, the _BASE_ of .*config.yaml, was not read: No such"
         ):
             load(str(config))
 
     def test_no_yaml(self, tmp_path):
         (tmp_path / "bad.yaml").write_text("MODEL: [1,\n")
-        with pytest.raises(ConfigError, match="bad.yaml is not valid YAML"):
+        with pytest.raises(ConfigError, match="bad.yaml is not valid YAML: line 2, .*") as caught:
             load(tmp_path / "bad.yaml")
+        assert "\n" not in str(caught.value)
+        (tmp_path / "bad.yaml").write_text("SEED: 1\nMODEL:\n  FPN: {NORM: [}\n")
+        with pytest.raises(ConfigError, match=r"YAML: line 3, column 16: while parsing a flow"):
+            load(tmp_path / "bad.yaml")
+        for content in (b"SEED: \xff", b"SEED: \x00"):
+            (tmp_path / "bad.yaml").write_bytes(content)
+            with pytest.raises(ConfigError, match="bad.yaml is not") as caught:
+                load(tmp_path / "bad.yaml")
+            assert "\n" not in str(caught.value)
+
+    def test_a_base_at_an_address(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("_BASE_: https://example.com/base.yaml\n")
+        with pytest.raises(ConfigError, match="_BASE_ is the address https://example.com/base.y"):
+            load(tmp_path / "config.yaml")
+
+    def test_an_address_that_gives_nothing(self):
+        with pytest.raises(ConfigError, match="^http://127.0.0.1:9/c.yaml was not read: .*refused"):
+            load("http://127.0.0.1:9/c.yaml")
+
+    @pytest.mark.parametrize("text, message", [
+        ("[" * 10_000, "not valid YAML: .*too deep"),
+        ("a" * 2_000_000, "more than 1000000 bytes"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in PAIRS),
+            "more than 100000 values",
+        ),
+        ("SEED: &a [*a]\n", "more than 100000 values"),
+    ], ids=["depth", "length", "anchors", "itself"])  # fmt: skip
+    def test_bombs(self, text, message, tmp_path):
+        (tmp_path / "bomb.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=f"bomb.yaml .*{message}"):
+            load(tmp_path / "bomb.yaml")
 
     @pytest.mark.parametrize("text, message", [
         ("", "bad.yaml is empty: expected keys"),
@@ -162,9 +197,9 @@ class TestBadInput:
         ("MODEL.CRITERION.COUPLINGS", "('corelation',)", "did you mean 'correlation'"),
         ("MODEL.CRITERION.LOCALIZATION", "smoothl1", "did you mean 'smooth_l1'"),
         ("MODEL.CRITERION.CORRELATION.COEFFICIENT", "spaerman", "did you mean 'spearman'"),
-        ("MODEL.CRITERION.CORRELATION.STRENGTH", 0, "STRENGTH must be positive"),
-        ("MODEL.CRITERION.CORRELATION.STRENGTH", "abc", "STRENGTH must be positive"),
-        ("MODEL.CRITERION.CORRELATION.WEIGHT", -1.0, "must be finite and not negative"),
+        ("MODEL.CRITERION.CORRELATION.STRENGTH", 0, "STRENGTH must be .*> 0"),
+        ("MODEL.CRITERION.CORRELATION.STRENGTH", "abc", "STRENGTH must be .*> 0"),
+        ("MODEL.CRITERION.CORRELATION.WEIGHT", -1.0, "must be >= 0"),
         ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", 0.1, "set MODEL.CRITERION.SMOOTH_L1.BETA"),
     ],
 )
@@ -173,7 +208,13 @@ def test_losses_are_checked(key, value, message):
         load(QUICK, key, value)
     assert str(caught.value).startswith(key.rpartition(".")[0][:14])
     # Detectron2's detectors do not read options.
-    other = "GeneralizedRCNN", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"
+    stages, levels = ["res2", "res3", "res4", "res5"], ["p2", "p3", "p4", "p5", "p6"]
+    other = [
+        "GeneralizedRCNN",
+        "MODEL.BACKBONE.NAME", "build_resnet10_fpn_backbone",
+        "MODEL.FPN.IN_FEATURES", stages,
+        "MODEL.RPN.IN_FEATURES", levels,
+    ]  # fmt: skip
     unset = "MODEL.CRITERION.COUPLINGS", "()"
     if key.count(".") > 2 or "RETINANET" in key:
         load(QUICK, key, value, "MODEL.META_ARCHITECTURE", *other, *unset)
@@ -213,7 +254,11 @@ def test_values_of_the_wrong_type_are_explained(key, value, message, tmp_path):
     "key, value, message",
     [
         ("INPUT.CROP.PROBABILITY", 1.5, r"must be in \[0, 1\], got 1.5"),
-        ("INPUT.CROP.MIN_SIZE_BEFORE", "(400, 0)", r"must be numbers, each >= 1, got \(400, 0\)"),
+        (
+            "INPUT.CROP.MIN_SIZE_BEFORE",
+            "(400, 0)",
+            r"must be a list of numbers, .*got \(400, 0\)",
+        ),
         ("INPUT.FIXED_SIZE", "(512,)", r"must be \(height, width\) in pixels"),
         ("SOLVER.OPTIMIZER", "ADAM", "unknown name 'ADAM'; did you mean 'ADAMW'"),
         ("DATASETS.REGISTER", "(3,)", "must be a tuple of texts"),
@@ -222,7 +267,7 @@ def test_values_of_the_wrong_type_are_explained(key, value, message, tmp_path):
         ("SOLVER.IMS_PER_BATCH", 0, "must be >= 1, got 0"),
         ("SOLVER.CHECKPOINT_PERIOD", 0, "must be >= 1, got 0"),
         ("SOLVER.CHECKPOINT_PERIOD", -1, "must be >= 1, got -1"),
-        ("SOLVER.BASE_LR", "-0.1", "must be finite and not negative, got -0.1"),
+        ("SOLVER.BASE_LR", "-0.1", "must be >= 0, got -0.1"),
         ("SOLVER.STEPS", "(20, 10)", r"must be iterations in ascending order.* got \(20, 10\)"),
         ("SOLVER.STEPS", "(0, 10)", r"must be iterations in ascending order, each >= 1"),
         ("SOLVER.STEPS", "('a',)", r"must be iterations in ascending order, each >= 1"),
@@ -233,12 +278,136 @@ def test_values_of_the_wrong_type_are_explained(key, value, message, tmp_path):
         ("VIS_PERIOD", -1, "must be >= 0, got -1"),
         ("DATALOADER.RANDOM_SUBSET_RATIO", 0.0, r"must be in \(0, 1\], got 0.0"),
         ("DATALOADER.RANDOM_SUBSET_RATIO", 1.5, r"must be in \(0, 1\], got 1.5"),
-        ("DATALOADER.NUM_WORKERS", -1, "must be >= 0, got -1"),
+        ("DATALOADER.NUM_WORKERS", -1, ""),
+        ("DATALOADER.REPEAT_THRESHOLD", "-1.0", ""),
+        ("DATASETS.TRAIN", "(3,)", "must be a tuple of texts"),
+        ("DATASETS.TEST", "(None,)", "must be a tuple of texts"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", -1, ""),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "x", ""),
+        ("SEED", 2**40, r"must be below 2 \*\* 32"),
+        ("TEST.EXPECTED_RESULTS", "(1,)", r"must be a list of entries such as \['bbox', 'AP'"),
+        ("TEST.EXPECTED_RESULTS", "(('bbox', 'AP', 'x', 1),)", "must be a list of entries"),
+        ("INPUT.FORMAT", "XYZ", "unknown name 'XYZ'; did you mean|: unknown name"),
+        ("INPUT.MASK_FORMAT", "bitmaks", "unknown name 'bitmaks'; did you mean 'bitmask'"),
+        ("INPUT.MIN_SIZE_TRAIN", "()", "must be at least one whole number of pixels"),
+        ("INPUT.MIN_SIZE_TRAIN", "('a',)", "must be at least one whole number of pixels"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choose", "unknown name 'choose'; did you mean 'choice'"),
+        ("INPUT.MAX_SIZE_TEST", 0, ""),
+        ("INPUT.RANDOM_FLIP", "horizontally", "unknown name .* did you mean 'horizontal'"),
+        ("MODEL.PIXEL_MEAN", "('a',)", "must be at least one finite number"),
+        ("MODEL.PIXEL_STD", "(0.0, 1.0, 1.0)", "must be at least one number, each positive"),
+        ("MODEL.PIXEL_STD", "(1.0,)", "must have a number for each of the 3 channels"),
+        ("MODEL.RESNETS.NORM", "GBN", "unknown name 'GBN'"),
+        ("MODEL.FPN.NORM", "GBN", "unknown name 'GBN'"),
+        ("MODEL.FPN.IN_FEATURES", "('res9',)", "unknown output of the ResNet 'res9'"),
+        ("MODEL.FPN.IN_FEATURES", "()", "must be at least one name of a feature"),
+        ("MODEL.FPN.IN_FEATURES", "('res3', 'res5')", "must be stages that follow each other"),
+        ("MODEL.FPN.OUT_CHANNELS", 30, "must be a multiple of 32, as MODEL.FPN.NORM is 'GN'"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "()", "must be a list of positive numbers, or one for"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "((1,), (2,))", "must be one list .* of the 5 of"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "((),)", "must be a list of positive numbers"),
+        ("MODEL.RETINANET.IOU_THRESHOLDS", "(0.5, 0.4)", "must be ascending numbers"),
+        ("MODEL.RETINANET.IOU_LABELS", "(0, 1)", "must be one more than IOU_THRESHOLDS"),
+        ("MODEL.RETINANET.NORM", "GBN", "unknown name 'GBN'"),
+        ("MODEL.RETINANET.NUM_CONVS", 0, "must be >= 1 with MODEL.RETINANET.NORM 'BN'"),
+        ("MODEL.RETINANET.NUM_CLASSES", 0, ""),
     ],
 )
 def test_ranges_of_values_that_every_run_reads(key, value, message):
     with pytest.raises(ConfigError, match=f"^{key}:? {message}"):
         load(QUICK, key, value)
+
+
+@pytest.mark.parametrize("enabled, key, value, message", [
+    ("INPUT.CROP", "TYPE", "relativ", "unknown name 'relativ'; did you mean 'relative'"),
+    ("INPUT.CROP", "SIZE", "(0.5,)", r"must be \(height, width\), each positive"),
+    ("INPUT.CROP", "SIZE", "(40, 40)", r"must be shares of the image, each in \(0, 1\]"),
+    ("SOLVER.CLIP_GRADIENTS", "CLIP_TYPE", "nrom", "unknown name 'nrom'; did you mean 'norm'"),
+    ("SOLVER.CLIP_GRADIENTS", "CLIP_VALUE", "-1.0", "must be"),
+    ("SOLVER.CLIP_GRADIENTS", "NORM_TYPE", "-1.0", "must be positive or inf"),
+    ("TEST.AUG", "MIN_SIZES", "('a',)", "must be at least one whole number of pixels"),
+    ("TEST.AUG", "MAX_SIZE", "0", "must be"),
+])  # fmt: skip
+def test_ranges_where_they_are_read(enabled, key, value, message):
+    load(QUICK, f"{enabled}.{key}", value)
+    with pytest.raises(ConfigError, match=f"^{enabled}.{key}:? {message}"):
+        load(QUICK, f"{enabled}.{key}", value, f"{enabled}.ENABLED", True)
+
+
+@pytest.mark.parametrize("overrides", [
+    ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
+    ("INPUT.MIN_SIZE_TEST", 0),
+    ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(100, 200)"),
+    ("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "(40, 50)"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "((32,),)"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "(32, 64)"),
+    ("INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "(100.0,)", "MODEL.PIXEL_STD", "(1.0,)"),
+    ("TEST.EXPECTED_RESULTS", "(('bbox', 'AP', 38.5, 0.2),)"),
+])  # fmt: skip
+def test_right_values_are_taken(overrides):
+    cfg = load(QUICK, *overrides)
+    check_channels(cfg)
+
+
+RCNN = str(ROOT / "configs/quick/faster_rcnn_baseline.yaml")
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("MODEL.RPN.IN_FEATURES", "()", "must be at least one name"),
+    ("MODEL.RPN.IOU_LABELS", "(0, 1)", "must be one more than IOU_THRESHOLDS"),
+    ("MODEL.RPN.HEAD_NAME", "StandardRPN", "unknown name .* did you mean 'StandardRPNHead'"),
+    ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l1", "unknown name 'l1'"),
+    ("MODEL.PROPOSAL_GENERATOR.NAME", "RPM", "unknown name 'RPM'"),
+    ("MODEL.ROI_HEADS.NAME", "CorrdetROIHead", "must be 'CorrdetROIHeads' for CorrdetRCNN"),
+    ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "('a',)", "must be ascending numbers"),
+    ("MODEL.ROI_BOX_HEAD.NAME", "", "unknown name ''"),
+    ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlin", "unknown name .* did you mean 'ROIAlign'"),
+    ("MODEL.ROI_BOX_HEAD.NORM", "XX", "unknown name 'XX'"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "((1,), (2,))", "must be one list .* of MODEL.RPN"),
+])  # fmt: skip
+def test_ranges_of_rcnn(key, value, message):
+    with pytest.raises(ConfigError, match=f"^{key}:? {message}"):
+        load(RCNN, key, value)
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("MODEL.RESNETS.DEPTH", 51, "must be one of 18, 34, 50, 101, 152, got 51"),
+    ("MODEL.RESNETS.DEPTH", 18, "|MODEL.RESNETS.RES2_OUT_CHANNELS must be 64"),
+    ("MODEL.RESNETS.OUT_FEATURES", "('res6',)", "unknown output of the ResNet 'res6'"),
+    ("MODEL.RESNETS.RES5_DILATION", 3, "must be one of 1, 2, got 3"),
+    ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "(True,)", "must be four of True or False"),
+])  # fmt: skip
+def test_ranges_of_detectron2s_resnets(key, value, message):
+    file = ROOT / "configs/Base-RetinaNet.yaml"
+    load(file)
+    with pytest.raises(ConfigError, match=f"^({key}:? {message})"):
+        load(file, key, value)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("gpu", "MODEL.DEVICE is 'gpu': expected cpu, cuda"),
+    ("cuda:99", "MODEL.DEVICE is 'cuda:99', but torch sees"),
+    ("cuda:x", "MODEL.DEVICE is 'cuda:x': expected cpu, cuda"),
+    ("meta", "MODEL.DEVICE is 'meta', on which torch computes nothing"),
+])  # fmt: skip
+def test_devices(name, message, tmp_path):
+    cfg = load(QUICK, "MODEL.DEVICE", name, "OUTPUT_DIR", tmp_path)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        check_run(cfg)
+
+
+def test_channels_are_those_of_the_format_unless_the_loader_is_ones_own(tmp_path):
+    class Trainer(CorrdetTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            raise NotImplementedError
+
+    six = "MODEL.PIXEL_MEAN", [1.0] * 6, "MODEL.PIXEL_STD", [1.0] * 6
+    cfg = load(QUICK, *six, "OUTPUT_DIR", tmp_path, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()")
+    check_run(cfg, trainer=Trainer)
+    message = r"MODEL.PIXEL_MEAN must have a number for each of the 3 channel\(s\) of INPUT.FORMAT"
+    with pytest.raises(ConfigError, match=message):
+        check_run(cfg, trainer=CorrdetTrainer)
 
 
 def test_integers_are_numbers(tmp_path):

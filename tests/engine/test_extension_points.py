@@ -22,6 +22,8 @@ from corrdet.data import ResumableLoader
 from corrdet.data import build_train_loader as build_resumable_loader
 from corrdet.engine import CorrdetTrainer, DivergedError
 
+pytestmark = pytest.mark.slow
+
 
 def train(trainer, resume=False):
     os.makedirs(trainer.cfg.OUTPUT_DIR, exist_ok=True)

@@ -15,6 +15,8 @@ from detectron2.structures import BoxMode
 from corrdet.engine import CorrdetTrainer
 from tests.helpers.training import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def files(tiny_digits, tmp_path):

@@ -9,9 +9,12 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 
 from corrdet.coco import CocoFile
-from corrdet.engine import CorrdetTrainer
+from corrdet.data import load_dataset
+from corrdet.engine import CorrdetTrainer, test_sets
 from corrdet.engine.evaluator import CorrelationEvaluator
 from tests.helpers.opens import count_opens
+
+pytestmark = pytest.mark.slow
 
 
 def path_of(name: str) -> str:
@@ -58,6 +61,37 @@ def test_a_training_and_its_evaluation(cfg):
         assert opens[val] == 4
     del evaluator
     assert living_files() == before
+
+
+def test_an_evaluation_alone_with_classes_of_an_unread_training_set(cfg):
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    (train,), (val,) = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+    for name in (train, val):  # as in a process that has loaded nothing
+        for key in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
+            vars(MetadataCatalog.get(name)).pop(key, None)
+    train, val = path_of(train), path_of(val)
+    model = CorrdetTrainer.build_model(cfg)
+    with count_opens(train, val) as opens:
+        CorrdetTrainer.test(cfg, model)
+    assert opens == {train: 1, val: 1}
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_test_set_is_loaded_once_for_each_evaluation(tiny_cfg, monkeypatch, skips):
+    loaded = []
+
+    def counting(cfg, name, **options):
+        loaded.append(name)
+        return load_dataset(cfg, name, **options)
+
+    monkeypatch.setattr(test_sets, "load_dataset", counting)
+    tiny_cfg.DATASETS.SKIP_BAD_ANNOTATIONS = skips
+    os.makedirs(tiny_cfg.OUTPUT_DIR, exist_ok=True)
+    model = CorrdetTrainer.build_model(tiny_cfg)
+    for _ in range(2):
+        loaded.clear()
+        CorrdetTrainer.test(tiny_cfg, model)
+        assert loaded == ["tiny_val"]
 
 
 def test_several_test_sets(tiny_cfg):

@@ -10,6 +10,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from corrdet.engine import CheckpointError, CorrdetTrainer
 
+pytestmark = pytest.mark.slow
+
 
 def train(cfg, resume=False):
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)

@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import AMPTrainer, SimpleTrainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from corrdet.data import AnnotationError, ImageReadError
 from corrdet.engine import ConfigError, CorrdetTrainer
 from corrdet.engine.resuming import truncate_metrics
-from corrdet.engine.trainer import _AMPTrainer, _SimpleTrainer
 from tests.helpers.training import ROOT
 
 pytestmark = pytest.mark.slow
@@ -263,22 +261,6 @@ class TestTraining:
         tiny_cfg.SOLVER.OPTIMIZER = "ADAM"
         with pytest.raises(ConfigError, match="OPTIMIZER: unknown .*'ADAM'; did you mean 'ADAMW'"):
             CorrdetTrainer(tiny_cfg)
-
-    @pytest.mark.parametrize("kind", [_SimpleTrainer, _AMPTrainer])
-    def test_losses_are_kept_from_what_any_detectron2_writes(self, kind, monkeypatch):
-        # 0.6 has a prefix behind the two, later versions an iteration, too.
-        handed_on = []
-        monkeypatch.setattr(
-            SimpleTrainer, "_write_metrics", lambda *args, **kw: handed_on.append(kw)
-        )
-        trainer = kind.__new__(kind)
-        trainer._write_metrics({"loss": torch.ones((), requires_grad=True)}, 0.1, iter=3)
-        assert trainer.latest_losses == {"loss": 1} and handed_on == [{"iter": 3}]
-        assert not trainer.latest_losses["loss"].requires_grad
-
-    def test_mixed_precision_is_detectron2s(self, tiny_cfg):
-        tiny_cfg.SOLVER.AMP.ENABLED = True
-        assert isinstance(CorrdetTrainer(tiny_cfg)._trainer, AMPTrainer)
 
     def test_an_evaluation_is_on_disk_before_the_next_step(self, tiny_cfg):
         tiny_cfg.TEST.EVAL_PERIOD = 2

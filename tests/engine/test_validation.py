@@ -14,9 +14,12 @@ from detectron2.utils.events import EventStorage
 
 from corrdet.data import load_dataset
 from corrdet.engine import ConfigError, CorrdetTrainer
+from corrdet.engine.metric_names import evaluation_names
 from corrdet.engine.random_state import get_random_states
 from corrdet.engine.validation import build_loss_loader, mean_losses
 from tests.helpers.training import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def train(trainer, resume=False):
@@ -297,6 +300,41 @@ class TestEarlyStopping:
         cfg.TEST.EVAL_LOSS = True
         cfg.SOLVER.BASE_LR = 0.0
         assert train(Scripted(cfg)).iter == 6
+
+
+@pytest.mark.parametrize("metric, before", [
+    ("bbox/APP", True), ("bbox/ap", True), ("segm/AP", True), ("tiny_val/bbox/AP", True),
+    ("AP", False), ("val_loss_box", False),
+])  # fmt: skip
+def test_mistyped_metrics_are_known_early(tiny_cfg, metric, before):
+    tiny_cfg.TEST.EVAL_PERIOD = 2
+    tiny_cfg.TEST.BEST_CHECKPOINT.METRIC = metric
+    os.makedirs(tiny_cfg.OUTPUT_DIR)
+    with pytest.raises(ConfigError, match=f"METRIC is unknown metric '{metric}'"):
+        trainer = CorrdetTrainer(tiny_cfg)
+        assert not before
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+    assert before or trainer.iter == 0
+
+
+def test_all_that_an_evaluation_measures_is_known(tiny_cfg):
+    tiny_cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    tiny_cfg.TEST.IMAGE_BOUNDS = True
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 120
+    model = CorrdetTrainer.build_model(tiny_cfg)
+    results = CorrdetTrainer.test(tiny_cfg, model)["bbox"]
+    assert {"AP-zero", "AIC", "AP_img_upper", "AP-maxDets120", "oLRP"} <= results.keys()
+    assert {f"bbox/{name}" for name in results} <= evaluation_names(tiny_cfg)
+
+
+@pytest.mark.parametrize("metric", ["val_loss_cls", "total_loss"])
+def test_what_steps_and_test_sets_log_is_taken(tiny_cfg, metric):
+    tiny_cfg.TEST.EVAL_PERIOD = 3
+    tiny_cfg.TEST.EVAL_LOSS = True
+    tiny_cfg.TEST.BEST_CHECKPOINT.METRIC = metric
+    tiny_cfg.SOLVER.MAX_ITER = 1
+    train(CorrdetTrainer(tiny_cfg))
 
 
 @pytest.mark.parametrize("section", ["TEST.BEST_CHECKPOINT", "SOLVER.EARLY_STOPPING"])

@@ -254,7 +254,7 @@ class TestBadInput:
             correlation_loss(torch.rand(3), torch.rand(3), "kendall")
         for strength in (0, -1.0, math.nan):
             for n in (0, 1, 3):
-                with pytest.raises(ValueError, match="strength must be positive"):
+                with pytest.raises(ValueError, match="strength must be .*> 0"):
                     spearman_correlation(torch.rand(n), torch.rand(n), strength=strength)
 
 
@@ -262,7 +262,7 @@ def test_options_are_checked_whatever_the_coefficient():
     scores, ious = torch.rand(3), torch.rand(3)
     for coefficient in COEFFICIENTS:
         for strength in (0, -3, math.nan, math.inf, "abc"):
-            with pytest.raises(ValueError, match=f"strength must be positive.* got {strength!r}"):
+            with pytest.raises(ValueError, match=f"strength must be .*> 0.* got {strength!r}"):
                 correlation_loss(scores, ious, coefficient, strength=strength)
     with pytest.raises(
         ValueError, match="coefficient: unknown name 'spaerman'; did you mean 'spearman'"

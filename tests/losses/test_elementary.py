@@ -77,5 +77,5 @@ def test_bad_input():
         sigmoid_focal_loss(torch.rand(3), torch.rand(4))
     with pytest.raises(ValueError, match=r"got \(3,\) and \(4,\)"):
         smooth_l1_loss(torch.rand(3), torch.rand(4))
-    with pytest.raises(ValueError, match="beta must be finite and not negative, got -1"):
+    with pytest.raises(ValueError, match="beta must be >= 0, got -1"):
         smooth_l1_loss(torch.rand(3), torch.rand(3), beta=-1)

@@ -123,6 +123,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(directory / f"rank{rank}.pth") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", POSITIVES)
 def test_two_processes_are_one_with_the_whole_batch(two_processes, case):
     for name, memory in product(CASES, (0, 2)):
@@ -249,7 +250,7 @@ def test_remember_keeps_no_graph():
 
 def test_options_are_checked():
     for memory in (-1, 1.5, True):
-        with pytest.raises(ValueError, match=f"^ap.memory must be >= 0, got {memory}"):
+        with pytest.raises(ValueError, match=f"^ap.memory must be .*>= 0, got {memory}"):
             build("ap", memory=memory)
     with pytest.raises(ValueError, match="^correlation.global_batch must be True or False, got 1"):
         build("spearman", global_batch=1)
@@ -274,9 +275,9 @@ class TestWeight:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({"value": -1.0}, "weight must be finite and not negative, got -1.0"),
+            ({"value": -1.0}, "weight must be >= 0, got -1.0"),
             ({"warmup_iters": -1}, "warmup_iters must be >= 0, got -1"),
-            ({"warmup_iters": 2.5}, "warmup_iters must be >= 0, got 2.5"),
+            ({"warmup_iters": 2.5}, "warmup_iters must be a whole number >= 0, got 2.5"),
             ({"schedule": ((0, 1.0), (0, 2.0))}, r"iterations ascending,.* got \(\(0, 1.0\), "),
             ({"schedule": (0, 1.0)}, r"must be pairs of an iteration and a factor.*got \(0, 1.0\)"),
             ({"schedule": ((0, -1.0),)}, r"got \(\(0, -1.0\),\)"),

@@ -35,6 +35,7 @@ from tests.helpers.detectors import (
 every_detector = pytest.mark.parametrize("name", ONE_PRIOR)
 
 
+@pytest.mark.slow
 class TestTraining:
     @every_detector
     def test_every_kind_of_loss(self, name):
@@ -539,16 +540,16 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "name, key, value, message",
         [
-            ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, "finite and not negative, got -1.0"),
+            ("atss_baseline", "DENSE.QUALITY_WEIGHT", -1.0, ">= 0, got -1.0"),
             ("atss_baseline", "DENSE.NUM_CONVS", 0, ">= 1, got 0"),
             ("atss_baseline", "DENSE.NMS_THRESH_TEST", 1.5, r"in \[0, 1\], got 1.5"),
             ("atss_baseline", "DENSE.TOPK_CANDIDATES_TEST", 0, ">= 1, got 0"),
-            ("atss_baseline", "DENSE.ANCHOR_SCALE", 0.0, "positive and finite, got 0.0"),
+            ("atss_baseline", "DENSE.ANCHOR_SCALE", 0.0, "> 0, got 0.0"),
             (
                 "paa_baseline",
                 "DENSE.BBOX_REG_WEIGHTS",
                 (1.0, 1.0),
-                "4 numbers, each positive",
+                "a list of 4 numbers, each",
             ),
             ("atss_baseline", "ATSS.TOPK", 0, ">= 1, got 0"),
             ("paa_baseline", "PAA.TOPK", 0, ">= 1, got 0"),
@@ -557,16 +558,16 @@ class TestRefusals:
                 "paa_baseline",
                 "PAA.COST_LOCALIZATION_WEIGHT",
                 -0.5,
-                ".* not negative, got -0.5",
+                ">= 0, got -0.5",
             ),
-            ("fcos_baseline", "FCOS.REGRESSION_RANGE", 0.0, "positive and finite, got 0.0"),
+            ("fcos_baseline", "FCOS.REGRESSION_RANGE", 0.0, "> 0, got 0.0"),
             (
                 "fcos_baseline",
                 "FCOS.CENTER_SAMPLING_RADIUS",
                 -1.5,
-                ".* not negative, got -1.5",
+                ">= 0, got -1.5",
             ),
-            ("foveabox_baseline", "FOVEABOX.BASE_SCALE", 0.0, "positive and finite, got 0.0"),
+            ("foveabox_baseline", "FOVEABOX.BASE_SCALE", 0.0, "> 0, got 0.0"),
             ("foveabox_baseline", "FOVEABOX.ETA", 0.5, ">= 1, got 0.5"),
             ("foveabox_baseline", "FOVEABOX.SIGMA", 1.5, r"in \(0, 1\], got 1.5"),
         ],

@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
-from corrdet.config import SECTIONS
+from corrdet.config_keys import SECTIONS
 from corrdet.engine import ConfigError, load_config
 from corrdet.losses import Criterion
 from corrdet.matching import atss_matching

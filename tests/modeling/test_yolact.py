@@ -798,7 +798,7 @@ class TestRefusals:
             (("MODEL.YOLACT.FAST_NMS_TOPK", 0), "YOLACT.FAST_NMS_TOPK must be >= 1, got 0"),
             (
                 ("MODEL.YOLACT.MASK_WEIGHT", -1.0),
-                "MASK_WEIGHT must be finite and not negative, got -1.0",
+                "MASK_WEIGHT must be >= 0, got -1.0",
             ),
             (
                 ("MODEL.YOLACT.IOU_THRESHOLDS", (0.5, 0.4)),

@@ -9,7 +9,7 @@ from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
-from corrdet.config import check_keys, declare
+from corrdet.config_keys import check_keys, declare
 from corrdet.errors import ConfigError
 from corrdet.options import Key, at_least, default_of
 

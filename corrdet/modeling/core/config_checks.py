@@ -6,7 +6,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone
 
-from corrdet.config import add_corrdet_config
+from corrdet.config_keys import add_declared_keys
 from corrdet.errors import ConfigError
 from corrdet.names import config_value, unknown_name
 from corrdet.options import Range, is_number, one_of
@@ -20,7 +20,7 @@ BELOW_ONE = Range("in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
 def default_config() -> CfgNode:
     """Detectron2's and corrdet's keys, as they are where nobody has set them."""
     cfg = get_cfg()
-    add_corrdet_config(cfg)
+    add_declared_keys(cfg)
     return cfg
 
 

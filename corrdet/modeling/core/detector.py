@@ -5,7 +5,7 @@ from typing import ClassVar
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
-from corrdet.config import check_keys
+from corrdet.config_keys import check_keys
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, build_criterion
 
@@ -132,6 +132,11 @@ def check_detector(cfg: CfgNode) -> None:
             raise
         except ValueError as error:  # of corrdet.losses
             raise ConfigError(str(error)) from error
+    if cfg.MODEL.KEYPOINT_ON and is_ours and not issubclass(architecture, GeneralizedRCNN):
+        raise ConfigError(
+            "MODEL.KEYPOINT_ON is True, but nothing reads it: keypoints are for R-CNN, and "
+            f"MODEL.META_ARCHITECTURE is {name!r}"
+        )
     read = architecture.criterion_keys(cfg) if is_ours else ()
     for key in _CRITERIA:
         if key not in read:
@@ -150,6 +155,10 @@ def _check_test_time_augmentation(cfg: CfgNode) -> None:
         raise ConfigError(
             "TEST.AUG.ENABLED is for corrdet's dense detectors without masks and for R-CNN, but "
             f"MODEL.META_ARCHITECTURE is {name!r}"
+        )
+    if cfg.MODEL.KEYPOINT_ON:
+        raise ConfigError(
+            "TEST.AUG.ENABLED cannot merge keypoints: expected False with MODEL.KEYPOINT_ON True"
         )
     sizes = cfg.TEST.AUG.MIN_SIZES
     if not sizes or min(sizes) < 1:

@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.matching import fcos_matching
 from corrdet.options import NOT_NEGATIVE, POSITIVE, Key, one_of
 

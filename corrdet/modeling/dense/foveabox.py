@@ -5,7 +5,7 @@ from typing import Any
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.matching import foveabox_matching
 from corrdet.options import POSITIVE, Key, Range, default_of, is_number
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.layers import batched_nms
@@ -59,6 +59,24 @@ class Inference:
     topk_per_level: bool = True
     nms: Callable[[Tensor, Tensor, Tensor, float], Tensor] = batched_nms
     vote: bool = False
+
+    @classmethod
+    def from_config(cls, cfg, node, **options: Any) -> "Inference":
+        """As the config has it.
+
+        Args:
+            cfg: has ``TEST.DETECTIONS_PER_IMAGE``.
+            node: the detector's, with the keys ``SCORE_THRESH_TEST``, ``TOPK_CANDIDATES_TEST`` and
+                ``NMS_THRESH_TEST``, which Detectron2's RetinaNet has as well.
+            options: attributes that no key says.
+        """
+        return cls(
+            score_threshold=node.SCORE_THRESH_TEST,
+            topk=node.TOPK_CANDIDATES_TEST,
+            nms_threshold=node.NMS_THRESH_TEST,
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            **options,
+        )
 
     def candidates(
         self,

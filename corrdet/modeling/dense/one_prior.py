@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.options import (
     NOT_NEGATIVE,
@@ -133,12 +133,7 @@ class OnePriorDetector(DenseDetector):
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": BatchPositives(),
-            "inference": Inference(
-                node.SCORE_THRESH_TEST,
-                node.TOPK_CANDIDATES_TEST,
-                node.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
-            ),
+            "inference": Inference.from_config(cfg, node),
             "branch": QualityBranch(node.QUALITY, node.QUALITY_WEIGHT) if node.QUALITY else None,
             "image_bounds": cfg.TEST.IMAGE_BOUNDS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

@@ -9,7 +9,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
 from torch import Tensor
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.losses import giou_loss, sigmoid_focal_loss
 from corrdet.matching import labels_and_boxes, paa_candidates, paa_matching, paa_star_costs
 from corrdet.ops import elementwise_iou
@@ -41,8 +41,8 @@ declare(
     NORMALIZE=Key(
         default_of(paa_star_costs, "normalize"),
         BOOL,
-        "with COST 'scores': scores and IoUs of a ground truth are mapped to 0..1; without, the APE "
-        "paper (Table 6) has 40.5 AP, where it has 41.1",
+        "with COST 'scores': scores and IoUs of a ground truth are mapped to 0..1; without, the "
+        "APE paper (Table 6) has 40.5 AP, where it has 41.1",
     ),
     COST_LOCALIZATION_WEIGHT=Key(
         1.3,

@@ -61,12 +61,7 @@ class CorrdetRetinaNet(DenseDetector):
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": RunningPositives(),
-            "inference": Inference(
-                node.SCORE_THRESH_TEST,
-                node.TOPK_CANDIDATES_TEST,
-                node.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
-            ),
+            "inference": Inference.from_config(cfg, node),
             "image_bounds": cfg.TEST.IMAGE_BOUNDS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

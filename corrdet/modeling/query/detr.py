@@ -15,7 +15,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import MatchedPredictions
 from corrdet.matching import hungarian_matching
@@ -24,6 +24,7 @@ from corrdet.options import NOT_NEGATIVE, Key, at_least
 from ..core.activation import class_scores
 from ..core.detector import Detector
 from ..core.training import add_positives, batch_images, gather_boxes, ground_truth, image_extents
+from .costs import matching_costs
 
 # Defaults are as published.
 declare(
@@ -249,11 +250,7 @@ class CorrdetDETR(Detector, nn.Module):
             "channels": node.HIDDEN_DIM,
             "num_classes": node.NUM_CLASSES,
             "num_queries": node.NUM_QUERIES,
-            "matching_costs": {
-                "classification_weight": node.CLASS_COST,
-                "l1_weight": node.L1_COST,
-                "giou_weight": node.GIOU_COST,
-            },
+            "matching_costs": matching_costs(node),
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, MatchedPredictions, smooth_l1_loss
 from corrdet.matching import hungarian_matching
@@ -36,6 +36,7 @@ from ..core.training import (
     log_agreement,
     mean_over_processes,
 )
+from .costs import matching_costs
 
 # The largest coordinate that a stage is given, in pixels: see CorrdetSparseRCNN.refine.
 _FAR = 1e5
@@ -302,11 +303,7 @@ class CorrdetSparseRCNN(Detector, nn.Module):
             "num_proposals": node.NUM_PROPOSALS,
             "channels": node.HIDDEN_DIM,
             "l1_weight": node.L1_WEIGHT,
-            "matching_costs": {
-                "classification_weight": node.CLASS_COST,
-                "l1_weight": node.L1_COST,
-                "giou_weight": node.GIOU_COST,
-            },
+            "matching_costs": matching_costs(node),
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

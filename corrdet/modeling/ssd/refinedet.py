@@ -9,7 +9,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
 from corrdet.matching import refinedet_matching, ssd_matching

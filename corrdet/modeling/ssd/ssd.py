@@ -10,7 +10,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses.matched_predictions import ACTIVATIONS
 from corrdet.matching import ssd_matching
@@ -169,12 +169,7 @@ class SSDFamily(DenseDetector):
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": BatchPositives(),
-            "inference": Inference(
-                node.SCORE_THRESH_TEST,
-                node.TOPK_CANDIDATES_TEST,
-                node.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
-            ),
+            "inference": Inference.from_config(cfg, node),
             "activation": node.ACTIVATION,
             "image_bounds": cfg.TEST.IMAGE_BOUNDS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
 from corrdet.matching import ssd_matching
@@ -156,11 +156,9 @@ class CorrdetYOLACT(DenseDetector):
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": BatchPositives(),
-            "inference": Inference(
-                node.SCORE_THRESH_TEST,
-                node.TOPK_CANDIDATES_TEST,
-                node.NMS_THRESH_TEST,
-                cfg.TEST.DETECTIONS_PER_IMAGE,
+            "inference": Inference.from_config(
+                cfg,
+                node,
                 topk_per_level=False,
                 nms=partial(fast_nms, topk=node.FAST_NMS_TOPK) if is_fast else batched_nms,
             ),

@@ -1,0 +1,187 @@
+"""The names in a file of weights, and those of the model that they are for."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .weights import WEIGHTS_KEYS, CheckpointError
+
+# Weights of a part of a model, such as a backbone's, are at least this share of the model's
+# tensors, or of the file's. What is less has met by chance.
+LEAST_SHARE = 0.1
+# What says nothing of whether weights are for a model: constants, and counters of batches.
+_INCIDENTAL = re.compile(r"(.+\.)?(pixel_mean|pixel_std|num_batches_tracked)")
+# How names of others begin, and what is to be done about it.
+_OTHERS = (
+    (
+        r"backbone\.layer[1-4]\.|bbox_head\.|rpn_head\.",
+        "they have mmdetection's names, and its heads are not those of Detectron2: "
+        "tools/convert_backbone.py takes the backbone, if it is a ResNet",
+    ),
+    (
+        r"layer[1-4]\.\d+\.",
+        "they have the names of torchvision's and timm's ResNets: tools/convert_backbone.py "
+        "converts them, and says which INPUT.FORMAT and MODEL.PIXEL_MEAN they need",
+    ),
+    (r"backbone\.0\.body\.", "they are the original DETR's: tools/convert_detr.py converts them"),
+    (
+        r"head\.head_series\.",
+        "they are the original Sparse R-CNN's: tools/convert_sparse_rcnn.py converts them",
+    ),
+)
+
+
+def weights_in(data: Mapping[str, Any], path: str) -> tuple[dict[str, Any], str | None]:
+    """The weights in what a file holds.
+
+    Args:
+        data: the file's content.
+        path: of the file, for messages.
+
+    Returns:
+        weights by name, and the key that they stand under, None where they are the whole content.
+
+    Raises:
+        CheckpointError: there are none, or one of them is no tensor.
+    """
+    key = next((k for k in WEIGHTS_KEYS if isinstance(data.get(k), Mapping)), None)
+    weights = dict(data if key is None else data[key])
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray | np.generic):
+            keys = ", ".join(map(str, list(data)[:6])) + (", ..." if len(data) > 6 else "")
+            raise CheckpointError(
+                f"{path}: {'' if key is None else key + ': '}{name!r} is a {type(value).__name__}, "
+                f"expected weights by name, in the whole file or under {', '.join(WEIGHTS_KEYS)}; "
+                f"it has the keys {keys}"
+            )
+    if not weights:
+        raise CheckpointError(f"{path} has no weights{'' if key is None else f' under {key!r}'}")
+    return weights, key
+
+
+def without_prefix(
+    weights: Mapping[str, Any], own: Collection[str], path: str
+) -> tuple[dict[str, Any], str]:
+    """Weights without what wrappers put before the names, such as ``module.`` and ``model.``.
+
+    Args:
+        weights: by name.
+        own: names of the model.
+        path: of the file, for messages.
+
+    Returns:
+        the weights, and what was left out of the names: the prefix with which most of them are the
+        model's, if these are at least half of its or of the file's. What has another stays.
+
+    Raises:
+        CheckpointError: two prefixes do as well, such as those of a model and its average.
+    """
+    counts = Counter({"": 0})
+    for name in weights:
+        ends = [0, *(i + 1 for i, letter in enumerate(name) if letter == ".")]
+        counts.update(name[:end] for end in ends if name[end:] in own)
+    (prefix, count), *others = counts.most_common()
+    if count == counts[""] or 2 * count < min(len(own), len(weights)):
+        return dict(weights), ""
+    if others and others[0][1] == count:
+        raise CheckpointError(
+            f"{path} has the model's {count} names twice, behind {prefix!r} and {others[0][0]!r}: "
+            "make a file of those that are wanted"
+        )
+    stripped = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+    rest = {n: value for n, value in weights.items() if not n.startswith(prefix)}
+    return {**rest, **stripped}, prefix
+
+
+def check_enough(loaded: Iterable[str], theirs: Collection[str], own: Collection[str], path: str):
+    """
+    Args:
+        loaded: names of the model's tensors that come from the file.
+        theirs: names in the file.
+        own: all names of the model.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: none or hardly any of the names are the model's: the training would start
+            at random weights.
+    """
+    loaded, theirs, own = (
+        sorted(name for name in names if not _INCIDENTAL.fullmatch(name))
+        for names in (loaded, theirs, own)
+    )
+    if not own or (loaded and len(loaded) >= LEAST_SHARE * min(len(theirs), len(own))):
+        return
+    found = "none" if not loaded else f"only {len(loaded)}"
+    raise CheckpointError(
+        f"{found} of the {len(theirs)} tensors in {path} has a name and shape of the model's "
+        f"{len(own)}: there {_examples(theirs)}; here {_examples(own)}{_nearest(theirs, own)}. "
+        f'{_advice(theirs, own, path)}. MODEL.WEIGHTS "" trains from scratch'
+    )
+
+
+def _examples(names: list[str]) -> str:
+    return ", ".join(names[:: max(len(names) // 3, 1)][:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _nearest(theirs: list[str], own: list[str]) -> str:
+    pairs = []
+    for name in theirs[:: max(len(theirs) // 20, 1)]:
+        near = get_close_matches(name, own, n=1, cutoff=0.7)
+        if near and name not in own:
+            pairs.append(f"{name} there is like {near[0]} here")
+    return "".join(f"; {pair}" for pair in pairs[:2])
+
+
+def _advice(theirs: list[str], own: list[str], path: str) -> str:
+    known = {name[i + 1 :] for name in own for i, letter in enumerate(name) if letter == "."}
+    known.update(own)
+    by_end = sum(name in known for name in theirs)
+    if by_end >= LEAST_SHARE * min(len(theirs), len(own)) and not set(theirs) & set(own):
+        return (
+            f"{by_end} are ends of the model's names: MODEL.WEIGHTS "
+            f"{path}?matching_heuristics=True matches them"
+        )
+    for pattern, advice in _OTHERS:
+        if any(re.match(pattern, name) for name in theirs):
+            return advice[0].upper() + advice[1:]
+    return "If they are for this model, rename them; a prefix of all is left out by itself"
+
+
+def summary(
+    loaded: Collection[str],
+    new: Collection[str],
+    left_over: Collection[str],
+    shapes: Collection[tuple[str, tuple, tuple]],
+) -> str:
+    """In a line, what was loaded and what was not.
+
+    Args:
+        loaded, new: names of the model.
+        left_over: names of the file.
+        shapes: name, shape in the file, shape in the model.
+    """
+    total = len(loaded) + len(new) + len(shapes)
+    parts = [f"{len(loaded)} of the model's {total} tensors are from there"]
+    if shapes:
+        listed = [f"{name} {tuple(a)} there, {tuple(b)} here" for name, a, b in shapes]
+        more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
+        parts.append(f"{len(shapes)} have another shape ({'; '.join(listed[:4])}{more})")
+    if new:
+        parts.append(f"{len(new)} are new ({_groups(new)})")
+    if left_over:
+        parts.append(f"{len(left_over)} of the file are left over ({_groups(left_over)})")
+    return "; ".join(parts)
+
+
+def _groups(names: Collection[str], most: int = 5) -> str:
+    """``head.cls_subnet 8, head.bbox_pred 2, ...``."""
+    counts = Counter(".".join(name.split(".")[:2]) for name in names)
+    if len(counts) > most:
+        counts = Counter(name.split(".")[0] for name in names)
+    listed = [f"{group} {count}" for group, count in counts.most_common(most)]
+    return ", ".join([*listed, "..."] if len(counts) > most else listed)
