@@ -1,7 +1,9 @@
 """Operators with compiled kernels for CPU and CUDA: box IoUs, soft ranks and pairwise errors.
 
-Each is checked, differentiable, and works with :func:`torch.compile`; :mod:`corrdet.ops.reference`
-has the same functions in plain PyTorch. They are the modules of :mod:`corrdet.ops.kernels`.
+Each is checked, differentiable, and works with :func:`torch.compile` and, outside of it, with the
+transforms of ``torch.func``; a derivative that there is not (of a ranking loss in forward mode, or
+the second) is a NotImplementedError. :mod:`corrdet.ops.reference` has the same functions in plain
+PyTorch. They are the modules of :mod:`corrdet.ops.kernels`.
 """
 
 from collections.abc import Callable
