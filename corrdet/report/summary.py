@@ -86,8 +86,9 @@ SUMMARY = (
 
 
 NOT_MEASURES = {
-    "name", "iou_type", "lrp_thresholds", "per_class", "bootstrap", "differences", "others", "notes",
-}  # fmt: skip
+    *("name", "iou_type", "lrp_thresholds", "per_class"),
+    *("bootstrap", "differences", "others", "notes"),
+}
 
 
 def chapter(entries: Sequence[Mapping], notes: Sequence[str]) -> str:

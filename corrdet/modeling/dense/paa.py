@@ -41,8 +41,8 @@ declare(
     NORMALIZE=Key(
         default_of(paa_star_costs, "normalize"),
         BOOL,
-        "with COST 'scores': scores and IoUs of a ground truth are mapped to 0..1; without, the APE "
-        "paper (Table 6) has 40.5 AP, where it has 41.1",
+        "with COST 'scores': scores and IoUs of a ground truth are mapped to 0..1; without, the "
+        "APE paper (Table 6) has 40.5 AP, where it has 41.1",
     ),
     COST_LOCALIZATION_WEIGHT=Key(
         1.3,
