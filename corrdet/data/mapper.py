@@ -156,6 +156,8 @@ class CorrdetDatasetMapper(DatasetMapper):
         transforms = self.augmentations(augmented)
         image, sem_seg = augmented.image, augmented.sem_seg
         image_shape = image.shape[:2]
+        if image.dtype == np.float64:  # as Detectron2 gives YUV-BT.601, which no model takes
+            image = image.astype(np.float32)
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))

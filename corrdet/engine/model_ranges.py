@@ -172,14 +172,10 @@ def check_network(cfg: CfgNode) -> None:
     name = cfg.MODEL.BACKBONE.NAME
     if name in _DETECTRON2S or name.startswith("build_") and "resnet10_" in name:
         check_each(cfg, _RESNETS)
+        _check_groups(cfg)
         has_pyramid = name.endswith("_fpn_backbone")
         if has_pyramid:
             check_each(cfg, _PYRAMID)
-            if cfg.MODEL.FPN.NORM == "GN" and cfg.MODEL.FPN.OUT_CHANNELS % 32:
-                raise ConfigError(
-                    "MODEL.FPN.OUT_CHANNELS must be a multiple of 32, as MODEL.FPN.NORM is 'GN', "
-                    f"got {cfg.MODEL.FPN.OUT_CHANNELS}"
-                )
             key, stages = "MODEL.FPN.IN_FEATURES", _STAGES
             if name in _DETECTRON2S:
                 _check_features(cfg, "MODEL.RESNETS.OUT_FEATURES", ("stem", *_STAGES))
@@ -247,6 +243,19 @@ def _check_rcnn(cfg: CfgNode) -> None:
         name = config_value(cfg, key)
         if name not in registry and name != "PrecomputedProposals":
             raise ConfigError(f"{key}: " + unknown_name("name", name, dict(iter(registry))))
+
+
+def _check_groups(cfg: CfgNode) -> None:
+    """Whether GroupNorm can divide the channels into its 32 groups."""
+    resnets = "MODEL.RESNETS.STEM_OUT_CHANNELS", "MODEL.RESNETS.RES2_OUT_CHANNELS"
+    for norm, keys in (
+        ("MODEL.FPN.NORM", ("MODEL.FPN.OUT_CHANNELS",)),
+        ("MODEL.RESNETS.NORM", resnets),
+    ):
+        for key in keys if config_value(cfg, norm) == "GN" else ():
+            value = config_value(cfg, key)
+            if value % 32:
+                raise ConfigError(f"{key} must be a multiple of 32, as {norm} is 'GN', got {value}")
 
 
 def _check_features(cfg: CfgNode, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
