@@ -14,11 +14,11 @@ class CorrdetError(Exception):
 
     def __init__(self, *args):
         if len(args) == 1 and isinstance(args[0], str):
-            args = (_original_message(type(self), args[0]),)
+            args = (original_message(type(self), args[0]),)
         super().__init__(*args)
 
 
-def _original_message(error: type, message: str) -> str:
+def original_message(error: type, message: str) -> str:
     """The message that an error had in a loader's process.
 
     PyTorch raises it again in the training process: the same type, with the whole traceback of the

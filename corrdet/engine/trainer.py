@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicWriter
 from detectron2.evaluation import PascalVOCDetectionEvaluator
@@ -22,7 +23,9 @@ from corrdet.data import (
     ResumableLoader,
     build_train_loader,
 )
+from corrdet.data.image_checks import ImageSizeError
 from corrdet.data.workers import PreparingWorkers, worker_failure
+from corrdet.errors import CorrdetError, original_message
 from corrdet.modeling import build_test_time_augmentation, load_old_state
 
 from .averaging import AverageWeights
@@ -329,6 +332,15 @@ class CorrdetTrainer(DefaultTrainer):
             if (failure := worker_failure(error)) is not None:
                 raise failure from error
             raise
+        except SizeMismatchError as error:
+            if isinstance(error, CorrdetError):
+                raise
+            # Of Detectron2's mapper in a loader of the user's, which the checks do not see.
+            raise ImageSizeError(
+                f"{original_message(SizeMismatchError, str(error))} Detectron2's DatasetMapper "
+                "turns every image by its EXIF tag; corrdet.data.CorrdetDatasetMapper, which takes "
+                "the same arguments, where the stated size is the turned one"
+            ) from error
 
     # ---- Resuming.
 

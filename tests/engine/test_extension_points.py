@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.samplers import TrainingSampler
@@ -20,6 +25,7 @@ from detectron2.utils import comm
 
 from corrdet.data import ResumableLoader
 from corrdet.data import build_train_loader as build_resumable_loader
+from corrdet.data.image_checks import ImageSizeError
 from corrdet.engine import CorrdetTrainer, DivergedError
 
 pytestmark = pytest.mark.slow
@@ -91,6 +97,21 @@ class TestTrainLoader:
         cfg.SOLVER.MAX_ITER = 6
         resumed = train(kind(cfg), resume=True)
         assert resumed.start_iter == 4 and resumed.iter == 6
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_an_image_of_another_size_than_stated_is_named(self, cfg, workers):
+        class Trainer(CorrdetTrainer):
+            @classmethod
+            def build_train_loader(cls, cfg):
+                records = [dict(record) for record in DatasetCatalog.get(cfg.DATASETS.TRAIN[0])]
+                for record in records:
+                    record["height"] += 1
+                return build_detection_train_loader(
+                    records, mapper=DatasetMapper(cfg), total_batch_size=2, num_workers=workers
+                )
+
+        with pytest.raises(ImageSizeError, match="^Mismatched image shape.*CorrdetDatasetMapper"):
+            train(Trainer(cfg))
 
     @pytest.mark.parametrize("kind", [MapperTrainer, SamplerTrainer])
     def test_a_loss_that_is_not_finite_is_reported_with_the_images(self, cfg, kind):
