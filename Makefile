@@ -5,11 +5,13 @@
 #   DETECTRON2_SOURCE=URL      compile Detectron2 from this source (git+https://... or a path)
 #   CORRDET_CUDA=0             no CUDA kernels (setup.py tells the rest)
 #   DETECTORS=atss,fcos        what `make compare` trains
+#   FUZZ_SECONDS=120           how long `make fuzz` looks for faults
 
 PYTHON ?= python3
 VENV ?= .venv
 DETECTRON2_SOURCE ?=
 DETECTORS ?= retinanet
+FUZZ_SECONDS ?= 120
 
 # The pair that is tested. The package itself takes any newer torch.
 TORCH := torch==2.11.0 torchvision==0.26.0
@@ -23,7 +25,7 @@ CUDA_BUILT = $(BIN)/python -c 'import sys, torch, corrdet._C as c; sys.exit(not 
 # ninja, ruff and clang-format are called from the environment, activated or not.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo compare test fast lint types format docs-tables cuda-report sanitize benchmark clean
+.PHONY: help setup demo compare test fast lint types format docs-tables cuda-report sanitize fuzz benchmark clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +39,7 @@ help:
 	@echo 'make docs-tables  write the tables of the docs that are made from the code'
 	@echo 'make cuda-report  registers and spills of the CUDA kernels; fails on spills'
 	@echo 'make sanitize     tests of the operators, their CPU code built with GCC sanitizers'
+	@echo 'make fuzz         operators on made-up inputs, against brute force'
 	@echo 'make benchmark    time the operators, into docs/benchmarks.md (on an idle machine)'
 	@echo 'make clean        remove what was built, but not $(VENV)'
 
@@ -77,6 +80,9 @@ cuda-report: setup
 
 sanitize: setup
 	PYTHON=$(abspath $(BIN))/python tools/sanitize.sh
+
+fuzz: setup
+	$(BIN)/python -m tests.ops.fuzz --seconds $(FUZZ_SECONDS)
 
 benchmark: setup
 	$(BIN)/python -m benchmarks.kernels --device cpu --plots docs/figures \

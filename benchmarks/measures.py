@@ -55,20 +55,20 @@ def make_problem(
     area = boxes[:, 2] * boxes[:, 3] * rng.uniform(0.4, 1, ground_truths)
     is_crowd = rng.random(ground_truths) < 0.01
 
-    of_object = rng.integers(ground_truths, size=detections // 4)
-    shift = rng.gamma(1.5, 0.06, (len(of_object), 1)) * rng.normal(0, 1, (len(of_object), 4))
-    found = boxes[of_object] + shift * np.tile(boxes[of_object][:, 2:], 2)
+    true_index = rng.integers(ground_truths, size=detections // 4)
+    shift = rng.gamma(1.5, 0.06, (len(true_index), 1)) * rng.normal(0, 1, (len(true_index), 4))
+    found = boxes[true_index] + shift * np.tile(boxes[true_index][:, 2:], 2)
     found[:, 2:] = np.maximum(found[:, 2:], 1)
     quality = 1.5 - 8 * np.abs(shift).max(axis=1)
-    is_confused = rng.random(len(of_object)) < 0.1
+    is_confused = rng.random(len(true_index)) < 0.1
     found_category = np.where(
-        is_confused, rng.integers(categories, size=len(of_object)), category[of_object]
+        is_confused, rng.integers(categories, size=len(true_index)), category[true_index]
     )
-    others = detections - len(of_object)
+    others = detections - len(true_index)
     other_sides = np.exp(rng.normal(4.0, 0.8, (others, 2)))
     other_corners = rng.uniform(0, 1, (others, 2)) * [width, height]
-    dt_image = np.concatenate([image[of_object], np.arange(others) % images])
-    dt_category = np.concatenate([found_category, favourites[dt_image[len(of_object) :], 0]])
+    dt_image = np.concatenate([image[true_index], np.arange(others) % images])
+    dt_category = np.concatenate([found_category, favourites[dt_image[len(true_index) :], 0]])
     dt_boxes = np.vstack([found, np.hstack([other_corners, other_sides])]).round(2)
     logits = np.concatenate([quality, np.full(others, -3.0)]) + rng.normal(0, 1, detections)
     scores = (1 / (1 + np.exp(-logits))).round(5)

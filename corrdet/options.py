@@ -291,7 +291,8 @@ def declared_options(function: Callable[..., Any]) -> dict[str, Key]:
         if parameter.default is not inspect.Parameter.empty:
             problem = ranges[0].problem(parameter.default)
             if problem:
-                raise DeclarationError(f"the default of {name}{problem}")
+                called = getattr(function, "__qualname__", shown(function))
+                raise DeclarationError(f"{called}: the default of {name}{problem}")
     return options
 
 

@@ -130,20 +130,21 @@ def test_the_state_of_what_may_be_called_cannot_be_set():
         b"\x80\x04C\xff" + b"A" * 255 + b"\x940(" + b"c_codecs\nencode\nX\x00\x00\x00\x00\x86R" * 9,
     ],
 )
-def test_memory_is_bounded_by_the_file(code):
+def test_memory_is_bounded_by_the_file(code, tmp_path):
+    (tmp_path / "bomb.pkl").write_bytes(code)
     limited = (
-        "import io, resource, sys\n"
+        "import resource, sys\n"
         "from corrdet.arrays_only import read_array_pickle\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
         "try:\n"
-        "    read_array_pickle(io.BytesIO(sys.stdin.buffer.read()))\n"
+        "    read_array_pickle(open(sys.argv[1], 'rb'))\n"
         "except MemoryError:\n"
         "    raise\n"
         "except Exception as error:\n"
         "    print(type(error).__name__)\n"
     )
-    command = [sys.executable, "-c", limited]
-    done = subprocess.run(command, input=code, capture_output=True, timeout=60, env=one_thread())
+    command = [sys.executable, "-c", limited, str(tmp_path / "bomb.pkl")]
+    done = subprocess.run(command, capture_output=True, timeout=60, env=one_thread())
     assert done.returncode == 0, done.stderr.decode()
 
 

@@ -12,7 +12,6 @@ from .masks import MaskError, check_encodings, encode, for_masks
 from .messages import describe
 from .rules import (
     MAX_COORDINATE,
-    MAX_SIDE,
     CocoFileError,
     are_numbers,
     check_unique_ids,
@@ -22,6 +21,7 @@ from .rules import (
     is_side,
     is_text,
     lists_of,
+    side_words,
 )
 
 IOU_TYPES = ("bbox", "segm")
@@ -336,8 +336,8 @@ def _image_sizes(images: list[dict], source: str) -> np.ndarray:
         for key, side in zip(("width", "height"), size, strict=True):
             if side != 0 and not is_side(side):
                 raise CocoFileError(
-                    f"{source}: image {image['id']!r}: expected a whole number of pixels as {key}, "
-                    f"at most {MAX_SIDE}, got {describe(side)}"
+                    f"{source}: image {image['id']!r}: expected {side_words(key)}, got "
+                    f"{describe(side)}"
                 )
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 

@@ -42,9 +42,9 @@ def check_coco_file(file: CocoFile) -> None:
     if not categories:
         raise CocoFileError(f"{file.path} has no categories")
     problems = [
-        *_incomplete(categories, *NEEDED["categories"]),
-        *_incomplete(images, *NEEDED["images"]),
-        *_incomplete(annotations, *NEEDED["annotations"]),
+        *_incomplete(categories, "categories"),
+        *_incomplete(images, "images"),
+        *_incomplete(annotations, "annotations"),
     ]
     problems = problems or list(_unlike_ids(images, annotations))
     problems = problems or list(_bad_annotations(images, annotations, categories))
@@ -117,14 +117,15 @@ def has_plain_rows(file: CocoFile) -> bool:
     return not list(_unlike_ids(content["images"], content.get("annotations", [])))
 
 
-def _incomplete(rows: list, what: str, keys: dict) -> Iterator[str]:
+def _incomplete(rows: list, part: str) -> Iterator[str]:
+    what, keys = NEEDED[part]
     for index, row in enumerate(rows):
         missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-        named = isinstance(row, dict) and is_id(row.get("id"))
-        identity = f"{what} id {row['id']}" if named else f"{what} number {index}"
         if missing:
-            yield f"{identity}: has no {', '.join(missing)}"
+            identity = f"id {row['id']}" if "id" not in missing else f"number {index}"
+            yield f"{what} {identity}: has no {', '.join(missing)}"
             continue
+        identity = f"{what} id {row['id']}" if is_id(row["id"]) else f"{part}[{index}]"
         for key, (is_right, words) in keys.items():
             if not is_right(row[key]):
                 yield f"{identity}: expected {words} as {key}, got {describe(row[key])}"

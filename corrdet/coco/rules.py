@@ -100,6 +100,11 @@ def is_box(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
 
 
+def side_words(key: str) -> str:
+    """What :func:`is_side` expects as width or height."""
+    return f"a whole number of pixels as {key}, at most {MAX_SIDE}"
+
+
 def is_text(value: Any) -> bool:
     """Of a class or a file: a text that is not empty, of one line."""
     return isinstance(value, str) and bool(value.strip()) and not {*value} & {"\0", "\n", "\r"}

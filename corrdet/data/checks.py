@@ -208,7 +208,7 @@ def _format_box(box) -> str:
     try:
         return "(" + ", ".join(f"{float(number):g}" for number in box) + ")"
     except (TypeError, ValueError, OverflowError):
-        return short(box)
+        return "None" if box is None else short(box)
 
 
 def _boxes_are_shares(name: str, dataset_dicts: Sequence[dict]) -> bool:

@@ -35,6 +35,7 @@ from corrdet.coco.rules import (
     is_crowd_flag,
     is_side,
     lists_of,
+    side_words,
 )
 
 from .checks import SKIP_ANNOTATIONS_ADVICE
@@ -89,8 +90,8 @@ def load_coco(
         for key in ("width", "height"):
             if not is_side(image[key]):
                 raise CocoFileError(
-                    f"{file.path}: image id {image_id!r} ({image['file_name']}): expected a whole "
-                    f"number of pixels as {key}, got {describe(image[key])}"
+                    f"{file.path}: image id {image_id!r} ({image['file_name']}): expected "
+                    f"{side_words(key)}, got {describe(image[key])}"
                 )
         objects = [
             _object(file, annotation, keys, contiguous, masks) for annotation in by_image[image_id]

@@ -12,12 +12,15 @@ from tqdm import tqdm
 
 from corrdet.coco import AnnotationError
 from corrdet.coco.messages import MAX_LISTED, describe, listing
-from corrdet.coco.rules import is_side
+from corrdet.coco.rules import is_side, side_words
 from corrdet.errors import CorrdetError
 
 from .images import TURNED, UPRIGHT, Header, read_header, read_image
 
 logger = logging.getLogger(__name__)
+
+# In dataset dicts: :func:`.images.read_image` is needed, Detectron2 would read another image.
+OTHERWISE = "read_otherwise"
 
 SKIP_ADVICE = (
     "Replace the file, or leave out images that cannot be read with DATASETS.SKIP_UNREADABLE True."
@@ -73,7 +76,8 @@ def check_image_headers(
         shapes: (shortest edge, longest edge) of the resizings that they will go through.
 
     Returns:
-        The checked list; images without a stated size have that of their file.
+        The checked list; images without a stated size have that of their file, and those that are
+        read otherwise than by Detectron2 the key ``OTHERWISE``.
 
     Raises:
         ImageSizeError: an image has another size than stated, or is so long that no pixel of its
@@ -85,8 +89,8 @@ def check_image_headers(
         for key in ("width", "height"):
             if key in record and not is_side(record[key]):
                 raise AnnotationError(
-                    f"data set {name!r}: image {record.get('file_name')}: expected a whole number "
-                    f"of pixels as {key}, got {describe(record[key])}"
+                    f"data set {name!r}: image {record.get('file_name')}: expected "
+                    f"{side_words(key)}, got {describe(record[key])}"
                 )
     checked, problems, unreadable = [], [], []
     unturned, ambiguous, deep = [], [], []
@@ -108,6 +112,8 @@ def check_image_headers(
                 deep.append(file_name)
             if _stated_size(record) is None:
                 record = {**record, "width": width, "height": height}
+            if header.is_deep or header.is_stated_unturned(width, height):
+                record = {**record, OTHERWISE: True}
         checked.append(record)
     if unreadable and not skip:
         raise ImageReadError(

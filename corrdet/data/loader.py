@@ -31,7 +31,7 @@ from corrdet.names import unknown_name
 from corrdet.options import Key, Range, is_number
 
 from .dataset import training_dicts
-from .mapper import CorrdetDatasetMapper
+from .mapper import CorrdetDatasetMapper, check_mapper
 from .workers import prepare_worker
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
@@ -260,7 +260,8 @@ def build_train_loader(
 
     Raises:
         ConfigError: the batch cannot be divided among the processes, or the sampler is unknown.
-        EmptyDatasetError, AnnotationError, ImageReadError: see :func:`training_dicts`.
+        EmptyDatasetError, AnnotationError, ImageReadError: see :func:`training_dicts`; and
+            :func:`~.mapper.check_mapper`.
     """
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -272,6 +273,7 @@ def build_train_loader(
         )
     dicts = training_dicts(cfg) if dataset is None else dataset
     mapper = CorrdetDatasetMapper(cfg, is_train=True) if mapper is None else mapper
+    check_mapper(mapper, dicts)
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(record["width"] > record["height"]) for record in dicts]

@@ -1,6 +1,8 @@
 """Detectron2's dataset mapper, with errors that name the image, and empty images made trainable."""
 
 import copy
+import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from corrdet.options import SHARE, Key, at_least, numbers
 from .augmentation import check_input, fixed_size, ssd_augmentations
 from .checks import check_mask_format
 from .coco import classes_of
-from .image_checks import SKIP_ADVICE, ImageReadError, ImageSizeError, unreadable_reason
+from .image_checks import OTHERWISE, SKIP_ADVICE, ImageReadError, ImageSizeError, unreadable_reason
 from .images import read_image
 from .keypoints import flip_indices
 
@@ -154,6 +156,8 @@ class CorrdetDatasetMapper(DatasetMapper):
         transforms = self.augmentations(augmented)
         image, sem_seg = augmented.image, augmented.sem_seg
         image_shape = image.shape[:2]
+        if image.dtype == np.float64:  # as Detectron2 gives YUV-BT.601, which no model takes
+            image = image.astype(np.float32)
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
@@ -193,6 +197,33 @@ class CorrdetDatasetMapper(DatasetMapper):
                 torch.zeros((0, len(self.keypoint_hflip_indices), 3))
             )
         return instances
+
+
+def check_mapper(mapper: Callable, dicts: Sequence[dict]) -> None:
+    """Whether a mapper reads images as the checks of the data set have said.
+
+    A warning, where that is not known, as of functions of one's own.
+
+    Raises:
+        ImageReadError: it is Detectron2's, which takes images of 16 bits for white ones, and turns
+            by EXIF what is stated to be as it is stored.
+    """
+    files = [record["file_name"] for record in dicts if record.get(OTHERWISE)]
+    if not files or isinstance(mapper, CorrdetDatasetMapper):
+        return
+    found = (
+        f"{len(files)} image(s) have 16 or 32 bits a channel, or are not to be turned by EXIF, as "
+        f"the data set states the size of the stored pixels; the first is {files[0]}. "
+    )
+    if isinstance(mapper, DatasetMapper) and type(mapper).__call__ is DatasetMapper.__call__:
+        raise ImageReadError(
+            found + "Detectron2's DatasetMapper reads them wrongly: expected a "
+            "corrdet.data.CorrdetDatasetMapper, which takes the same arguments"
+        )
+    logging.getLogger(__name__).warning(
+        found + "A mapper of one's own reads them by corrdet.data.images.read_image(file_name, "
+        "format, (width, height))"
+    )
 
 
 class _GiveBoxes(T.Augmentation):

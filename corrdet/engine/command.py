@@ -15,6 +15,7 @@ from .configuration import import_modules, load_config
 from .faults import EXPLAINED, GRACE, FailedElsewhere, Watch, channel, failure_elsewhere, say
 from .launching import (
     Place,
+    check_counts,
     check_device,
     join_group,
     place_in_environment,
@@ -38,6 +39,7 @@ def run_command(main: Callable[[argparse.Namespace], object], args: argparse.Nam
             ``imports``, modules to import first.
     """
     with errors_in_one_line():
+        check_counts(args)
         place = place_in_environment(os.environ, args)
         if place is not None and place.world_size > 1:
             device = _device(args)

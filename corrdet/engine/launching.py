@@ -97,6 +97,17 @@ def place_in_environment(environment: Mapping[str, str], args: Any) -> Place | N
     return Place(rank, world_size, local_rank, machine, "env://")
 
 
+def check_counts(args: Any) -> None:
+    """
+    Raises:
+        ConfigError: numbers of processes or machines that there cannot be.
+    """
+    for name, least in (("num_gpus", 0), ("num_machines", 1)):
+        if getattr(args, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is {getattr(args, name)}, expected {least} or more")
+
+
 def _check_arguments(args: Any, world_size: int) -> None:
     asked = args.num_gpus * args.num_machines
     if asked not in (1, world_size):

@@ -61,8 +61,27 @@ def check_evaluation_name(cfg: CfgNode, key: str, metric: str) -> None:
     """
     if _TASKS.search(metric):
         names = evaluation_names(cfg)
+        # Before data sets are loaded their classes may not be known.
+        known = [MetadataCatalog.get(name).get("thing_classes") for name in cfg.DATASETS.TEST]
+        if None in known and re.search(r"/AP(50)?-", metric):
+            return
         if metric not in names:
-            raise ConfigError(f"{key} is " + unknown_name("metric", metric, names))
+            raise ConfigError(f"{key}: " + unknown_name("metric", metric, names))
+
+
+def check_expected_results(cfg: CfgNode) -> None:
+    """Before training: ``TEST.EXPECTED_RESULTS``, which Detectron2 compares after it.
+
+    Raises:
+        ConfigError: the evaluation of the test set does not measure one of them.
+    """
+    if len(cfg.DATASETS.TEST) == 1:  # of several it is open which one is meant
+        for task, metric, *_ in cfg.TEST.EXPECTED_RESULTS:
+            name = f"{task.removesuffix('_TTA')}/{metric}"
+            if not _TASKS.search(name):
+                tasks = {known.split("/")[0] for known in evaluation_names(cfg)}
+                raise ConfigError("TEST.EXPECTED_RESULTS: " + unknown_name("task", task, tasks))
+            check_evaluation_name(cfg, "TEST.EXPECTED_RESULTS", name)
 
 
 def check_logged_name(cfg: CfgNode, metric: str, logged: Iterable[str]) -> None:
@@ -82,6 +101,6 @@ def check_logged_name(cfg: CfgNode, metric: str, logged: Iterable[str]) -> None:
     names = evaluation_names(cfg) | set(logged) | (losses if cfg.TEST.EVAL_LOSS else set())
     if metric not in names:
         raise ConfigError(
-            "TEST.BEST_CHECKPOINT.METRIC or SOLVER.EARLY_STOPPING.METRIC is "
+            "TEST.BEST_CHECKPOINT.METRIC or SOLVER.EARLY_STOPPING.METRIC: "
             + unknown_name("metric", metric, names)
         )

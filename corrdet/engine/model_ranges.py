@@ -28,7 +28,6 @@ from corrdet.options import (
     Key,
     Range,
     at_least,
-    is_number,
     is_whole,
     numbers,
     one_of,
@@ -47,8 +46,8 @@ _PER_LEVEL = Range(
     lambda v: POSITIVES.holds(v) or list_of(POSITIVES, "", 1).holds(v),
 )
 _THRESHOLDS = Range(
-    "ascending numbers",
-    lambda v: isinstance(v, list | tuple) and all(map(is_number, v)) and list(v) == sorted(set(v)),
+    "ascending numbers, each positive",
+    lambda v: POSITIVES.holds(v) and list(v) == sorted(set(v)),
 )
 _LABELS = list_of(_one_number_of((-1, 0, 1)), "a list of 0, 1 and -1")
 _POOLER = one_of(("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"))
@@ -122,6 +121,11 @@ _RPN = {
     "POST_NMS_TOPK_TRAIN": at_least(1),
     "POST_NMS_TOPK_TEST": at_least(1),
     "NMS_THRESH": SHARE,
+    "CONV_DIMS": list_of(
+        Range("", lambda v: is_whole(v) and (v == -1 or v >= 1)),
+        "at least one number of channels, or -1 for those of the input",
+        1,
+    ),
 }
 _ROI_HEADS = {
     "NUM_CLASSES": at_least(1),
@@ -168,14 +172,10 @@ def check_network(cfg: CfgNode) -> None:
     name = cfg.MODEL.BACKBONE.NAME
     if name in _DETECTRON2S or name.startswith("build_") and "resnet10_" in name:
         check_each(cfg, _RESNETS)
+        _check_groups(cfg)
         has_pyramid = name.endswith("_fpn_backbone")
         if has_pyramid:
             check_each(cfg, _PYRAMID)
-            if cfg.MODEL.FPN.NORM == "GN" and cfg.MODEL.FPN.OUT_CHANNELS % 32:
-                raise ConfigError(
-                    "MODEL.FPN.OUT_CHANNELS must be a multiple of 32, as MODEL.FPN.NORM is 'GN', "
-                    f"got {cfg.MODEL.FPN.OUT_CHANNELS}"
-                )
             key, stages = "MODEL.FPN.IN_FEATURES", _STAGES
             if name in _DETECTRON2S:
                 _check_features(cfg, "MODEL.RESNETS.OUT_FEATURES", ("stem", *_STAGES))
@@ -227,6 +227,12 @@ def _check_rcnn(cfg: CfgNode) -> None:
         _check_section(cfg, "MODEL.ROI_HEADS", _ROI_HEADS)
         _check_section(cfg, "MODEL.ROI_BOX_HEAD", _BOX_HEAD)
         names["MODEL.ROI_BOX_HEAD.NAME"] = ROI_BOX_HEAD_REGISTRY
+        head = cfg.MODEL.ROI_BOX_HEAD
+        if head.NAME == "FastRCNNConvFCHead" and not head.NUM_FC + head.NUM_CONV:
+            raise ConfigError(
+                "MODEL.ROI_BOX_HEAD.NUM_FC must be >= 1 with NUM_CONV 0, got 0: the head needs a "
+                "layer"
+            )
         if cfg.MODEL.MASK_ON:
             _check_section(cfg, "MODEL.ROI_MASK_HEAD", _MASK_HEAD)
             names["MODEL.ROI_MASK_HEAD.NAME"] = ROI_MASK_HEAD_REGISTRY
@@ -237,6 +243,19 @@ def _check_rcnn(cfg: CfgNode) -> None:
         name = config_value(cfg, key)
         if name not in registry and name != "PrecomputedProposals":
             raise ConfigError(f"{key}: " + unknown_name("name", name, dict(iter(registry))))
+
+
+def _check_groups(cfg: CfgNode) -> None:
+    """Whether GroupNorm can divide the channels into its 32 groups."""
+    resnets = "MODEL.RESNETS.STEM_OUT_CHANNELS", "MODEL.RESNETS.RES2_OUT_CHANNELS"
+    for norm, keys in (
+        ("MODEL.FPN.NORM", ("MODEL.FPN.OUT_CHANNELS",)),
+        ("MODEL.RESNETS.NORM", resnets),
+    ):
+        for key in keys if config_value(cfg, norm) == "GN" else ():
+            value = config_value(cfg, key)
+            if value % 32:
+                raise ConfigError(f"{key} must be a multiple of 32, as {norm} is 'GN', got {value}")
 
 
 def _check_features(cfg: CfgNode, key: str, known: tuple[str, ...]) -> tuple[str, ...]:

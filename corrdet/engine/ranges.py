@@ -63,8 +63,8 @@ def _is_expected(entry) -> bool:
     )
 
 
-# Pillow's modes that it converts photographs to, and Detectron2's own.
-_FORMATS = ("BGR", "RGB", "YUV-BT.601", "L", "F", "I", "HSV", "YCbCr", "CMYK", "RGBA", "RGBX", "1")
+# Detectron2's own, and Pillow's that come as (H, W, C).
+_FORMATS = ("BGR", "RGB", "YUV-BT.601", "L", "HSV", "YCbCr", "CMYK", "RGBA", "RGBX")
 _RANGES = {
     "SOLVER.MAX_ITER": at_least(1),
     "SOLVER.IMS_PER_BATCH": at_least(1),

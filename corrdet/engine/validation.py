@@ -29,7 +29,12 @@ from corrdet.names import unknown_name
 from corrdet.options import BOOL, Key, Range, at_least, one_of
 
 from .checkpoint import SafeCheckpointer
-from .metric_names import check_evaluation_name, check_logged_name, has_own_evaluators
+from .metric_names import (
+    check_evaluation_name,
+    check_expected_results,
+    check_logged_name,
+    has_own_evaluators,
+)
 from .random_state import get_random_states, set_random_states
 
 _TEXT = Range("a text", lambda v: isinstance(v, str))
@@ -79,6 +84,8 @@ def check_metrics(cfg: CfgNode, trainer: type) -> None:
     Raises:
         ConfigError: a metric is watched that no evaluation will measure.
     """
+    if not has_own_evaluators(trainer):
+        check_expected_results(cfg)
     for section, node in zip(
         _WATCHING, (cfg.TEST.BEST_CHECKPOINT, cfg.SOLVER.EARLY_STOPPING), strict=True
     ):

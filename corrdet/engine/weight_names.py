@@ -59,6 +59,8 @@ def weights_in(data: Mapping[str, Any], path: str) -> tuple[dict[str, Any], str 
                 f"expected weights by name, in the whole file or under {', '.join(WEIGHTS_KEYS)}; "
                 f"it has the keys {keys}"
             )
+        if isinstance(value, np.generic):
+            weights[name] = np.asarray(value)
     if not weights:
         raise CheckpointError(f"{path} has no weights{'' if key is None else f' under {key!r}'}")
     return weights, key

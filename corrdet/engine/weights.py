@@ -62,7 +62,7 @@ def _missing(path: str) -> str:
     if os.path.isdir(path):
         files = sorted(f for f in os.listdir(path) if f.endswith((".pth", ".pkl", ".safetensors")))
         listed = ", ".join(files[:3])
-        more = f"; there are {listed} in it" if listed else ""
+        more = f"; in it: {listed}" if listed else ""
         return f"no weights at {path!r}, which is a folder; {expected}{more}"
     folder, name = os.path.split(path)
     if not os.path.isdir(folder or "."):

@@ -51,6 +51,7 @@ def alrp_loss(
 @CLASSIFICATION_LOSSES.register(
     "alrp",
     options_from=(alrp_loss, GLOBAL_BATCH_OPTIONS),
+    state_with="memory",
     activations=("sigmoid",),
     per_sample=False,
     needs_bounded=True,

@@ -48,6 +48,7 @@ def ap_loss(
 @CLASSIFICATION_LOSSES.register(
     "ap",
     options_from=(ap_loss, GLOBAL_BATCH_OPTIONS),
+    state_with="memory",
     activations=("sigmoid",),
     per_sample=False,
     definition="`1 - mean of the interpolated precision`, error-driven",

@@ -207,10 +207,9 @@ def _soft_ranks(x: Tensor, strength: float | None) -> Tensor:
         return soft_rank(x, strength=strength)
     # The rank of the scaled values at strength 1 is the rank of the values at strength `scale`.
     # The scale is a constant, and a tensor: no synchronization with the device.
-    with torch.no_grad():
-        constant = _is_constant(x)
-        spread = _centered_unit_scale(x, constant).square().mean().sqrt()
-        scale = math.sqrt(3) * spread * _largest_deviation(x, constant) / len(x)
+    values, constant = x.detach(), _is_constant(x)
+    spread = _centered_unit_scale(values, constant).square().mean().sqrt()
+    scale = math.sqrt(3) * spread * _largest_deviation(values, constant) / len(x)
     return soft_rank(x / scale)
 
 

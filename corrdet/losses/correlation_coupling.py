@@ -109,6 +109,7 @@ def _check_groups(*, over: str, global_batch: bool, memory: int, **_) -> None:
     "correlation",
     options_from=(correlation_loss, grouped_correlation_loss, GLOBAL_BATCH_OPTIONS),
     check=_check_groups,
+    state_with="memory",
     # lambda_corr; what won in the thesis for RetinaNet is Spearman with 0.1.
     weight=0.1,
     definition="`1 - rho(I, p)` over the positives of the batch, or of each image or level",

@@ -36,11 +36,16 @@ from torch import Tensor, nn
 from corrdet.names import unknown_name
 from corrdet.options import (
     NOT_NEGATIVE,
+    POSITIVE,
     Key,
     OptionError,
+    OptionTypeError,
+    at_least,
     check_options,
     declared_options,
     one_of,
+    plain,
+    shown,
 )
 
 from .global_batch import mean_over_processes
@@ -61,14 +66,22 @@ class BoundLoss:
     """A loss with its options, and what it keeps from step to step.
 
     Attributes:
+        name: that it is registered under.
         loss: from a registry.
         options: all of them.
         state: of a loss that has one.
     """
 
+    name: str
     loss: RegisteredLoss
     options: dict[str, Any]
     state: dict[str, Any]
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether there is something to keep, with these options."""
+        switch = self.loss.state_with
+        return self.loss.has_state and not (switch and not self.options[switch])
 
     def __call__(self, matched: MatchedPredictions, **losses: Any) -> Any:
         state = {"state": self.state} if self.loss.has_state else {}
@@ -117,9 +130,7 @@ class Criterion(nn.Module):
         self.localization_weight = localization_weight
         self.localization_weighted_by = localization_weighted_by
         for name, key in COMPOSITION_OPTIONS.items():
-            problem = key.range.problem(getattr(self, name))
-            if problem:
-                raise OptionError(name, problem)
+            key.range.check(name, getattr(self, name))
 
         losses = {
             classification: find_loss("classification", CLASSIFICATION_LOSSES, classification),
@@ -128,6 +139,10 @@ class Criterion(nn.Module):
         names = distinct_names(couplings)
         for name in names:
             losses[name] = find_loss("couplings", COUPLINGS, name)
+        if not isinstance(options, Mapping):
+            raise OptionTypeError(
+                "options", f': expected {{"<loss>": {{"<option>": value}}}}, got {shown(options)}'
+            )
         for name in options:
             if name not in losses:
                 raise OptionError("options", ": " + unknown_name("loss", name, losses))
@@ -162,7 +177,8 @@ class Criterion(nn.Module):
         """
         Args:
             matched: the batch.
-            normalizer: what sums over samples are divided by. None for the number of positives of
+            normalizer: what sums over samples are divided by, a positive number or a tensor of
+                shape (), of which the value is not looked at. None for the number of positives of
                 this batch, at least 1.
             iteration: of the training, from 0; needed where a weight has a warm-up or a schedule.
 
@@ -172,9 +188,10 @@ class Criterion(nn.Module):
             graph also where there is no positive.
 
         Raises:
-            ValueError: a weight changes over the iterations, and none is given; a loss that cannot
-                work with this head, or with a batch without deltas; or a loss of one's own that
-                returns something else than it should.
+            ValueError: a weight changes over the iterations, and none is given; a normalizer or an
+                iteration that is none; a loss that cannot work with this head, or with a batch
+                without deltas; or a loss of one's own that returns something else than it should.
+            TypeError: no MatchedPredictions.
         """
         return self.losses_and_factors(matched, normalizer, iteration)[0]
 
@@ -190,6 +207,7 @@ class Criterion(nn.Module):
             the losses; and by how much each coupling that changes them has multiplied those of the
             positives, (P,) without gradient, such as ``harmonic_localization``.
         """
+        _check_arguments(matched, normalizer, iteration)
         for name, bound in self._losses.items():
             if matched.activation not in bound.loss.activations:
                 raise ValueError(
@@ -353,7 +371,7 @@ class Criterion(nn.Module):
         States of other losses than these are left out.
         """
         for name, state in states.items():
-            if name in self._losses and self._losses[name].loss.has_state:
+            if name in self._losses and self._losses[name].keeps_state:
                 self._losses[name].state.update(state)
 
     def _save_to_state_dict(
@@ -371,7 +389,8 @@ class Criterion(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for loss, bound in self._losses.items():
-            if not bound.loss.has_state:
+            if not bound.keeps_state:
+                # Nor is what was kept while it was switched on carried on to the next checkpoint.
                 continue
             start = f"{prefix}state.{loss}."
             loaded: dict[str, Any] = {}
@@ -418,7 +437,7 @@ def distinct_names(couplings: Iterable[str]) -> list[str]:
         OptionError: no list of names, or one that is in it twice.
     """
     if isinstance(couplings, str) or not isinstance(couplings, Iterable):
-        raise OptionError("couplings", f" must be a list of names, got {couplings!r}")
+        raise OptionTypeError("couplings", f" must be a list of names, got {shown(couplings)}")
     names = list(couplings)
     if len({repr(name) for name in names}) != len(names):
         raise OptionError("couplings", f" names one twice: {names}")
@@ -427,22 +446,47 @@ def distinct_names(couplings: Iterable[str]) -> list[str]:
 
 def _bind(name: str, loss: RegisteredLoss, given: Mapping[str, Any]) -> BoundLoss:
     check_options(name, loss.options, given)
-    options = {**{option: key.default for option, key in loss.options.items()}, **given}
+    options = {option: key.default for option, key in loss.options.items()}
+    options |= {option: plain(value) for option, value in given.items()}
     if loss.check is not None:
         try:
             loss.check(**options)
         except ValueError as error:
             raise OptionError(name, f": {error}") from error
-    return BoundLoss(loss, options, {})
+    return BoundLoss(name, loss, options, {})
 
 
 def _weight(name: str, weight: float | Weight) -> Weight:
     if isinstance(weight, Weight):
         return weight
     try:
-        return Weight(weight)
+        return Weight(plain(weight))
     except OptionError as error:
-        raise OptionError(f"{name}.{error.name}", error.problem) from error
+        raise type(error)(f"{name}.{error.name}", error.problem) from error
+
+
+_ITERATION = at_least(0)
+
+
+def _check_arguments(matched: Any, normalizer: Any, iteration: Any) -> None:
+    """
+    Raises:
+        OptionError, TypeError: as :meth:`Criterion.forward`.
+    """
+    if not isinstance(matched, MatchedPredictions):
+        raise TypeError(f"expected MatchedPredictions, got {type(matched).__name__}")
+    if isinstance(normalizer, Tensor):
+        # The shape alone: to look at its value would wait for the device.
+        if normalizer.dim() != 0:
+            raise OptionError(
+                "normalizer",
+                f" must be a number or a tensor of shape (), got shape {tuple(normalizer.shape)}",
+            )
+    # What a detector gives is told apart here: a step is to be read in few files.
+    elif normalizer is not None and not (type(normalizer) in (int, float) and 0 < normalizer < 1e9):
+        POSITIVE.check("normalizer", normalizer)
+    if iteration is not None and not (type(iteration) is int and iteration >= 0):
+        _ITERATION.check("iteration", iteration)
 
 
 def _total(losses: Tensor, normalizer: float | Tensor) -> Tensor:
@@ -462,7 +506,7 @@ def _check_shape(what: str, bound: BoundLoss, value: Any, *shapes: tuple[int, ..
         return
     expected = " or ".join(f"a tensor of shape {shape}" for shape in shapes)
     got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    raise ValueError(f"the {what} {_function_name(bound)} must return {expected}, got {got}")
+    raise ValueError(f"the {what} {bound.name!r} must return {expected}, got {got}")
 
 
 def _two(what: str, bound: BoundLoss, value: Any) -> tuple[Tensor, Tensor]:
@@ -470,10 +514,6 @@ def _two(what: str, bound: BoundLoss, value: Any) -> tuple[Tensor, Tensor]:
     if isinstance(value, tuple) and len(value) == 2:
         return value
     raise ValueError(
-        f"the {what} {_function_name(bound)} must return (classification, localization), got "
+        f"the {what} {bound.name!r} must return (classification, localization), got "
         f"{type(value).__name__}"
     )
-
-
-def _function_name(bound: BoundLoss) -> str:
-    return repr(getattr(bound.loss.function, "__name__", str(bound.loss.function)))

@@ -38,7 +38,7 @@ def dr_loss(
 
     Returns:
         scalar, at least float32. Without positives P+ is 1, as in the authors' program, and without
-        negatives P- is 0.
+        negatives P- is 0. NaN, gradients too, for logits that are not finite.
 
     Raises:
         TypeError, ValueError: shapes that differ, or options that are not positive.
@@ -49,7 +49,9 @@ def dr_loss(
             "labels must have the shape of logits, "
             f"{tuple(logits.shape)}, got {tuple(labels.shape)}"
         )
-    scores = widened(logits).sigmoid()
+    scores = widened(torch.where(labels < 0, 0, logits))
+    # Of an infinite logit the sigmoid is finite; infinity - infinity is not.
+    scores = scores.sigmoid() + (scores.detach() - scores.detach())
 
     def expected(chosen: Tensor, temperature: float, otherwise: float) -> Tensor:
         # Masked instead of selected: a selection would wait for the device to count.

@@ -89,6 +89,7 @@ def remember(state: dict, key: str, now: Tensor, memory: int) -> Tensor:
     Returns:
         (N, ...) of the batches before this one, oldest first; on the device of ``now``.
     """
-    kept = [tensor.to(now.device) for tensor in state.get(key, [])]
+    # A checkpoint may hold more: of a training that remembered more.
+    kept = [tensor.to(now.device) for tensor in state.get(key, [])[-memory:]]
     state[key] = [*kept, now.detach()][-memory:]
     return torch.cat([now.detach()[:0], *kept])

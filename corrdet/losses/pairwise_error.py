@@ -67,6 +67,7 @@ def pairwise_error_loss(
 @CLASSIFICATION_LOSSES.register(
     "pairwise_error",
     options_from=(pairwise_error_loss, GLOBAL_BATCH_OPTIONS),
+    state_with="memory",
     activations=("sigmoid",),
     per_sample=False,
     definition="mean over positives of the sum over negatives of `distance(s_v - s_u)`, over a "
@@ -133,6 +134,7 @@ def _margin(lam: float) -> float:
 @CLASSIFICATION_LOSSES.register(
     "ape",
     options_from=(ape_loss, GLOBAL_BATCH_OPTIONS),
+    state_with="memory",
     activations=("sigmoid",),
     per_sample=False,
     definition="as `pairwise_error`, where positives of lower IoU are negatives too, weighted by "

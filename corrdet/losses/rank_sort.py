@@ -48,6 +48,7 @@ def rank_sort_loss(
 @CLASSIFICATION_LOSSES.register(
     "rank_sort",
     options_from=(rank_sort_loss, GLOBAL_BATCH_OPTIONS),
+    state_with="memory",
     activations=("sigmoid",),
     per_sample=False,
     definition="ranking error `FP / rank` + sorting error of `1 - I` among positives",

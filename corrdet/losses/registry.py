@@ -8,16 +8,20 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from corrdet.names import unknown_name
-from corrdet.options import ANY, NOT_NONE, Key, OptionError, Range, declared_options
+from corrdet.options import DeclarationError, Key, OptionError, OptionTypeError, shown
 
+from .declaration import (
+    GIVEN,
+    OptionSource,
+    check_arguments,
+    check_name,
+    check_properties,
+    declared_in,
+    place,
+)
 from .matched_predictions import ACTIVATIONS
 from .weight import WEIGHT_OPTIONS, Weight
 
-# Arguments that the Criterion gives to a loss, if it has them; all others are options.
-GIVEN = ("classification", "localization", "own_class", "state")
-
-# Where an option is declared: a function with it in its signature, or the declaration itself.
-OptionSource = Callable[..., Any] | Mapping[str, Key]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -37,6 +41,8 @@ class RegisteredLoss:
             "localization".
         bounded: of a localization loss, whether there is a largest value.
         needs_bounded: of a classification loss, whether it needs such a localization loss.
+        state_with: the option without which (0, None) nothing is kept in ``state``, such as
+            "memory"; "": something always is.
         weight: of a coupling, its weight where none is given.
         definition, use, source: for docs/losses.md: the formula, when to use it, the paper.
         reaches: of a coupling, for docs/losses.md: what its gradient reaches.
@@ -51,6 +57,7 @@ class RegisteredLoss:
     needs: tuple[str, ...] = ()
     bounded: bool = False
     needs_bounded: bool = False
+    state_with: str = ""
     weight: float = Weight.value
     definition: str = ""
     use: str = ""
@@ -89,80 +96,84 @@ class LossRegistry(Mapping[str, RegisteredLoss]):
 
     Args:
         what: the kind, for messages.
-        reserved: names that options cannot have, as all losses of the kind have them.
+        given: which of :data:`GIVEN` losses of the kind can be given.
+        reserved_names: that its losses cannot have.
+        reserved_options: that they cannot have, as all losses of the kind have them.
+        lacks: attributes of :class:`RegisteredLoss` that say nothing of the kind.
     """
 
-    def __init__(self, what: str, reserved: Iterable[str] = ()):
+    def __init__(
+        self,
+        what: str,
+        given: Sequence[str] = GIVEN,
+        reserved_names: Iterable[str] = (),
+        reserved_options: Iterable[str] = (),
+        lacks: Iterable[str] = (),
+    ):
         self.what = what
-        self._reserved = tuple(reserved)
+        self.given = tuple(given)
+        self.reserved_names = tuple(reserved_names)
+        self.reserved_options = tuple(reserved_options)
+        self._lacks = tuple(lacks)
         self._losses: dict[str, RegisteredLoss] = {}
 
     def register(
-        self,
-        name: str,
-        *,
-        options_from: Sequence[OptionSource] = (),
-        activations: Sequence[str] = ACTIVATIONS,
-        needs: Sequence[str] = (),
-        **properties: Any,
+        self, name: str, *, options_from: Sequence[OptionSource] = (), **properties: Any
     ) -> Callable[[Function], Function]:
         """A decorator that registers a function.
 
-        Its arguments after the first one, without those of GIVEN, are its options. One with a
-        default is declared by it, and by an annotation with a range
-        (:func:`corrdet.options.declared_options`) if it has one. One without is declared in
-        ``options_from``.
+        The function is called with a :class:`MatchedPredictions` first. Its other arguments,
+        without those of :data:`GIVEN`, are its options. One with a default is declared by it, and
+        by an annotation with a range (:func:`corrdet.options.declared_options`) if it has one. One
+        without is declared in ``options_from``.
 
         Args:
-            name: of the loss.
+            name: of the loss, also of its node in the config: small letters, digits and ``_``.
             options_from: functions, or options by name; the first that has an option counts.
-            activations, needs, properties: see :class:`RegisteredLoss`.
+            properties: attributes of :class:`RegisteredLoss`.
 
         Raises:
-            ValueError: the name is taken, or an option is declared nowhere.
+            DeclarationError: a ValueError: a name that is taken or cannot be one, arguments that a
+                loss of this kind cannot be called with, an option that is declared nowhere, or a
+                property that there is not or of another type.
         """
+        if not isinstance(name, str):
+            got = f"the function {name.__name__!r}" if inspect.isfunction(name) else shown(name)
+            raise DeclarationError(
+                f'expected the name of a {self.what}, as in @register("my_loss"), got {got}'
+                + place(name)
+            )
 
         def add(function: Function) -> Function:
-            # Options and config keys are found by the name alone.
-            for registry in (self, *REGISTRIES):
-                if name in registry:
-                    raise ValueError(f"there already is a {registry.what} named {name!r}")
-            options = self._options(name, function, options_from)
-            self._losses[name] = RegisteredLoss(
-                function, options, tuple(activations), needs=tuple(needs), **properties
-            )
+            try:
+                self._losses[name] = self._declared(name, function, options_from, properties)
+            except DeclarationError as error:
+                raise DeclarationError(f"{error}{place(function)}") from error
             return function
 
         return add
 
-    def _options(
-        self, name: str, function: Callable[..., Any], options_from: Sequence[OptionSource]
-    ) -> dict[str, Key]:
-        sources = [
-            source if isinstance(source, Mapping) else declared_options(source)
-            for source in (function, *options_from)
-        ]
-        options = {}
-        for parameter in list(inspect.signature(function).parameters.values())[1:]:
-            option = parameter.name
-            if option in GIVEN:
-                continue
-            if option in self._reserved:
-                raise ValueError(
-                    f"the {self.what} {name!r} cannot have an option {option!r}, which is one of "
-                    f"every {self.what}"
-                )
-            declared = [source[option] for source in sources if option in source]
-            if parameter.default is not parameter.empty and option not in sources[0]:
-                declared.insert(0, Key(parameter.default, _undeclared_range(parameter)))
-            declared = [key for key in declared if key.default is not parameter.empty]
-            if not declared:
-                raise ValueError(
-                    f"the option {option!r} of the {self.what} {name!r} needs a default, which the "
-                    "config takes over"
-                )
-            options[option] = declared[0]
-        return options
+    def _declared(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        options_from: Sequence[OptionSource],
+        properties: dict[str, Any],
+    ) -> RegisteredLoss:
+        check_name(self.what, name, self.reserved_names)
+        # Options and config keys are found by the name alone.
+        for registry in (self, *REGISTRIES):
+            if name in registry:
+                raise DeclarationError(f"there already is a {registry.what} named {name!r}")
+        what = f"the {self.what} {name!r}"
+        arguments = check_arguments(what, function, self.given, self.reserved_options)
+        options = declared_in(what, arguments, function, options_from)
+        known = [name for name in RegisteredLoss.__dataclass_fields__ if name not in self._lacks]
+        check_properties(what, properties, known, options)
+        for several in ("activations", "needs"):
+            if several in properties:
+                properties = {**properties, several: tuple(properties[several])}
+        return RegisteredLoss(function, options, **properties)
 
     def __getitem__(self, name: str) -> RegisteredLoss:
         if name not in self._losses:
@@ -170,8 +181,16 @@ class LossRegistry(Mapping[str, RegisteredLoss]):
             raise ValueError(unknown_name(self.what, name, self._losses))
         return self._losses[name]
 
+    def get(self, name: str, *default: Any) -> Any:
+        """The loss of that name; where there is none, the default if one is given.
+
+        Raises:
+            ValueError: there is none, and no default; as ``registry[name]``, it names the nearest.
+        """
+        return default[0] if default and name not in self else self[name]
+
     def __contains__(self, name: object) -> bool:
-        return name in self._losses
+        return isinstance(name, str) and name in self._losses
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._losses)
@@ -179,17 +198,24 @@ class LossRegistry(Mapping[str, RegisteredLoss]):
     def __len__(self) -> int:
         return len(self._losses)
 
-
-def _undeclared_range(parameter: inspect.Parameter) -> Range:
-    """None is a value where it is the default, in the annotation, or nothing is annotated."""
-    annotation = parameter.annotation
-    may_be_none = annotation is parameter.empty or "None" in str(annotation)
-    return ANY if may_be_none or parameter.default is None else NOT_NONE
+    def __repr__(self) -> str:
+        return f"<{self.what} registry: {', '.join(sorted(self._losses))}>"
 
 
-CLASSIFICATION_LOSSES = LossRegistry("classification loss")
-LOCALIZATION_LOSSES = LossRegistry("localization loss")
-COUPLINGS = LossRegistry("coupling", reserved=WEIGHT_OPTIONS)
+_OF_COUPLINGS = ("needs", "weight", "reaches")
+CLASSIFICATION_LOSSES = LossRegistry(
+    "classification loss", ("localization", "state"), lacks=("bounded", *_OF_COUPLINGS)
+)
+LOCALIZATION_LOSSES = LossRegistry(
+    "localization loss", ("state",), lacks=("needs_bounded", *_OF_COUPLINGS)
+)
+COUPLINGS = LossRegistry(
+    "coupling",
+    # What it adds is loss_<name>: names of the Criterion's and the region proposals' own.
+    reserved_names=("cls", "box_reg", "loc"),
+    reserved_options=WEIGHT_OPTIONS,
+    lacks=("per_sample", "bounded", "needs_bounded"),
+)
 REGISTRIES = (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS)
 
 
@@ -213,7 +239,9 @@ def find_loss(argument: str, registry: LossRegistry, name: Any) -> RegisteredLos
         OptionError: there is none; named ``argument``.
     """
     if not isinstance(name, str):
-        raise OptionError(argument, f": expected the name of a {registry.what}, got {name!r}")
+        raise OptionTypeError(
+            argument, f": expected the name of a {registry.what}, got {shown(name)}"
+        )
     if name in registry:
         return registry[name]
     for other in REGISTRIES:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from corrdet.options import (
     NOT_NEGATIVE,
     Key,
-    OptionError,
     Range,
     at_least,
     declared_options,
@@ -66,9 +65,7 @@ class Weight:
 
     def __post_init__(self):
         for name, key in WEIGHT_OPTIONS.items():
-            problem = key.range.problem(getattr(self, _FIELDS[name]))
-            if problem:
-                raise OptionError(name, problem)
+            key.range.check(name, getattr(self, _FIELDS[name]))
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Weight":

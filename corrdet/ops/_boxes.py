@@ -83,7 +83,8 @@ def _iou(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
     if kind == "diou":
         return diou
 
-    turn = torch.atan2(x2 - x1, y2 - y1) - torch.atan2(u2 - u1, v2 - v1)
+    # Not -0, between 0 and -0: atan2(0, -0) is pi.
+    turn = torch.atan2(x2 - x1 + 0.0, y2 - y1 + 0.0) - torch.atan2(u2 - u1 + 0.0, v2 - v1 + 0.0)
     v = 4 / math.pi**2 * turn**2
     alpha = _divide(v, 1 - iou + v).detach()
     return diou - alpha * v

@@ -43,12 +43,3 @@ def check_positive(name: str, value: float) -> None:
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def no_double_backward(name: str):
-    """Return an autograd formula that says that `name` can be differentiated only once."""
-
-    def backward(ctx, *grads):
-        raise NotImplementedError(f"{name} can be differentiated once, not twice")
-
-    return backward

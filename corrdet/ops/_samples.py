@@ -6,7 +6,8 @@ Their gradients are computed with the loss, in rows, one for each part of it; ba
 import torch
 from torch import Tensor
 
-from ._checks import check_device, check_floating, no_double_backward
+from ._checks import check_device, check_floating
+from ._transforms import differentiable, refuse
 
 
 def check_samples(logits: Tensor, targets: Tensor) -> None:
@@ -44,11 +45,26 @@ def check_per_positive(name: str, values: Tensor, logits: Tensor) -> None:
 
 
 @torch.library.register_fake("corrdet::weighted_rows")
-def _(grads, gradients, dtype):
+def _(grads, gradients, dtype, values=None):
     return gradients.new_empty(gradients.shape[1], dtype=dtype)
 
 
-torch.library.register_autograd("corrdet::weighted_rows", no_double_backward("a pairwise error"))
+ONCE = (
+    "a ranking loss has an error-driven update for its gradient, which is not differentiated "
+    "again: use another loss, such as focal loss, in a gradient penalty"
+)
+REVERSE_MODE = (
+    "a ranking loss has an error-driven update for its gradient, in reverse mode alone: use "
+    "backward(), torch.autograd.grad or torch.func.grad instead of forward mode (torch.func.jvp)"
+)
+
+refuse_forward_mode = refuse(REVERSE_MODE)
+
+# The gradients depend on the values: without these among the arguments, second derivatives would
+# be 0 in silence.
+weighted_rows = differentiable(
+    "weighted_rows", lambda ctx, inputs, output: (), refuse(ONCE), refuse_forward_mode
+)
 
 
 def example_samples(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,14 +3,14 @@
 ``corrdet.ops.reference.<name>`` is the ``reference`` of the module ``corrdet.ops.kernels.<name>``.
 """
 
-from collections.abc import Callable
-from typing import Any
+from .kernels.elementwise_iou import reference as elementwise_iou
+from .kernels.pairwise_iou import reference as pairwise_iou
+from .kernels.smooth_error import reference as smooth_error
+from .kernels.soft_rank import reference as soft_rank
+from .kernels.step_error import reference as step_error
 
-from .kernels import OPERATORS
-
-globals().update({name: module.reference for name, module in OPERATORS.items()})
+__all__ = ["elementwise_iou", "pairwise_iou", "smooth_error", "soft_rank", "step_error"]
 
 
-def __getattr__(name: str) -> Callable[..., Any]:
-    # For type checkers, which do not see what is found by listing.
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -88,12 +88,9 @@ CORRDET_INLINE Box<T> make_box(T x1, T y1, T x2, T y2, bool with_angle) {
   y2 = y2 < y1 ? y1 : y2;
   const T width = x2 - x1;
   const T height = y2 - y1;
-  return {x1,
-          y1,
-          x2,
-          y2,
-          rounded_product(width, height),
-          with_angle ? std::atan2(width, height) : T(0)};
+  return {x1, y1, x2, y2, rounded_product(width, height),
+          // Not -0, between 0 and -0: atan2(0, -0) is pi.
+          with_angle ? std::atan2(width + T(0), height + T(0)) : T(0)};
 }
 
 template <IouKind kind, typename T>

@@ -19,8 +19,9 @@ constexpr int64_t kSortTile = 512;
 
 constexpr int8_t kDevicePositive = 1, kDeviceNegative = 0, kDeviceIgnored = -1;
 
-// What kernels find out: info[kPositives], and info[kFaults], not 0 where the result is undefined.
-enum Info { kPositives = 0, kFaults = 1, kInfoSize = 2 };
+// What kernels find out: info[kPositives], info[kFaults], not 0 where the result is undefined, and
+// info[kFar], not 0 where a logit is far from 0.
+enum Info { kPositives = 0, kFaults = 1, kFar = 2, kInfoSize = 3 };
 
 // x - x is 0 for finite x alone.
 template <typename T>
@@ -28,18 +29,18 @@ CORRDET_INLINE bool is_finite(T x) {
   return x - x == T(0);
 }
 
-// labels: (S,). counts: positives per block.
+// labels: (S,). counts: positives per block. far: the largest logit that is not far from 0.
 template <typename T, typename target_t>
 __global__ void __launch_bounds__(kSampleThreads)
     classify_kernel(Pointer<const T> logits, Pointer<const target_t> targets, int64_t count,
-                    bool soft, Pointer<int8_t> labels, Pointer<int32_t> counts,
+                    bool soft, double far, Pointer<int8_t> labels, Pointer<int32_t> counts,
                     Pointer<int32_t> info) {
   CORRDET_SHARED(double, shared);
   const int64_t blocks = (count + kSamplesPerBlock - 1) / kSamplesPerBlock;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const int64_t end = (block + 1) * kSamplesPerBlock;
     double positives = 0.0;
-    int32_t faults = 0;
+    int32_t faults = 0, far_logits = 0;
     for (int64_t i = block * kSamplesPerBlock + threadIdx.x; i < count && i < end;
          i += kSampleThreads) {
       const target_t target = targets[i];
@@ -52,12 +53,17 @@ __global__ void __launch_bounds__(kSampleThreads)
       } else if (!(target + target_t(1) == target_t(0))) {
         ++faults;
       }
-      if (label != kDeviceIgnored && !is_finite<T>(logits[i])) ++faults;
+      if (label != kDeviceIgnored) {
+        const T logit = logits[i];
+        if (!is_finite<T>(logit)) ++faults;
+        if (static_cast<double>(logit) > far || static_cast<double>(logit) < -far) ++far_logits;
+      }
       labels[i] = label;
     }
     const double total = block_reduce(positives, shared, Add());
     if (threadIdx.x == 0) counts[block] = static_cast<int32_t>(total);
     if (faults > 0) CORRDET_ATOMIC_ADD(info, kFaults, faults);
+    if (far_logits > 0) CORRDET_ATOMIC_ADD(info, kFar, far_logits);
   }
 }
 
@@ -179,13 +185,20 @@ __global__ void __launch_bounds__(kSampleThreads)
   }
 }
 
-// Positives in ascending order of their logits.
+// Positives in ascending order of their logits, or, where these are `far` from 0, at positions that
+// take their place.
 template <typename T>
 struct SortedScores {
   Pointer<const T> scores;
   int64_t count;
+  Pointer<const double> positions = nullptr;
+  bool far = false;
 
-  CORRDET_INLINE double operator[](int64_t u) const { return static_cast<double>(T(scores[u])); }
+  CORRDET_INLINE double operator[](int64_t u) const {
+    return far ? double(positions[u]) : static_cast<double>(T(scores[u]));
+  }
+
+  CORRDET_INLINE SortedScores given() const { return {scores, count}; }
 
   // The number of u with s_u + shift below, or up to, `value`.
   template <bool or_equal>
@@ -195,6 +208,23 @@ struct SortedScores {
       const int64_t middle = begin + (end - begin) / 2;
       const double knot = (*this)[middle] + shift;
       if (or_equal ? knot <= value : knot < value) {
+        begin = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    return begin;
+  }
+
+  // The number of u with s_u - value below, or up to, `difference`: exact also where s_u + shift
+  // would be rounded.
+  template <bool or_equal>
+  __device__ int64_t number_nearer(double difference, double value) const {
+    int64_t begin = 0, end = count;
+    while (begin < end) {
+      const int64_t middle = begin + (end - begin) / 2;
+      const double distance = (*this)[middle] - value;
+      if (or_equal ? distance <= difference : distance < difference) {
         begin = middle + 1;
       } else {
         end = middle;

@@ -47,11 +47,12 @@ struct DeviceSamples {
   Pointer<int32_t> ordinals;  // two buffers
 };
 
-// expected: the number of positives where the caller has values for each, or -1.
+// expected: the number of positives where the caller has values for each, or -1. far: the largest
+// logit that is not far from 0.
 template <typename T, typename target_t, typename Device>
 DeviceSamples<T> launch_samples(Device& device, Pointer<const T> logits,
                                 Pointer<const target_t> targets, int64_t count, bool soft,
-                                int64_t expected) {
+                                int64_t expected, double far) {
   const int64_t capacity = std::max<int64_t>(expected >= 0 ? expected : count, 1);
   const DeviceSamples<T> samples = {count,
                                     capacity,
@@ -65,7 +66,7 @@ DeviceSamples<T> launch_samples(Device& device, Pointer<const T> logits,
   const Pointer<int32_t> counts = device.template empty<int32_t>("counts of blocks", blocks);
   constexpr int64_t shared_bytes = kSampleThreads * sizeof(double);
   device.launch({blocks, kSampleThreads, shared_bytes}, classify_kernel<T, target_t>, logits,
-                targets, count, soft, samples.labels, counts, samples.info);
+                targets, count, soft, far, samples.labels, counts, samples.info);
   device.launch({blocks, kSampleThreads, shared_bytes}, compact_kernel<T>, logits, samples.labels,
                 counts, count, capacity, expected, samples.scores, samples.ordinals,
                 samples.indices, samples.info);

@@ -106,6 +106,23 @@ CORRDET_SIMD void gradient_tile(const T* __restrict__ own, const T* __restrict__
   }
 }
 
+// upstream[r][k] of a tile from a gradient of any strides, along its rows or columns.
+template <typename scalar_t, typename T>
+void load_upstream(const scalar_t* source, int64_t own_step, int64_t other_step, int64_t own_count,
+                   int64_t other_count, T* upstream) {
+  if (own_step == 1) {
+    for (int64_t r = 0; r < other_count; ++r) {
+      std::copy_n(source + r * other_step, own_count, upstream + r * kTile);
+    }
+    return;
+  }
+  for (int64_t k = 0; k < own_count; ++k) {
+    for (int64_t r = 0; r < other_count; ++r) {
+      upstream[r * kTile + k] = source[k * own_step + r * other_step];
+    }
+  }
+}
+
 template <typename scalar_t, typename T, IouKind kind>
 void backward_kernel(const at::Tensor& grad, const at::Tensor& boxes1, const at::Tensor& boxes2,
                      at::Tensor& output) {
@@ -144,18 +161,8 @@ void backward_kernel(const at::Tensor& grad, const at::Tensor& boxes1, const at:
       const int64_t chunk_end = std::min(other_count, (chunk + 1) * kReductionChunk);
       for (int64_t start = chunk * kReductionChunk; start < chunk_end; start += kTile) {
         const int64_t count = std::min(kTile, chunk_end - start);
-        const scalar_t* const source = upstream + first * own_step + start * other_step;
-        if (own_step == 1) {
-          for (int64_t r = 0; r < count; ++r) {
-            std::copy_n(source + r * other_step, own_in_tile, upstream_tile + r * kTile);
-          }
-        } else {
-          for (int64_t k = 0; k < own_in_tile; ++k) {
-            for (int64_t r = 0; r < count; ++r) {
-              upstream_tile[r * kTile + k] = source[k * own_step + r * other_step];
-            }
-          }
-        }
+        load_upstream(upstream + first * own_step + start * other_step, own_step, other_step,
+                      own_in_tile, count, upstream_tile);
         // A short sum in the type of the boxes, a long one in double.
         std::fill(std::begin(sums), std::end(sums), T(0));
         gradient_tile<kind, T>(own, values2 + start, other_count, count, upstream_tile, sums);

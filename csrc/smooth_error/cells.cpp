@@ -5,6 +5,7 @@
 
 #include "common/simd.h"
 #include "pairwise_error/sorted_edges.h"
+#include "smooth_error/smooth_loss.h"
 
 namespace corrdet {
 namespace {
@@ -36,6 +37,10 @@ CORRDET_SIMD void find_all_bins(const double* __restrict__ edges,
 
 Cells::Cells(const Positives& positives, double lam, double saturated, int64_t most)
     : edges_(positives.edges), width_(kCellWidth / lam) {
+  if (is_far(positives.scores.front(), lam, positives.delta) ||
+      is_far(positives.scores.back(), lam, positives.delta)) {
+    return;
+  }
   const double reach = saturated / lam;
   double end = -std::numeric_limits<double>::infinity();
   double cells = 0.0;

@@ -15,11 +15,11 @@ void direct_sums(const T* logits, const Samples& samples, const Positives& posit
   const double reach = Series<T>::saturated / lam;
   at::parallel_for(0, positives.size(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
-      const double score = positives.scores[u], edge = positives.edges[u];
+      const double score = positives.scores[u];
       double sigmoids = 0.0, softpluses = 0.0, counted = 0.0;
       for (int64_t i = 0; i < count; ++i) {
         const double x = static_cast<double>(logits[i]);
-        if (samples.labels[i] != kNegative || !(x > edge)) continue;
+        if (samples.labels[i] != kNegative || !positives.counts(x, u)) continue;
         counted += 1.0;
         const double distance = x - score;
         sigmoids += distance > reach ? 1.0 : sigmoid(lam * distance);
@@ -29,13 +29,13 @@ void direct_sums(const T* logits, const Samples& samples, const Positives& posit
       sums.error[u] = sums.rank[u] = sigmoids;
       sums.loss[u] = softpluses;
       for (int64_t v = 0; v < positives.size(); ++v) {
-        if (!(positives.scores[v] > edge)) continue;
+        if (!positives.counts(positives.scores[v], u)) continue;
         const double distance = positives.scores[v] - score;
         const double value = sigmoid(lam * distance);
         sums.rank[u] += value;
         if (positives.paired() && positives.ious[v] < positives.ious[u]) {
           sums.error[u] += value;
-          sums.loss[u] += softplus(lam * distance) / lam;
+          sums.loss[u] += distance > reach ? distance : softplus(lam * distance) / lam;
         }
       }
     }
@@ -56,9 +56,11 @@ void direct_gradients(const T* logits, const Samples& samples, const Positives& 
       double sum = 0.0;
       if (samples.labels[i] == kNegative) {
         const auto& scores = positives.scores;
-        int64_t u = std::lower_bound(scores.begin(), scores.end(), x - reach) - scores.begin();
+        int64_t u = std::partition_point(scores.begin(), scores.end(),
+                                         [&](double score) { return x - score > reach; }) -
+                    scores.begin();
         sum = totals[u];
-        for (; u < positives.size() && positives.edges[u] < x; ++u) {
+        for (; u < positives.size() && positives.counts(x, u); ++u) {
           sum += shares[u] * sigmoid(lam * (x - scores[u]));
         }
       }
@@ -69,7 +71,7 @@ void direct_gradients(const T* logits, const Samples& samples, const Positives& 
   at::parallel_for(0, positives.size(), 16, [&](int64_t begin, int64_t end) {
     for (int64_t v = begin; v < end; ++v) {
       const double x = positives.scores[v];
-      for (int64_t u = 0; u < positives.size() && positives.edges[u] < x; ++u) {
+      for (int64_t u = 0; u < positives.size() && positives.counts(x, u); ++u) {
         if (positives.ious[v] < positives.ious[u]) {
           on_positives[v] += shares[u] * sigmoid(lam * (x - positives.scores[u]));
         }

@@ -14,12 +14,16 @@ inline double softplus(double y) { return std::max(y, 0.0) + std::log1p(std::exp
 
 // The positives in ascending order of their logits.
 struct Positives {
+  double delta;
   std::vector<double> scores, edges;  // edges: s_u - delta, above which samples count
   std::vector<double> ious;           // empty where pairs of positives are no errors
   std::vector<int64_t> indices;       // among the samples
 
   int64_t size() const { return static_cast<int64_t>(scores.size()); }
   bool paired() const { return !ious.empty(); }
+
+  // Whether a sample counts for a positive: exact also where its edge is rounded.
+  bool counts(double value, int64_t u) const { return value - scores[u] > -delta; }
 };
 
 // What the losses need of each positive: sums over the samples that count.

@@ -39,7 +39,7 @@ Positives sort_positives(const T* logits, const Samples& samples, const std::vec
   for (const int64_t index : samples.positives) {
     unordered.push_back(static_cast<double>(logits[index]));
   }
-  Positives positives;
+  Positives positives{delta, {}, {}, {}, {}};
   if (!all_finite(unordered) || !all_finite(ious)) return positives;
   for (const int64_t k : ascending_order(unordered)) {
     positives.scores.push_back(unordered[k]);

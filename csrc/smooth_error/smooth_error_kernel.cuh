@@ -1,10 +1,10 @@
 // Device code of the losses on the sigmoid and the softplus. See pairwise_error.h for the idea,
 // sums_pass.cpp and gradient_pass.cpp for the same on a CPU.
 //
-// Cells lie side by side from the lowest edge on; where that takes more than there is room for, or
-// there are more positives than bins, pairs are summed one by one. Pairs of positives always are.
-// Moments are integers in units of 1 / scale, so that they do not depend on the order in which
-// threads add.
+// Cells lie side by side from the lowest edge on; where that takes more than there is room for,
+// logits are far from 0, or there are more positives than bins, pairs are summed one by one. Pairs
+// of positives always are. Moments are integers in units of 1 / scale, so that they do not depend
+// on the order in which threads add.
 #pragma once
 
 #include <cmath>
@@ -42,8 +42,9 @@ struct Layout {
     return (value - origin()) * (1.0 / width());
   }
 
-  // Negative where there is no room for the cells.
+  // Negative where there is no room for the cells, or the logits are far from 0.
   CORRDET_INLINE int64_t cell_count() const {
+    if (is_far(scores[0], lam, delta) || is_far(scores[scores.count - 1], lam, delta)) return -1;
     const double cells = position(scores[scores.count - 1] + reach()) + 1.0;
     if (!(cells < static_cast<double>(most_cells))) return -1;
     const int64_t count = static_cast<int64_t>(cells);
@@ -241,12 +242,11 @@ __device__ ErrorSums sums_over_cells(const Layout<T>& layout, int64_t u, double 
 template <typename T>
 __device__ ErrorSums sums_over_pairs(const Layout<T>& layout, int64_t u, Pointer<const T> logits,
                                      Pointer<const int8_t> labels, int64_t count) {
-  const double score = layout.scores[u], edge = score - layout.delta, lam = layout.lam;
+  const double score = layout.scores[u], lam = layout.lam;
   ErrorSums sums;
   for (int64_t i = threadIdx.x; i < count; i += kPairThreads) {
-    const double x = static_cast<double>(T(logits[i]));
-    if (labels[i] != kDeviceNegative || !(x > edge)) continue;
-    const double distance = x - score;
+    const double distance = static_cast<double>(T(logits[i])) - score;
+    if (labels[i] != kDeviceNegative || !(distance > -layout.delta)) continue;
     const bool saturated = distance > layout.reach();
     sums.number += 1.0;
     sums.error += saturated ? 1.0 : device_sigmoid(lam * distance);
@@ -277,23 +277,21 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   const auto ordinals = all_ordinals + sorted_buffer(positives) * capacity;
   const int64_t cells = layout.cell_count();
   for (int64_t u = blockIdx.x; u < positives; u += gridDim.x) {
-    const double score = layout.scores[u], edge = score - delta;
+    const double score = layout.scores[u];
     const ErrorSums negative_sums =
         cells > 0 ? sums_over_cells<T>(layout, u, scale, moments, totals, counts, distances)
                   : sums_over_pairs<T>(layout, u, logits, labels, count);
     double error = negative_sums.error, loss = negative_sums.loss;
     double number = negative_sums.number;
     double rank = error;
-    for (int64_t v = layout.scores.template number_below<true>(0.0, edge) + threadIdx.x;
+    for (int64_t v = layout.scores.template number_nearer<true>(-delta, score) + threadIdx.x;
          v < positives; v += kPairThreads) {
-      const double other = layout.scores[v];
-      if (!(other > edge)) continue;
-      const double y = lam * (other - score);
-      const double value = device_sigmoid(y);
+      const double distance = layout.scores[v] - score;
+      const double value = device_sigmoid(lam * distance);
       rank += value;
       if (paired && double(ious[int32_t(ordinals[v])]) < double(ious[int32_t(ordinals[u])])) {
         error += value;
-        loss += device_softplus(y) / lam;
+        loss += distance > layout.reach() ? distance : device_softplus(lam * distance) / lam;
       }
     }
     rank = block_reduce(rank, shared, Add());
@@ -420,7 +418,7 @@ __global__ void __launch_bounds__(kSampleThreads)
     double sum = undefined ? nan("") : 0.0;
     if (defined && labels[i] == kDeviceNegative) {
       const double x = static_cast<double>(T(logits[i]));
-      if (x > low && cells > 0) {
+      if (cells > 0 && x > low) {
         const double position = layout.position(x);
         if (position < static_cast<double>(cells)) {
           const int64_t cell = static_cast<int64_t>(position);
@@ -432,10 +430,10 @@ __global__ void __launch_bounds__(kSampleThreads)
         } else {
           sum = saturated[positives];
         }
-      } else if (x > low) {
-        int64_t u = layout.scores.template number_below<false>(layout.reach(), x);
+      } else if (cells < 0) {
+        int64_t u = layout.scores.template number_nearer<false>(-layout.reach(), x);
         sum = saturated[u];
-        for (; u < positives && layout.scores[u] - delta < x; ++u) {
+        for (; u < positives && layout.scores[u] - x < delta; ++u) {
           sum += double(shares[u]) * device_sigmoid(lam * (x - layout.scores[u]));
         }
       }
@@ -463,7 +461,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     double sum = 0.0;
     if (paired) {
       const double iou = ious[int32_t(ordinals[v])];
-      for (int64_t u = threadIdx.x; u < positives && sorted[u] - delta < x; u += kPairThreads) {
+      for (int64_t u = threadIdx.x; u < positives && sorted[u] - x < delta; u += kPairThreads) {
         if (double(ious[int32_t(ordinals[u])]) > iou) {
           sum += double(shares[u]) * device_sigmoid(lam * (x - sorted[u]));
         }

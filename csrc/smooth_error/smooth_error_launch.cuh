@@ -30,7 +30,7 @@ void launch_smooth_error(Device& device, Pointer<const T> logits, Pointer<const 
                          Pointer<T> gradient) {
   constexpr int64_t terms = Series<T>::degree + 1;
   const DeviceSamples<T> samples =
-      launch_samples<T, target_t>(device, logits, targets, count, false, positives);
+      launch_samples<T, target_t>(device, logits, targets, count, false, positives, INFINITY);
   const int64_t capacity = samples.capacity;
   if (most_cells < 0) most_cells = smooth_most_cells(count);
   const bool paired = positives >= 0;

@@ -1,6 +1,7 @@
 // The losses on the sigmoid and the softplus, by name.
 #pragma once
 
+#include "common/device.h"
 #include "common/names.h"
 
 namespace corrdet {
@@ -20,5 +21,12 @@ struct SmoothLoss {
   double delta;
   bool weight_by_iou;
 };
+
+// Whether edges and cells beside a positive's logit would be rounded too coarsely; pairs are then
+// summed one by one, from their differences.
+CORRDET_INLINE bool is_far(double score, double lam, double delta) {
+  const double largest = 1048576.0 * (lam * delta > 1.0 ? 1.0 / lam : delta);
+  return score > largest || score < -largest;
+}
 
 }  // namespace corrdet

@@ -7,6 +7,7 @@
 #include "common/block.cuh"
 #include "common/device.h"
 #include "pairwise_error/samples_kernel.cuh"
+#include "step_error/step_passes_kernel.cuh"
 
 namespace corrdet {
 
@@ -14,16 +15,15 @@ namespace corrdet {
 // missorted (P,), the sum of H over those of lower IoU, in sorted order.
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads, 1)
-    sorting_errors_kernel(Pointer<const T> all_scores, Pointer<const int32_t> all_ordinals,
-                          int64_t capacity, double delta, Pointer<const double> ious,
-                          Pointer<double> errors, Pointer<double> missorted,
-                          Pointer<const int32_t> info) {
+    sorting_errors_kernel(DevicePositives<T> positives, Pointer<const int32_t> all_ordinals,
+                          Pointer<const double> ious, Pointer<double> errors,
+                          Pointer<double> missorted, Pointer<const int32_t> info) {
   CORRDET_SHARED(double, shared);
   const int64_t count = info[kPositives];
   if (int32_t(info[kFaults]) != 0) return;
-  const int64_t buffer = sorted_buffer(count) * capacity;
-  const SortedScores<T> scores = {all_scores + buffer, count};
-  const auto ordinals = all_ordinals + buffer;
+  const SortedScores<T> scores = positives.sorted(info);
+  const double delta = positives.delta;
+  const auto ordinals = all_ordinals + sorted_buffer(count) * positives.capacity;
   for (int64_t u = blockIdx.x; u < count; u += gridDim.x) {
     const double iou = ious[int32_t(ordinals[u])];
     double at_least = 0.0, at_least_loss = 0.0, lower = 0.0, lower_loss = 0.0;
@@ -55,17 +55,16 @@ __global__ void __launch_bounds__(kSampleThreads, 1)
 // What positive v gets back of the sorting errors, and in block 0 their mean.
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads, 1)
-    sorting_gradient_kernel(Pointer<const T> all_scores, Pointer<const int32_t> all_ordinals,
-                            Pointer<const int32_t> indices, int64_t capacity, double delta,
-                            Pointer<const double> ious, Pointer<const double> errors,
-                            Pointer<const double> missorted, Pointer<T> gradient, Pointer<T> values,
-                            Pointer<const int32_t> info) {
+    sorting_gradient_kernel(DevicePositives<T> positives, Pointer<const int32_t> all_ordinals,
+                            Pointer<const int32_t> indices, Pointer<const double> ious,
+                            Pointer<const double> errors, Pointer<const double> missorted,
+                            Pointer<T> gradient, Pointer<T> values, Pointer<const int32_t> info) {
   CORRDET_SHARED(double, shared);
   const int64_t count = info[kPositives];
   if (int32_t(info[kFaults]) != 0 || count == 0) return;
-  const int64_t buffer = sorted_buffer(count) * capacity;
-  const SortedScores<T> scores = {all_scores + buffer, count};
-  const auto ordinals = all_ordinals + buffer;
+  const SortedScores<T> scores = positives.sorted(info);
+  const double delta = positives.delta;
+  const auto ordinals = all_ordinals + sorted_buffer(count) * positives.capacity;
   const double scale_down = 1.0 / static_cast<double>(count);
   for (int64_t v = blockIdx.x; v < count; v += gridDim.x) {
     const double iou = ious[int32_t(ordinals[v])];

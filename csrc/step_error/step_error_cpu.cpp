@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "pairwise_error/samples_cpu.h"
+#include "step_error/near_samples.h"
 #include "step_error/step_error.h"
 #include "step_error/step_losses_cpu.h"
 #include "step_error/step_sums.h"
@@ -44,11 +46,12 @@ struct Outputs {
   T* localization_gradient;  // (P,) for aLRP
 };
 
-// per_positive: the IoU or localization loss of each positive, in the order of the samples.
-template <typename T>
-void step_error_kernel(const T* logits, const Samples& samples,
-                       const std::vector<double>& per_positive, StepLoss loss, double delta,
-                       const Outputs<T>& outputs) {
+// per_positive: the IoU or localization loss of each positive, in the order of the samples. X: of
+// the logits. False where a logit that is not ignored is beyond `largest`, or undefined.
+template <typename X, typename T>
+bool sum_step_errors(const X* logits, const Samples& samples,
+                     const std::vector<double>& per_positive, StepLoss loss, double delta,
+                     double largest, const Outputs<T>& outputs) {
   const int64_t count = static_cast<int64_t>(samples.positives.size());
   const int64_t rows = gradient_rows(loss);
   std::vector<double> unordered;
@@ -61,17 +64,13 @@ void step_error_kernel(const T* logits, const Samples& samples,
     scores.push_back(unordered[k]);
     if (!per_positive.empty()) ordered.push_back(per_positive[k]);
   }
-  const auto undefined = [&] {
-    const T nan = std::numeric_limits<T>::quiet_NaN();
-    std::fill_n(outputs.values, 2, nan);
-    std::fill_n(outputs.gradients, rows * samples.size(), nan);
-    if (has_localization(loss)) std::fill_n(outputs.localization_gradient, count, nan);
-  };
-  if (!all_finite(scores)) return undefined();
+  for (const double score : scores) {
+    if (!(std::abs(score) <= largest)) return false;
+  }
 
   const Knots knots(scores, delta);
   std::vector<Stretch> negatives;
-  if (!negative_stretches(logits, samples, knots, negatives)) return undefined();
+  if (!negative_stretches(logits, samples, knots, largest, negatives)) return false;
   const Ranking ranking = rank_positives(knots, std::move(scores), std::move(ordered), negatives,
                                          loss == StepLoss::rank_sort ? 0.5 : 1.0);
   StepError error = step_error_of(loss, ranking);
@@ -90,6 +89,28 @@ void step_error_kernel(const T* logits, const Samples& samples,
     if (has_localization(loss)) {
       outputs.localization_gradient[order[u]] = static_cast<T>(error.localization_gradient[u]);
     }
+  }
+  return true;
+}
+
+template <typename T>
+void step_error_kernel(const T* logits, const Samples& samples,
+                       const std::vector<double>& per_positive, StepLoss loss, double delta,
+                       const Outputs<T>& outputs) {
+  if (sum_step_errors(logits, samples, per_positive, loss, delta, kFarLogit * delta, outputs)) {
+    return;
+  }
+  const std::vector<double> positions = near_samples(logits, samples, delta);
+  if (!positions.empty()) {
+    sum_step_errors(positions.data(), samples, per_positive, loss, delta,
+                    std::numeric_limits<double>::max(), outputs);
+    return;
+  }
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  std::fill_n(outputs.values, 2, nan);
+  std::fill_n(outputs.gradients, gradient_rows(loss) * samples.size(), nan);
+  if (has_localization(loss)) {
+    std::fill_n(outputs.localization_gradient, samples.positives.size(), nan);
   }
 }
 

@@ -11,13 +11,54 @@
 #include "common/block.cuh"
 #include "common/device.h"
 #include "pairwise_error/samples_kernel.cuh"
+#include "step_error/near_position.h"
 
 namespace corrdet {
+
+// What step_error's kernels know of the positives, in sorted order: positions (P,) where
+// info[kFar].
+template <typename T>
+struct DevicePositives {
+  Pointer<const T> scores;  // two buffers of `capacity`, see sorted_buffer
+  Pointer<const double> positions;
+  int64_t capacity;
+  double delta;
+
+  __device__ SortedScores<T> sorted(Pointer<const int32_t> info) const {
+    const int64_t count = info[kPositives];
+    return {scores + sorted_buffer(count) * capacity, count, positions, int32_t(info[kFar]) != 0};
+  }
+};
+
+// A logit, or the position that takes its place.
+template <typename T>
+__device__ double position_of(const SortedScores<T>& scores, T logit, double delta) {
+  const double value = static_cast<double>(logit);
+  if (!scores.far) return value;
+  const auto given = scores.given();
+  const int64_t number = given.template number_below<true>(0.0, value);
+  return near_position(given, scores.positions, scores.count, number, value, delta);
+}
+
+// One block. positions: (P,), see near_position.h.
+template <typename T>
+__global__ void __launch_bounds__(kSampleThreads)
+    near_scores_kernel(Pointer<const T> all_scores, int64_t capacity, double delta,
+                       Pointer<double> positions, Pointer<const int32_t> info) {
+  CORRDET_SHARED(double, shared);
+  const int64_t count = info[kPositives];
+  if (count == 0 || int32_t(info[kFaults]) != 0 || int32_t(info[kFar]) == 0) return;
+  const SortedScores<T> scores = {all_scores + sorted_buffer(count) * capacity, count};
+  block_scan(
+      count, shared, Add(),
+      [&](int64_t u) { return u == 0 ? 0.0 : near_gap(scores[u] - scores[u - 1], delta); },
+      [&](int64_t u, double sum) { positions[u] = sum; });
+}
 
 // The number of positives, among the knots below stretch j, whose lower knot is there; those with
 // their upper knot there are the rest. Equal knots: lower ones first.
 template <typename T>
-__device__ int64_t opened_below(SortedScores<T> scores, double delta, int64_t j) {
+__device__ int64_t opened_below(const SortedScores<T>& scores, double delta, int64_t j) {
   int64_t begin = j > scores.count ? j - scores.count : 0;
   int64_t end = j < scores.count ? j : scores.count;
   while (begin < end) {
@@ -33,7 +74,7 @@ __device__ int64_t opened_below(SortedScores<T> scores, double delta, int64_t j)
 }
 
 template <typename T>
-__device__ double knot_below(SortedScores<T> scores, double delta, int64_t j) {
+__device__ double knot_below(const SortedScores<T>& scores, double delta, int64_t j) {
   const int64_t opened = opened_below(scores, delta, j), closed = j - opened;
   const double low = opened > 0 ? scores[opened - 1] - delta : 0.0;
   const double high = closed > 0 ? scores[closed - 1] + delta : 0.0;
@@ -45,17 +86,16 @@ __device__ double knot_below(SortedScores<T> scores, double delta, int64_t j) {
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads)
     stretches_kernel(Pointer<const T> logits, Pointer<const int8_t> labels, int64_t count,
-                     Pointer<const T> all_scores, int64_t capacity, double delta, double scale,
-                     Pointer<int32_t> counts, Pointer<unsigned long long> sums,
-                     Pointer<const int32_t> info) {
-  const int64_t positives = info[kPositives];
-  if (positives == 0 || int32_t(info[kFaults]) != 0) return;
-  const SortedScores<T> scores = {all_scores + sorted_buffer(positives) * capacity, positives};
+                     DevicePositives<T> positives, double scale, Pointer<int32_t> counts,
+                     Pointer<unsigned long long> sums, Pointer<const int32_t> info) {
+  const SortedScores<T> scores = positives.sorted(info);
+  if (scores.count == 0 || int32_t(info[kFaults]) != 0) return;
+  const double delta = positives.delta;
   const double low = scores[0] - delta;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSampleThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kSampleThreads) {
     if (labels[i] != kDeviceNegative) continue;
-    const double x = static_cast<double>(T(logits[i]));
+    const double x = position_of<T>(scores, logits[i], delta);
     if (!(x > low)) continue;
     const int64_t opened = scores.template number_below<false>(-delta, x);
     const int64_t closed = scores.template number_below<false>(delta, x);
@@ -73,18 +113,17 @@ __global__ void __launch_bounds__(kSampleThreads)
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads)
     step_gradient_kernel(Pointer<const T> logits, Pointer<const int8_t> labels, int64_t count,
-                         Pointer<const T> all_scores, int64_t capacity, double delta,
-                         Pointer<const double> table, Pointer<T> gradients, int rows,
-                         Pointer<const int32_t> info) {
-  const int64_t positives = info[kPositives];
+                         DevicePositives<T> positives, Pointer<const double> table,
+                         Pointer<T> gradients, int rows, Pointer<const int32_t> info) {
   const bool undefined = int32_t(info[kFaults]) != 0;
-  const SortedScores<T> scores = {all_scores + sorted_buffer(positives) * capacity, positives};
+  const SortedScores<T> scores = positives.sorted(info);
+  const double delta = positives.delta;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSampleThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kSampleThreads) {
     T gradient = undefined ? static_cast<T>(nan("")) : T(0);
     if (rows == 2) gradients[count + i] = gradient;
-    if (!undefined && positives > 0 && labels[i] == kDeviceNegative) {
-      const double x = static_cast<double>(T(logits[i]));
+    if (!undefined && scores.count > 0 && labels[i] == kDeviceNegative) {
+      const double x = position_of<T>(scores, logits[i], delta);
       const int64_t opened = scores.template number_below<false>(-delta, x);
       if (opened > 0) {
         const int64_t closed = scores.template number_below<false>(delta, x);
@@ -92,7 +131,7 @@ __global__ void __launch_bounds__(kSampleThreads)
         if (opened > closed) {
           // Of those between, shares and shares times score.
           const double inside = double(table[opened]) - double(table[closed]);
-          const int64_t weighted = positives + 1;
+          const int64_t weighted = scores.count + 1;
           const double moment = double(table[weighted + opened]) - double(table[weighted + closed]);
           sum += 0.5 * inside + (inside * (x - scores[0]) - moment) / (2.0 * delta);
         }

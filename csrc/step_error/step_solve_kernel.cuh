@@ -109,6 +109,7 @@ __device__ LossSums alrp_loss(const Ranking& ranking, Pointer<const int32_t> ord
                               Pointer<T> localization_gradient) {
   LossSums sums;
   const int64_t count = ranking.count(), losses_at = 2 * count + 2, moments_at = 3 * count + 3;
+  const auto given = ranking.scores.given();
   const auto loss = [&](int64_t k) { return double(localization[int32_t(ordinals[k])]); };
   ranking.prefix_sums(losses_at, loss);
   ranking.prefix_sums(moments_at, [&](int64_t k) { return loss(k) * ranking.distance(k); });
@@ -118,7 +119,7 @@ __device__ LossSums alrp_loss(const Ranking& ranking, Pointer<const int32_t> ord
     ranking.shares[u] = wrong > 0.0 ? (wrong + others) / (rank * wrong) : 0.0;
     sums.value += wrong / rank;
     // Equal scores count each other.
-    const int64_t begin = ranking.scores.template number_below<false>(0.0, ranking.scores[u]);
+    const int64_t begin = given.template number_below<false>(0.0, given[u]);
     sums.second +=
         (double(ranking.table[losses_at + count]) - double(ranking.table[losses_at + begin])) /
         rank;
@@ -127,7 +128,7 @@ __device__ LossSums alrp_loss(const Ranking& ranking, Pointer<const int32_t> ord
   const double scale_down = 1.0 / static_cast<double>(count);
   ranking.prefix_sums(losses_at, [&](int64_t u) { return scale_down / ranking.rank(u); });
   for (int64_t k = threadIdx.x; k < count; k += blockDim.x) {
-    const int64_t end = ranking.scores.template number_below<true>(0.0, ranking.scores[k]);
+    const int64_t end = given.template number_below<true>(0.0, given[k]);
     localization_gradient[int32_t(ordinals[k])] =
         static_cast<T>(double(ranking.table[losses_at + end]));
   }
@@ -196,13 +197,12 @@ __device__ void rank_positives(const Ranking& ranking, double itself) {
 // localization_gradient: (localizations,), for aLRP.
 template <typename T>
 __global__ void __launch_bounds__(kSolveThreads, 1)
-    step_solve_kernel(Pointer<const T> all_scores, Pointer<const int32_t> all_ordinals,
-                      int64_t capacity, StepLoss loss, double delta, double scale,
-                      Pointer<const double> localization, Pointer<int32_t> counts,
-                      Pointer<const unsigned long long> sums, Pointer<double> false_positives,
-                      Pointer<double> shares, Pointer<double> table, Pointer<T> values,
-                      Pointer<T> localization_gradient, int64_t localizations,
-                      Pointer<const int32_t> info) {
+    step_solve_kernel(DevicePositives<T> positives, Pointer<const int32_t> all_ordinals,
+                      StepLoss loss, double scale, Pointer<const double> localization,
+                      Pointer<int32_t> counts, Pointer<const unsigned long long> sums,
+                      Pointer<double> false_positives, Pointer<double> shares,
+                      Pointer<double> table, Pointer<T> values, Pointer<T> localization_gradient,
+                      int64_t localizations, Pointer<const int32_t> info) {
   CORRDET_SHARED(double, shared);
   const int64_t count = info[kPositives];
   const int64_t thread = threadIdx.x, threads = blockDim.x;
@@ -214,11 +214,9 @@ __global__ void __launch_bounds__(kSolveThreads, 1)
     }
     return;
   }
-  const int64_t buffer = sorted_buffer(count) * capacity;
-  const SortedScores<T> scores = {all_scores + buffer, count};
-  const auto ordinals = all_ordinals + buffer;
-  const DeviceRanking<T, decltype(shared)> ranking = {scores, false_positives, shares,
-                                                      table,  delta,           shared};
+  const auto ordinals = all_ordinals + sorted_buffer(count) * positives.capacity;
+  const DeviceRanking<T, decltype(shared)> ranking = {
+      positives.sorted(info), false_positives, shares, table, positives.delta, shared};
   sum_false_positives(ranking, scale, counts, sums);
   rank_positives(ranking, loss == StepLoss::rank_sort ? 0.5 : 1.0);
 

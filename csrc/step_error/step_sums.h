@@ -102,31 +102,31 @@ inline std::vector<Stretch> positive_stretches(const Knots& knots,
   return stretches;
 }
 
-// The negatives' stretches; false if a logit that counts is not finite.
+// The negatives' stretches; false if a logit that counts is beyond `largest`, or undefined.
 template <typename T>
-bool negative_stretches(const T* logits, const Samples& samples, const Knots& knots,
+bool negative_stretches(const T* logits, const Samples& samples, const Knots& knots, double largest,
                         std::vector<Stretch>& stretches) {
   const int64_t count = samples.size();
   const int64_t length = knots.edges.size() + 1;
   const int64_t chunks = count_chunks(count, length * static_cast<int64_t>(sizeof(Stretch)));
   std::vector<std::vector<Stretch>> partial(chunks);
-  std::vector<char> finite(chunks, 1);
+  std::vector<char> near(chunks, 1);
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk) {
       std::vector<Stretch>& table = partial[chunk];
       table.resize(length);
       const double low = knots.edges.low();
-      bool all_finite = true;
+      bool all_near = true;
       for (int64_t i = count * chunk / chunks; i < count * (chunk + 1) / chunks; ++i) {
         if (samples.labels[i] != kNegative) continue;
         const double x = static_cast<double>(logits[i]);
-        all_finite &= std::abs(x) <= std::numeric_limits<double>::max();
-        if (!(x > low) || !all_finite) continue;
+        all_near &= std::abs(x) <= largest;
+        if (!(x > low) || !all_near) continue;
         const int64_t j = knots.edges.count_below(x);
         table[j].count += 1.0;
         table[j].sum += x - knots.edges[j - 1];
       }
-      finite[chunk] = all_finite;
+      near[chunk] = all_near;
     }
   });
   stretches.assign(length, Stretch());
@@ -136,7 +136,7 @@ bool negative_stretches(const T* logits, const Samples& samples, const Knots& kn
       stretches[j].sum += table[j].sum;
     }
   }
-  return std::all_of(finite.begin(), finite.end(), [](char value) { return value != 0; });
+  return std::all_of(near.begin(), near.end(), [](char value) { return value != 0; });
 }
 
 // What the negatives of one stretch get back: `value` at the knot below them, rising by `slope`.
@@ -168,8 +168,8 @@ inline std::vector<Line> gradient_lines(const Knots& knots, const std::vector<do
   return lines;
 }
 
-template <typename T>
-void negatives_gradient(const T* logits, const Samples& samples, const Knots& knots,
+template <typename X, typename T>
+void negatives_gradient(const X* logits, const Samples& samples, const Knots& knots,
                         const std::vector<Line>& lines, T* gradient) {
   const double low = knots.edges.low();
   at::parallel_for(0, samples.size(), kSampleGrain, [&](int64_t begin, int64_t end) {

@@ -4,11 +4,13 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <optional>
+
 namespace corrdet {
 namespace {
 
-at::Tensor weighted_rows(const at::Tensor& grads, const at::Tensor& gradients,
-                         at::ScalarType dtype) {
+at::Tensor weighted_rows(const at::Tensor& grads, const at::Tensor& gradients, at::ScalarType dtype,
+                         const std::optional<at::Tensor>&) {
   TORCH_CHECK_VALUE(gradients.dim() == 2 && grads.dim() == 1 && grads.size(0) >= gradients.size(0),
                     "grads must be a vector with a value for each row of gradients, got ",
                     grads.sizes(), " and ", gradients.sizes());
@@ -22,8 +24,11 @@ at::Tensor weighted_rows(const at::Tensor& grads, const at::Tensor& gradients,
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(corrdet, m) {
-  // The sum over rows of grads[row] * gradients[row], in `dtype`.
-  m.def("weighted_rows(Tensor grads, Tensor gradients, ScalarType dtype) -> Tensor");
+  // The sum over rows of grads[row] * gradients[row], in `dtype`. values: what the gradients are
+  // with respect to. They are not read, but the result depends on them: autograd has to know.
+  m.def(
+      "weighted_rows(Tensor grads, Tensor gradients, ScalarType dtype, Tensor? values=None)"
+      " -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(corrdet, CPU, m) { m.impl("weighted_rows", &weighted_rows); }

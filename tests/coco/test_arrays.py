@@ -223,13 +223,13 @@ def test_a_model_that_diverged_is_measured(content, rows):
             "images",
             0,
             {"width": "200"},
-            r"image 1: expected a whole number of pixels as width, got s",
+            r"image 1: expected a whole number of pixels as width, .*got s",
         ),
         (
             "images",
             0,
             {"height": -2},
-            r"image 1: expected a whole number of pixels as height, got i",
+            r"image 1: expected a whole number of pixels as height, .*got i",
         ),
         ("annotations", 1, {"image_id": 9}, r"annotations\[1\]: expected image_id to be of the 2"),
         (

@@ -26,11 +26,11 @@ def coco_content() -> dict:
         ),
         (
             lambda content: content["annotations"][1].update(bbox=None),
-            "7.jpg: annotation id 12: bbox is None, expected [x, y, width, height]",
+            "7.jpg: annotation id 12: bbox is nothing, expected [x, y, width, height]",
         ),
         (
             lambda content: content["annotations"][1].pop("bbox"),
-            "7.jpg: annotation id 12: bbox is None, expected [x, y, width, height]",
+            "7.jpg: annotation id 12: bbox is nothing, expected [x, y, width, height]",
         ),
         (
             lambda content: content["annotations"][1].update(id=11),

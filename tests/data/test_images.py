@@ -5,11 +5,16 @@ import logging
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, detection_utils
 from PIL import Image
 
 from corrdet.coco import AnnotationError, CocoFileError
-from corrdet.data import CorrdetDatasetMapper, ImageReadError, ImageSizeError
+from corrdet.data import (
+    CorrdetDatasetMapper,
+    ImageReadError,
+    ImageSizeError,
+    build_train_loader,
+)
 from corrdet.data.dataset import load_dataset
 from corrdet.data.images import read_image, to_eight_bits
 from corrdet.data.register import register_from_config
@@ -115,6 +120,29 @@ class TestExif:
             assert np.array_equal(self.mapped(record), expected)
 
 
+def test_a_mapper_that_reads_them_otherwise_is_refused_or_said(tmp_path, load, caplog):
+    cfg = loader_config(INPUT__MIN_SIZE_TRAIN=(96,))
+    content = rectangles(tmp_path)
+
+    class Own(DatasetMapper):
+        def __call__(self, dataset_dict):
+            raise NotImplementedError
+
+    kinds = DatasetMapper, Own, CorrdetDatasetMapper
+    plain, own, ours = (kind(cfg, is_train=True) for kind in kinds)
+    for mapper in (plain, own, ours):
+        build_train_loader(cfg, mapper, seed=0, dataset=load(content)).close()
+    assert "A mapper of one's own reads them by" not in caplog.text
+    save(tmp_path, content, ARROW, "own.jpg", 6)
+    dicts = load(content)
+    with pytest.raises(ImageReadError, match="^1 image.* Detectron2's DatasetMapper reads them wr"):
+        build_train_loader(cfg, plain, seed=0, dataset=dicts)
+    build_train_loader(cfg, ours, seed=0, dataset=dicts).close()
+    assert "A mapper of one's own reads them by" not in caplog.text
+    build_train_loader(cfg, own, seed=0, dataset=dicts).close()
+    assert "A mapper of one's own reads them by" in caplog.text
+
+
 RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
 
 
@@ -154,7 +182,7 @@ def test_deep_images_of_one_value():
 def test_sizes_that_are_no_numbers_of_pixels_are_named(tmp_path, load, key, value, registered):
     content = rectangles(tmp_path)
     content["images"][1][key] = value
-    words = f"expected a whole number of pixels as {key}, got"
+    words = f"expected a whole number of pixels as {key}, at most 1000000, got"
     with pytest.raises(CocoFileError, match=rf"image id 2 \(0002.png\): {words}"):
         load(content)
     # Of a function of one's own.
@@ -196,7 +224,7 @@ def test_images_of_which_nothing_would_be_left(tmp_path, load, shape, fits, capl
     assert len(load(content, is_train=False, MIN_SIZE_TEST=0)) == 5
 
 
-@pytest.mark.parametrize("which", [slice(None), slice(1), slice(2, 4)])
+@pytest.mark.parametrize("which", [slice(None), slice(4), slice(2, 7)])
 def test_boxes_in_shares_of_the_image(tmp_path, load, which):
     content = rectangles(tmp_path)
     for row in content["annotations"][which]:

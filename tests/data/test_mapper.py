@@ -172,3 +172,9 @@ def test_other_errors_stay_what_they_are(example):
     example["width"] = 161
     with pytest.raises(SizeMismatchError):
         CorrdetDatasetMapper(config(), is_train=True)(example)
+
+
+def test_yuv_is_single_precision(example):
+    cfg = config(INPUT__FORMAT="YUV-BT.601")
+    mapped = CorrdetDatasetMapper(cfg, is_train=True)(example)
+    assert mapped["image"].dtype == torch.float32

@@ -288,6 +288,7 @@ def test_values_of_the_wrong_type_are_explained(key, value, message, tmp_path):
         ("TEST.EXPECTED_RESULTS", "(1,)", r"must be a list of entries such as \['bbox', 'AP'"),
         ("TEST.EXPECTED_RESULTS", "(('bbox', 'AP', 'x', 1),)", "must be a list of entries"),
         ("INPUT.FORMAT", "XYZ", "unknown name 'XYZ'; did you mean|: unknown name"),
+        ("INPUT.FORMAT", "F", "unknown name 'F'"),
         ("INPUT.MASK_FORMAT", "bitmaks", "unknown name 'bitmaks'; did you mean 'bitmask'"),
         ("INPUT.MIN_SIZE_TRAIN", "()", "must be at least one whole number of pixels"),
         ("INPUT.MIN_SIZE_TRAIN", "('a',)", "must be at least one whole number of pixels"),
@@ -360,6 +361,9 @@ RCNN = str(ROOT / "configs/quick/faster_rcnn_baseline.yaml")
     ("MODEL.PROPOSAL_GENERATOR.NAME", "RPM", "unknown name 'RPM'"),
     ("MODEL.ROI_HEADS.NAME", "CorrdetROIHead", "must be 'CorrdetROIHeads' for CorrdetRCNN"),
     ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "('a',)", "must be ascending numbers"),
+    ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "(0,)", "must be ascending numbers, each positive"),
+    ("MODEL.RPN.CONV_DIMS", "(0,)", "must be at least one number of channels"),
+    ("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "must be >= 1 with NUM_CONV 0"),
     ("MODEL.ROI_BOX_HEAD.NAME", "", "unknown name ''"),
     ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlin", "unknown name .* did you mean 'ROIAlign'"),
     ("MODEL.ROI_BOX_HEAD.NORM", "XX", "unknown name 'XX'"),
@@ -394,6 +398,12 @@ def test_devices(name, message, tmp_path):
     cfg = load(QUICK, "MODEL.DEVICE", name, "OUTPUT_DIR", tmp_path)
     with pytest.raises(ConfigError, match=f"^{message}"):
         check_run(cfg)
+
+
+def test_groups_of_channels():
+    message = "MODEL.RESNETS.RES2_OUT_CHANNELS must be a multiple of 32, as MODEL.RESNETS.NORM is"
+    with pytest.raises(ConfigError, match=message):
+        load(QUICK, "MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.RES2_OUT_CHANNELS", 16)
 
 
 def test_channels_are_those_of_the_format_unless_the_loader_is_ones_own(tmp_path):

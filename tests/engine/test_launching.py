@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 
 import train_net
-from corrdet.engine import ConfigError, import_modules, launching
+from corrdet.engine import ConfigError, import_modules, launching, run_command
 from corrdet.engine.launching import Place, check_device, place_in_environment
 
 TORCHRUN = {
@@ -59,6 +59,18 @@ def test_what_contradicts_torchrun(changes, words, message):
     environment = {name: v for name, v in {**TORCHRUN, **changes}.items() if v is not None}
     with pytest.raises(ConfigError, match=message):
         place_in_environment(environment, arguments(*words))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--num-gpus", "-1"), "--num-gpus is -1, expected 0 or more"),
+        (("--num-machines", "0"), "--num-machines is 0, expected 1 or more"),
+    ],
+)
+def test_counts_that_there_cannot_be(words, message):
+    with pytest.raises(SystemExit, match=message):
+        run_command(lambda args: pytest.fail("started"), arguments(*words))
 
 
 def test_each_process_has_its_gpu(monkeypatch):

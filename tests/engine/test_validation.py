@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -16,7 +17,7 @@ from corrdet.data import load_dataset
 from corrdet.engine import ConfigError, CorrdetTrainer
 from corrdet.engine.metric_names import evaluation_names
 from corrdet.engine.random_state import get_random_states
-from corrdet.engine.validation import build_loss_loader, mean_losses
+from corrdet.engine.validation import build_loss_loader, check_metrics, mean_losses
 from tests.helpers.training import ROOT
 
 pytestmark = pytest.mark.slow
@@ -324,12 +325,32 @@ def test_mistyped_metrics_are_known_early(tiny_cfg, metric, before):
     tiny_cfg.TEST.EVAL_PERIOD = 2
     tiny_cfg.TEST.BEST_CHECKPOINT.METRIC = metric
     os.makedirs(tiny_cfg.OUTPUT_DIR)
-    with pytest.raises(ConfigError, match=f"METRIC is unknown metric '{metric}'"):
+    with pytest.raises(ConfigError, match=f"METRIC: unknown metric '{metric}'"):
         trainer = CorrdetTrainer(tiny_cfg)
         assert not before
         trainer.resume_or_load(resume=False)
         trainer.train()
     assert before or trainer.iter == 0
+
+
+@pytest.mark.parametrize("task, metric", [("bbox", "XX"), ("boxes", "AP"), ("segm", "AP")])
+def test_expected_results_of_other_names_are_refused(tiny_cfg, task, metric):
+    tiny_cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 0.0, 100.0], [task, metric, 0.0, 100.0]]
+    with pytest.raises(ConfigError, match="^TEST.EXPECTED_RESULTS: unknown (task|metric) "):
+        CorrdetTrainer(tiny_cfg)
+
+
+def test_metrics_of_a_class_may_be_watched_before_classes_are_known(tiny_cfg):
+    metadata = MetadataCatalog.get("tiny_val")
+    classes = vars(metadata).pop("thing_classes", None)
+    tiny_cfg.TEST.EVAL_PERIOD = 2
+    tiny_cfg.TEST.BEST_CHECKPOINT.METRIC = "bbox/AP-zero"
+    check_metrics(tiny_cfg, CorrdetTrainer)
+    tiny_cfg.TEST.BEST_CHECKPOINT.METRIC = "bbox/APzero"
+    with pytest.raises(ConfigError, match="unknown metric"):
+        check_metrics(tiny_cfg, CorrdetTrainer)
+    if classes is not None:
+        metadata.thing_classes = classes
 
 
 def test_all_that_an_evaluation_measures_is_known(tiny_cfg):

@@ -249,7 +249,7 @@ class TestFilesThatAreNone:
 
     def test_a_folder(self, tmp_path):
         torch.save(trained(), tmp_path / "model_final.pth")
-        with pytest.raises(MissingWeightsError, match="is a folder; .* there are model_final.pth"):
+        with pytest.raises(MissingWeightsError, match="is a folder; .* in it: model_final.pth"):
             load(tmp_path)
 
     def test_missing(self, tmp_path):

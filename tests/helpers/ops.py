@@ -49,17 +49,6 @@ def samples(positives, negatives, dtype=torch.float64, device="cpu", scale=1.0, 
     return logits.to(device), labels.to(device), ious.to(device)
 
 
-def compare_pairwise_error(run, function, twin, logits, labels, ious, *options):
-    """Hold `run` of a pairwise error together with that of its twin in float64."""
-    actual = run(function, logits, labels, ious, *options)
-    expected = run(twin, logits.double().cpu(), labels.cpu(), ious.cpu(), *options)
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    assert actual[0].dtype == wide and actual[-1].device == logits.device
-    for mine, theirs in zip(actual, expected, strict=True):
-        tolerance = None if mine.dtype in DTYPES[2:] else 1e-10 if wide == torch.float64 else 1e-5
-        assert_near(mine, theirs, tolerance)
-
-
 def random_boxes(n, dtype=torch.float64, device="cpu", seed=0, inverted=False):
     """Boxes (n, 4) that overlap often; with `inverted` some have sides of negative or no length."""
     generator = torch.Generator().manual_seed(seed)

@@ -238,6 +238,12 @@ def test_dr_edge_cases():
         assert loss.isfinite() and logits.grad.isfinite().all()
     assert dr_loss(torch.tensor([math.nan, 0]), torch.tensor([1, 0])).isnan()
     assert dr_loss(torch.tensor([math.nan, 0]), torch.tensor([0, 1])).isnan()
+    for infinite in (math.inf, -math.inf):
+        for labels, undefined in (([1, 0], True), ([0, 1], True), ([-1, 1], False)):
+            logits = torch.tensor([infinite, 0.3], requires_grad=True)
+            loss = dr_loss(logits, torch.tensor(labels))
+            assert loss.isnan() == undefined
+            assert torch.autograd.grad(loss, logits)[0].isnan().any() == undefined
     with pytest.raises(ValueError, match=r"shape of logits, \(2,\), got \(3,\)"):
         dr_loss(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match="lam_neg must be > 0, got 0"):

@@ -1,6 +1,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,12 +10,14 @@ from corrdet.losses import (
     COUPLINGS,
     LOCALIZATION_LOSSES,
     Criterion,
+    Weight,
     build_criterion,
     correlation_loss,
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
 from corrdet.losses.registry import LossRegistry
+from corrdet.options import OptionError
 from tests.helpers.losses import NORMALIZER, build, config, matched_predictions
 
 
@@ -349,7 +352,7 @@ class TestOnesOwnLosses:
     def test_couplings(self, returned, message):
         name = f"test_only_returned_{len(COUPLINGS)}"
         COUPLINGS.register(name)(returned)
-        with pytest.raises(ValueError, match=f"the coupling '<lambda>' must return .*{message}"):
+        with pytest.raises(ValueError, match=f"the coupling '{name}' must return .*{message}"):
             Criterion("sigmoid_focal", "giou", [name])(matched_predictions())
 
     def test_couplings_that_change_losses(self):
@@ -364,7 +367,9 @@ class TestOnesOwnLosses:
         for name, message in (("one", "(classification, localization), got Tensor"),
                               ("sum", r"shape \(5,\), got \(\)")):  # fmt: skip
             message = message if name == "sum" else re.escape(message)
-            with pytest.raises(ValueError, match=f"coupling '_{name}' must return .*{message}"):
+            with pytest.raises(
+                ValueError, match=f"coupling 'test_only_{name}' must return .*{message}"
+            ):
                 Criterion("sigmoid_focal", "giou", [f"test_only_{name}"])(matched_predictions())
 
     def test_classification_and_localization(self):
@@ -385,7 +390,10 @@ class TestOnesOwnLosses:
             (("test_only_per_sample", "giou"), r"\(\), got \(20,\)"),
             (("sigmoid_focal", "test_only_total"), r"\(5,\), got \(\)"),
         ):
-            with pytest.raises(ValueError, match=f"must return a tensor of shape {message}"):
+            own = names[0] if names[0].startswith("test") else names[1]
+            with pytest.raises(
+                ValueError, match=f"'{own}' must return a tensor of shape {message}"
+            ):
                 Criterion(*names)(matched_predictions())
 
 
@@ -425,3 +433,98 @@ def test_values_that_are_missing_or_of_another_kind(key, value, message):
     (cfg.MODEL.CRITERION[node] if node else cfg.MODEL.CRITERION)[option] = value
     with pytest.raises(ValueError, match=f"^MODEL.CRITERION.*{message}"):
         build_criterion(cfg, activation="sigmoid", has_deltas=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, options, message",
+    [
+        (([],), {}, r"^options: expected {\"<loss>\": .*, got \[\]$"),
+        (({"giou": 3},), {}, "^giou: expected its options by name, got 3$"),
+        (({"sigmoid_focal": ["alpha"]},), {}, r"^sigmoid_focal: expected its .* got \['alpha'\]$"),
+        (({"sigmoid_focal": {"gamma": "2"}},), {}, "^sigmoid_focal.gamma must be a finite number"),
+        (({3: {}},), {}, "^options: unknown loss 3; there are: giou, sigmoid_focal$"),
+        (({"sigmoid_focal": {3: 1}},), {}, "^sigmoid_focal.3: unknown option of sigmoid_focal 3"),
+        ((), {"classification_weight": "1"}, "^classification_weight must be a finite number >= 0"),
+        ((), {"localization_weight": torch.ones(1)}, r"^localization_weight .*tensor\(\[1.\]\)$"),
+        ((), {"localization_weighted_by": None}, "^localization_weighted_by must be one of"),
+    ],
+)
+def test_arguments_of_another_type(arguments, options, message):
+    with pytest.raises(OptionError, match=message):
+        Criterion("sigmoid_focal", "giou", (), *arguments, **options)
+
+
+def test_couplings_of_another_type():
+    for couplings, message in (
+        (3, "^couplings must be a list of names, got 3$"),
+        ([["association"]], r"^couplings: expected the name of a coupling, got \['association'\]$"),
+        ({"association": "1"}, "^association.weight must be a finite number >= 0, got '1'$"),
+        ({"association": None}, "^association.weight must be a finite number >= 0, got None$"),
+        ({"association": -1}, "^association.weight must be >= 0, got -1$"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            Criterion("sigmoid_focal", "giou", couplings)
+
+
+def test_options_may_be_numbers_of_numpy():
+    """And are kept as Python's, so that a model that is saved as a whole has no others."""
+    options = {"sigmoid_focal": {"gamma": np.float32(1.5)}, "correlation": {"memory": np.int64(2)}}
+    criterion = Criterion("sigmoid_focal", "giou", {"correlation": np.float32(0.5)}, options)
+    expected = {"sigmoid_focal": {"gamma": 1.5}, "correlation": {"memory": 2}}
+    other = Criterion("sigmoid_focal", "giou", {"correlation": 0.5}, expected)
+    matched = matched_predictions()
+    assert criterion(matched, np.float32(4), np.int64(3)) == other(matched, 4.0, 3)
+    assert type(criterion.classification.options["gamma"]) is float
+    assert type(criterion.couplings["correlation"].options["memory"]) is int
+    assert type(criterion.coupling_weights["correlation"].value) is float
+
+
+class TestArgumentsOfAStep:
+    @pytest.mark.parametrize(
+        "normalizer, message",
+        [
+            (0, "must be > 0, got 0"),
+            (-1.5, "must be > 0, got -1.5"),
+            (math.nan, "must be a finite number > 0, got nan"),
+            (math.inf, "must be a finite number > 0, got inf"),
+            ("4", "must be a finite number > 0, got '4'"),
+            (True, "must be a finite number > 0, got True"),
+            (torch.ones(1), r"must be a number or a tensor of shape \(\), got shape \(1,\)"),
+            (torch.ones(20), r"must be a number or a tensor of shape \(\), got shape \(20,\)"),
+        ],
+    )
+    def test_normalizers(self, normalizer, message):
+        with pytest.raises(OptionError, match=f"^normalizer {message}$"):
+            Criterion("sigmoid_focal", "giou")(matched_predictions(), normalizer)
+
+    def test_the_value_of_a_normalizer_on_a_device_is_not_looked_at(self):
+        """It would wait for the device; that it is not finite shows in the losses."""
+        matched = matched_predictions()
+        criterion = Criterion("sigmoid_focal", "giou", ["correlation"])
+        assert criterion(matched, torch.tensor(4.0)) == criterion(matched, 4)
+        losses = criterion(matched, torch.tensor(math.nan))
+        assert losses["loss_cls"].isnan() and losses["loss_box_reg"].isnan()
+        # A tensor without a value.
+        losses = criterion(matched, torch.empty((), device="meta"))
+        assert losses["loss_cls"].shape == ()
+
+    @pytest.mark.parametrize(
+        "iteration, message",
+        [
+            (-1, ">= 0, got -1"),
+            (2.0, "a whole number >= 0, got 2.0"),
+            ("3", "a whole number >= 0, got '3'"),
+            (True, "a whole number >= 0, got True"),
+        ],
+    )
+    def test_iterations(self, iteration, message):
+        weights = {"correlation": Weight(1.0, warmup_iters=10)}
+        for couplings in (weights, ()):
+            with pytest.raises(OptionError, match=f"^iteration must be {message}$"):
+                Criterion("sigmoid_focal", "giou", couplings)(
+                    matched_predictions(), iteration=iteration
+                )
+
+    def test_no_matched_predictions(self):
+        with pytest.raises(TypeError, match="^expected MatchedPredictions, got dict$"):
+            Criterion("sigmoid_focal", "giou")({"logits": torch.zeros(3, 3)})

@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from corrdet.losses import COUPLINGS, Criterion
+from corrdet.losses.registry import REGISTRIES
 from tests.helpers.losses import matched_predictions
 
 MEMORY = 12  # more than ten, whose numbers do not sort as text
@@ -98,6 +99,43 @@ def test_states_of_other_losses_are_left_out():
     # Nor has a loss without a checkpoint the state of what was trained before.
     other.load_state_dict({})
     assert other.state_dict() == {}
+
+
+@pytest.mark.parametrize("name", ["ap", "ape", "rank_sort", "alrp", "pairwise_error"])
+def test_a_memory_that_is_switched_off_is_not_carried_on(name):
+    """From checkpoint to checkpoint, of trainings that never read it."""
+    options = {"correlation": {"memory": 3}, name: {"memory": 3}}
+    first = Criterion(name, "giou", ["correlation"], options)
+    first(batch(0))
+    states = first.state_dict()
+    assert {key.split(".")[1] for key in states} == {"correlation", name}
+
+    other = Criterion(name, "giou", ["correlation"])
+    other.load_state_dict(states)
+    assert other.state_dict() == {}
+    other(batch(1))
+    assert other.state_dict() == {}
+    other.restore({"correlation": {"scores": [torch.ones(3)]}})
+    assert other.state_dict() == {}
+
+
+def test_every_loss_with_a_memory_says_so():
+    for registry in REGISTRIES:
+        for name, loss in registry.items():
+            if "memory" in loss.options:
+                assert loss.state_with == "memory", name
+
+
+def test_a_shorter_memory_forgets_at_once():
+    first = trained()
+    options = {"correlation": {"memory": 2}}
+    other, expected = (Criterion("ghm_c", "ghm_r", ["correlation"], options) for _ in range(2))
+    other.load_state_dict(first.state_dict())
+    expected.load_state_dict(first.state_dict())
+    state = expected.couplings["correlation"].state
+    for name in ("scores", "ious"):
+        state[name] = state[name][-2:]
+    assert other(batch(7)) == expected(batch(7))
 
 
 class TestCheckpoints:

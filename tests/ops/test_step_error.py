@@ -1,39 +1,24 @@
 """step_error against its twin, pair by pair, and what it promises."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from corrdet.ops import reference, step_error
+from corrdet.ops import step_error
 from corrdet.ops.kernels.step_error import STEP_LOSSES
 from tests.helpers.emulation import ORDERS
-from tests.helpers.ops import DTYPES, assert_near, compare_pairwise_error, repeats, samples
+from tests.helpers.ops import DTYPES, assert_near, samples
+from tests.helpers.pairwise_errors import (
+    PAIRWISE_ERRORS,
+    SIZES,
+    compare_emulated_step,
+    compare_pairwise_error,
+    emulate_step,
+    run_step,
+)
 
-SIZES = [(1, 0), (0, 5), (1, 1), (5, 0), (2, 3), (40, 500), (200, 3000), (3, 20000)]
-
-
-def run_step(function, logits, labels, ious, loss, delta=1.0):
-    """Values and gradients of all parts, and of a weighted sum of them."""
-    logits = logits.detach().requires_grad_()
-    targets, localization = labels, None
-    if loss == "rank_sort":
-        targets = labels.double().masked_scatter(labels == 1, ious)
-    if loss == "alrp":
-        localization = (3 * ious).requires_grad_()
-    first, second = function(logits, targets, loss, delta, localization)
-    results = [first.detach(), second.detach()]
-    inputs = [logits] if localization is None else [logits, localization]
-    total = 0.7 * first - 1.3 * second
-    results += torch.autograd.grad(first, logits, retain_graph=True)
-    results += torch.autograd.grad(total, inputs)
-    return results
-
-
-def compare(*arguments):
-    compare_pairwise_error(run_step, step_error, reference.step_error, *arguments)
+ERROR = PAIRWISE_ERRORS["step_error"]
 
 
 @pytest.mark.parametrize("loss", STEP_LOSSES)
@@ -44,30 +29,7 @@ def test_against_reference(size, scale, ties, loss, device):
     for dtype in DTYPES[:2]:
         for delta in (1.0, 0.3):
             inputs = samples(*size, dtype=dtype, device=device, scale=scale, ties=ties)
-            compare(*inputs, loss, delta)
-
-
-@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
-@pytest.mark.parametrize("size", [(0, 5), (3, 4), (40, 2000)], ids=str)
-def test_halves_are_computed_in_float32(size, dtype, device):
-    for loss in STEP_LOSSES:
-        compare(*samples(*size, dtype=dtype, device=device), loss)
-
-
-def test_positives_far_apart(device):
-    """Windows of positives with negatives between, above and below them."""
-    logits, labels, ious = samples(6, 4000, device=device)
-    logits = logits + 400 * torch.arange(len(logits), device=device).remainder(7)
-    for loss in STEP_LOSSES:
-        compare(logits, labels, ious, loss)
-
-
-def test_clustered_positives(device):
-    """More edges within one cell than are compared at once."""
-    logits, labels, ious = samples(60, 3000, device=device)
-    logits = torch.where(labels == 1, 0.3 + logits / 1000, logits)
-    for loss in STEP_LOSSES:
-        compare(logits, labels, ious, loss)
+            compare_pairwise_error(ERROR, *inputs, loss, delta)
 
 
 def test_negatives_on_the_edge_do_not_count(device):
@@ -86,63 +48,11 @@ def test_any_dtype_of_targets(device):
         assert all(map(torch.equal, actual, expected))
 
 
-def test_any_strides(device):
-    logits, labels, ious = samples(20, 300, device=device)
-    wide_logits, wide_labels = torch.stack([logits, -logits], 1), torch.stack([labels, labels], 1)
-    wide_ious = torch.stack([ious, ious], 1)
-    strided = wide_logits[:, 0], wide_labels[:, 0], wide_ious[:, 0]
-    for loss in STEP_LOSSES:
-        expected = run_step(step_error, logits, labels, ious, loss)
-        assert all(map(torch.equal, run_step(step_error, *strided, loss), expected))
-
-
-@pytest.mark.parametrize("size", [(0, 0), (0, 7)], ids=str)
-def test_no_positive(size, device):
-    logits, labels, ious = samples(*size, device=device, ignored=1)
-    for loss in STEP_LOSSES:
-        for result in run_step(step_error, logits, labels, ious, loss):
-            assert result.eq(0).all()
-
-
-@pytest.mark.parametrize("extreme", (1e4, -1e4))
-@pytest.mark.parametrize("which", (1, 0))
-def test_huge_logits(which, extreme, device):
-    for dtype in DTYPES:
-        logits, labels, ious = samples(10, 3000, dtype=dtype, device=device)
-        logits[(labels == which).nonzero()[:3, 0]] = extreme
-        for loss in STEP_LOSSES:
-            assert all(r.isfinite().all() for r in run_step(step_error, logits, labels, ious, loss))
-
-
-@pytest.mark.parametrize("bad", (float("nan"), float("inf"), -float("inf")))
-@pytest.mark.parametrize("size", [(10, 50), (10, 3000)], ids=str)
-def test_undefined_logits(size, bad, device):
-    for label in (1, 0, -1):
-        logits, labels, ious = samples(*size, device=device)
-        logits[(labels == label).nonzero()[1, 0]] = bad
-        undefined = label >= 0
-        for loss in STEP_LOSSES:
-            results = run_step(step_error, logits, labels, ious, loss)
-            parts = results if loss in ("rank_sort", "alrp") else results[:1] + results[2:]
-            assert all(result.isnan().all() == undefined for result in parts)
-            assert all(result.isnan().any() == undefined for result in parts)
-
-
 def test_localization_gradcheck(device):
     logits, labels, ious = samples(6, 30, device=device)
     assert torch.autograd.gradcheck(
         lambda x: step_error(logits, labels, "alrp", 1.0, x)[1], ious.requires_grad_()
     )
-
-
-@pytest.mark.parametrize("size", [(30, 500), (300, 60000)], ids=str)
-def test_results_do_not_depend_on_threads(size, device):
-    inputs = samples(*size, dtype=torch.float32, device=device)
-    results = repeats(
-        lambda: [t for loss in STEP_LOSSES for t in run_step(step_error, *inputs, loss)]
-    )
-    for result in results[1:]:
-        assert all(map(torch.equal, result, results[0]))
 
 
 @pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
@@ -162,15 +72,6 @@ def test_compile(backend, device):
     assert_near(actual, expected)
 
 
-def test_autocast(device):
-    logits, labels, _ = samples(10, 90, dtype=torch.bfloat16, device=device)
-    expected = step_error(logits, labels, "step", 1.0)[0]
-    with torch.autocast(device, dtype=torch.bfloat16):
-        actual = step_error(logits, labels, "step", 1.0)[0]
-    assert actual.dtype == torch.float32
-    assert actual == expected
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(4, 20), (0, 3)], ids=str)
 def test_opcheck(size, dtype, device):
@@ -182,31 +83,6 @@ def test_opcheck(size, dtype, device):
         torch.library.opcheck(ops.step_error, (logits, labels, loss, 1.0, localization))
     rows = torch.randn(2, 5, device=device)
     torch.library.opcheck(ops.weighted_rows, (torch.ones(2, device=device), rows, dtype))
-
-
-MEMORY = """
-import resource, torch
-from corrdet.ops import step_error
-torch.set_num_threads(2)
-positives, negatives = 20_000, 3_000_000
-logits = torch.randn(positives + negatives)
-labels = (torch.arange(len(logits)) < positives).to(torch.int8)
-ious = torch.rand(positives)
-def run(count):
-    part = slice(positives - min(positives, count), positives + count)
-    x, y = logits[part].requires_grad_(), labels[part]
-    sum(step_error(x, y, "alrp", 1.0, ious[-int(y.sum()):])).backward()
-run(1000)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(negatives)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-"""
-
-
-def test_memory():
-    """64 bytes per sample and 256 per positive, where the matrix would take 240 gigabytes."""
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 64 * 3_020_000 + 256 * 20_000
 
 
 def test_more_than_2_to_the_31_pairs():
@@ -233,25 +109,6 @@ def test_more_pairs_than_fit_in_32_bits():
 
 
 LOGITS, LABELS, ONE = torch.zeros(3), torch.tensor([1, 0, -1]), torch.ones(1)
-
-
-@pytest.mark.parametrize(
-    "arguments, error, message",
-    [
-        (([1.0], LABELS), TypeError, "logits must be a torch.Tensor, got list"),
-        ((LOGITS.int(), LABELS), TypeError, "logits must be float16.* got int32"),
-        ((LOGITS[None], LABELS), ValueError, r"logits must have shape \(S,\).* got \(1, 3\)"),
-        ((LOGITS, [1]), TypeError, "targets must be a torch.Tensor, got list"),
-        ((LOGITS, LABELS[:2]), ValueError, r"targets must have the shape of logits, \(3,\), got"),
-        ((LOGITS, LABELS.cfloat()), TypeError, "targets must be integers or floating"),
-        ((LOGITS, LABELS.to("meta")), ValueError, "targets must be on the device of logits, cpu"),
-        ((LOGITS, LABELS * 2), ValueError, "labels must be -1, 0 or 1, got 2 at position 0"),
-        ((LOGITS, LABELS / 2), ValueError, "labels must be -1, 0 or 1, got 0.5 at position 0"),
-    ],
-)
-def test_bad_samples(arguments, error, message):
-    with pytest.raises(error, match=message):
-        step_error(*arguments, "step", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -301,51 +158,22 @@ def test_the_names_are_those_of_the_kernels():
         torch.ops.corrdet.step_error(LOGITS, LABELS, "none", 1.0, None)
 
 
-def emulate(emulator, logits, targets, loss, delta, localization=None, **options):
-    count, positives = len(logits), -1 if localization is None else len(localization)
-    rows = 2 if loss == "rank_sort" else 1
-    values, gradients = logits.new_full((2,), -9), logits.new_full((rows, count), -9)
-    on_localization = logits.new_full((max(positives, 0),), -9)
-    emulator.run(
-        "step_error", logits.dtype, logits, targets.double(), count, loss, delta, localization,
-        positives, values, gradients, on_localization, **options,
-    )  # fmt: skip
-    return values, gradients, on_localization
-
-
-def compare_emulated(emulator, dtype, loss, size, scale=1.0, ties=False, **options):
-    logits, labels, ious = samples(*size, dtype, scale=scale, ties=ties)
-    localization = 2 * ious if loss == "alrp" else None
-    targets = labels.double()
-    if loss == "rank_sort":
-        targets = targets.masked_scatter(labels == 1, ious)
-    values, gradients, on_localization = emulate(
-        emulator, logits, targets, loss, 0.7, localization, **options
-    )
-    logits.requires_grad_()
-    first, second = reference.step_error(logits, targets, loss, 0.7, localization)
-    assert_near(values, torch.stack([first, second]).detach())
-    assert_near(gradients[0], torch.autograd.grad(first, logits, retain_graph=True)[0])
-    if loss == "rank_sort" and len(ious):
-        assert_near(gradients[1], torch.autograd.grad(second, logits)[0])
-    if loss == "alrp" and len(ious):
-        localization.requires_grad_()
-        second = reference.step_error(logits, targets, loss, 0.7, localization)[1]
-        assert_near(on_localization, torch.autograd.grad(second, localization)[0])
-
-
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("loss", STEP_LOSSES)
 def test_emulated(emulator, loss, dtype):
     sizes = [(1, 0), (0, 5), (5, 0), (30, 400), (40, 9000)]
     for size, order, ties in zip(sizes, ORDERS + ORDERS, (False, True) * 3, strict=False):
-        compare_emulated(emulator, dtype, loss, size, ties=ties, order=order, grid=2)
-    compare_emulated(emulator, dtype, loss, (20, 300), scale=1000.0, order="random")
+        compare_emulated_step(
+            emulator, *samples(*size, dtype, ties=ties), loss, order=order, grid=2
+        )
+    inputs = samples(20, 300, dtype, scale=1000.0)
+    compare_emulated_step(emulator, *inputs, loss, order="random")
 
 
 def test_emulated_positives_of_several_sorted_tiles(emulator):
     for count in (513, 1300):  # an odd and an even number of merges
-        compare_emulated(emulator, torch.float32, "alrp", (count, 50), ties=True, order="random")
+        inputs = samples(count, 50, torch.float32, ties=True)
+        compare_emulated_step(emulator, *inputs, "alrp", order="random")
 
 
 @pytest.mark.parametrize("bad", (float("nan"), float("inf")))
@@ -357,13 +185,13 @@ def test_emulated_undefined_samples(emulator, bad):
         (logits, labels, ious[:-1]),
     ]
     for *inputs, localization in wrong:
-        results = emulate(emulator, *inputs, "alrp", 1.0, localization)
+        results = emulate_step(emulator, *inputs, "alrp", 1.0, localization)
         assert all(result.isnan().all() for result in results)
 
 
 def test_emulated_order_of_atomic_additions_does_not_matter(emulator):
     logits, labels, ious = samples(30, 3000)
-    results = [emulate(emulator, logits, labels, "alrp", 1.0, ious, order=o) for o in ORDERS]
+    results = [emulate_step(emulator, logits, labels, "alrp", 1.0, ious, order=o) for o in ORDERS]
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 
@@ -376,10 +204,10 @@ def test_emulated_every_barrier_of_sums_and_scans_is_needed(emulator, order):
     # is for the next use of the shared memory: the second of two blocks' samples.
     logits, labels, _ = samples(30, 5000, torch.float32)
     options = {"order": order, "grid": 1, "launch": 1}
-    emulate(emulator, logits, labels, "step", 1.0, **options)
+    emulate_step(emulator, logits, labels, "step", 1.0, **options)
     for barrier in range(28):
         with pytest.raises(RuntimeError, match="race|before any write"):
-            emulate(emulator, logits, labels, "step", 1.0, skip_barrier=barrier, **options)
+            emulate_step(emulator, logits, labels, "step", 1.0, skip_barrier=barrier, **options)
 
 
 @pytest.mark.parametrize("barrier", range(2))
@@ -387,13 +215,13 @@ def test_emulated_every_barrier_of_the_tile_sort_is_needed(emulator, barrier):
     # Between loading and sorting a tile, and before the next one is loaded.
     logits, labels, _ = samples(700, 5, torch.float32)
     options = {"order": "random", "grid": 1, "launch": 2}
-    emulate(emulator, logits, labels, "step", 1.0, **options)
+    emulate_step(emulator, logits, labels, "step", 1.0, **options)
     with pytest.raises(RuntimeError, match="race|before any write"):
-        emulate(emulator, logits, labels, "step", 1.0, skip_barrier=barrier, **options)
+        emulate_step(emulator, logits, labels, "step", 1.0, skip_barrier=barrier, **options)
 
 
 def test_emulated_writes_past_an_output_are_found(emulator):
     logits, labels, _ = samples(10, 90)
-    emulate(emulator, logits, labels, "step", 1.0)
+    emulate_step(emulator, logits, labels, "step", 1.0)
     with pytest.raises(RuntimeError, match="out of bounds: output"):
-        emulate(emulator, logits, labels, "step", 1.0, missing=1)
+        emulate_step(emulator, logits, labels, "step", 1.0, missing=1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._boxes import check_boxes, check_kind, check_pairs, example_boxes, reference_iou
-from .._checks import no_double_backward
+from .._transforms import is_transformed
 
 
 def elementwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
@@ -30,6 +30,8 @@ def elementwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor
     check_boxes(boxes1, boxes2)
     check_pairs(boxes1, boxes2)
     check_kind(kind)
+    if is_transformed():
+        return reference(boxes1, boxes2, kind)
     return torch.ops.corrdet.elementwise_iou(boxes1, boxes2, kind)
 
 
@@ -65,6 +67,21 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("corrdet::elementwise_iou", _backward, setup_context=_setup_context)
+
+
+def _setup_backward(ctx, inputs, output):
+    grad, boxes1, boxes2, ctx.kind = inputs
+    ctx.save_for_backward(grad, boxes1, boxes2)
+
+
+def _backward_backward(ctx, grad_grad1, grad_grad2):
+    def first_derivative(grad, boxes1, boxes2):
+        return torch.func.vjp(lambda a, b: reference(a, b, ctx.kind), boxes1, boxes2)[1](grad)
+
+    pull_back = torch.func.vjp(first_derivative, *ctx.saved_tensors)[1]
+    return *pull_back((grad_grad1, grad_grad2)), None
+
+
 torch.library.register_autograd(
-    "corrdet::elementwise_iou_backward", no_double_backward("elementwise_iou")
+    "corrdet::elementwise_iou_backward", _backward_backward, setup_context=_setup_backward
 )

@@ -15,9 +15,12 @@ from .._samples import (
     check_samples,
     example_samples,
     is_undefined,
+    refuse_forward_mode,
     select_samples,
     spread_gradient,
+    weighted_rows,
 )
+from .._transforms import differentiable
 
 # As in csrc/smooth_error/smooth_loss.h.
 DISTANCES = ("cross_entropy", "sigmoid")
@@ -76,7 +79,7 @@ def smooth_error(
     if ious is not None:
         check_per_positive("ious", ious, logits)
         ious = ious.detach()
-    return torch.ops.corrdet.smooth_error(
+    return _call(
         logits, targets, distance, balance, float(lam), float(delta), ious, bool(weight_by_iou)
     )[0][0]
 
@@ -98,8 +101,9 @@ def reference(
         zero = torch.zeros_like(logits, dtype=torch.float64)
         return attach_gradient(zero.sum(), logits, zero).to(compute_dtype(logits))
     # Row u is a positive, column v another sample.
-    counted_positives = s[None] > (s - delta)[:, None]
-    counted_negatives = n[None] > (s - delta)[:, None]
+    # Differences: beside a large logit s_u - delta would be rounded.
+    counted_positives = s[None] - s[:, None] > -delta
+    counted_negatives = n[None] - s[:, None] > -delta
     among_positives = counted_positives * (lam * (s[None] - s[:, None])).sigmoid()
     over_negatives = counted_negatives * (lam * (n[None] - s[:, None])).sigmoid()
     if ious is None:
@@ -118,11 +122,13 @@ def reference(
     error = over_negatives.sum(1) + (false_positives * among_positives).sum(1)
     if distance == "cross_entropy":
 
-        def pair_loss(difference):
-            return torch.logaddexp(lam * difference, torch.zeros_like(difference)) / lam
+        def pair_loss(difference, counted):
+            # Not softplus(lam * difference): the product of huge logits is infinite.
+            rest = torch.log1p(torch.exp(-lam * difference.abs())) / lam
+            return torch.where(counted, difference.clamp(min=0) + rest, 0).sum(1)
 
-        total = (counted_negatives * pair_loss(n[None] - s[:, None])).sum(1)
-        total = total + (false_positives * pair_loss(s[None] - s[:, None])).sum(1)
+        total = pair_loss(n[None] - s[:, None], counted_negatives)
+        total = total + pair_loss(s[None] - s[:, None], false_positives)
     else:
         total = error
     value = (coefficient * total).sum()
@@ -149,17 +155,13 @@ def _(logits, targets, distance, balance, lam, delta, ious, weight_by_iou):
 
 
 def _setup_smooth(ctx, inputs, output):
-    ctx.dtype = inputs[0].dtype
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+    return output[1], inputs[0]
 
 
 def _smooth_backward(ctx, grads, _):
-    (gradients,) = ctx.saved_tensors
-    on_logits = torch.ops.corrdet.weighted_rows(grads, gradients, ctx.dtype)
-    return (on_logits, *(None,) * 7)
+    gradients, logits = ctx.saved_tensors
+    return (weighted_rows(grads, gradients, logits.dtype, logits), *(None,) * 7)
 
 
-torch.library.register_autograd(
-    "corrdet::smooth_error", _smooth_backward, setup_context=_setup_smooth
-)
+_call = differentiable("smooth_error", _setup_smooth, _smooth_backward, refuse_forward_mode)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_floating, check_positive, no_double_backward
+from .._checks import check_device, check_floating, check_positive
+from .._transforms import differentiable
 
 
 def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
@@ -25,7 +26,8 @@ def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
     Useful strengths lie between. The sum is always n (n + 1) / 2, and equal values have equal
     ranks.
 
-    Differentiable once. The gradient within a pool is (g_i - mean of g over the pool) / strength.
+    The gradient within a pool is (g_i - mean of g over the pool) / strength, in reverse and forward
+    mode; where pools do not change the second derivative is 0.
     Results do not depend on the number of threads, and are the same on every run.
 
     Args:
@@ -49,7 +51,7 @@ def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
         raise ValueError("values must have shape (..., n), got a 0-dimensional tensor")
     check_device("values", values)
     check_positive("strength", strength)
-    return torch.ops.corrdet.soft_rank(values, float(strength))[0]
+    return _call(values, float(strength))[0]
 
 
 def reference(values: Tensor, strength: float) -> Tensor:
@@ -101,15 +103,33 @@ def _(grad, permutation, pools, strength):
 
 def _setup_context(ctx, inputs, output):
     _, ctx.strength = inputs
-    _, permutation, pools = output
-    ctx.save_for_backward(permutation, pools)
+    ctx.mark_non_differentiable(*output[1:])
+    return output[1:]
 
 
-def _backward(ctx, grad_ranks, grad_permutation, grad_pools):
-    permutation, pools = ctx.saved_tensors
-    grad = torch.ops.corrdet.soft_rank_backward(grad_ranks, permutation, pools, ctx.strength)
-    return grad, None
+def _backward(ctx, grad_ranks, *_):
+    return _call_backward(grad_ranks, *ctx.saved_tensors, ctx.strength), None
 
 
-torch.library.register_autograd("corrdet::soft_rank", _backward, setup_context=_setup_context)
-torch.library.register_autograd("corrdet::soft_rank_backward", no_double_backward("soft_rank"))
+def _jvp(ctx, tangent, _):
+    return _call_backward(tangent, *ctx.saved_tensors, ctx.strength), None, None
+
+
+def _setup_backward(ctx, inputs, output):
+    _, permutation, pools, ctx.strength = inputs
+    return permutation, pools
+
+
+# The matrix of the derivatives is symmetric, and the same wherever pools are.
+def _backward_backward(ctx, grad):
+    return _call_backward(grad, *ctx.saved_tensors, ctx.strength), None, None, None
+
+
+def _backward_jvp(ctx, tangent, *_):
+    return _call_backward(tangent, *ctx.saved_tensors, ctx.strength)
+
+
+_call = differentiable("soft_rank", _setup_context, _backward, _jvp)
+_call_backward = differentiable(
+    "soft_rank_backward", _setup_backward, _backward_backward, _backward_jvp
+)

@@ -16,9 +16,12 @@ from .._samples import (
     check_samples,
     example_samples,
     is_undefined,
+    refuse_forward_mode,
     select_samples,
     spread_gradient,
+    weighted_rows,
 )
+from .._transforms import differentiable
 
 # As in csrc/step_error/step_loss.h.
 STEP_LOSSES = ("average_precision", "step", "step_negatives", "rank_sort", "alrp")
@@ -87,7 +90,7 @@ def step_error(
         )
     if localization is not None:
         check_per_positive("localization", localization, logits)
-    values = torch.ops.corrdet.step_error(logits, targets, loss, float(delta), localization)[0]
+    values = _call(logits, targets, loss, float(delta), localization)[0]
     return values[0], values[1]
 
 
@@ -185,7 +188,8 @@ _ERRORS = {
 def _rank_positives(s: Tensor, n: Tensor, values: Tensor, loss: str, delta: float):
     among_positives = ((s[None] - s[:, None]) / (2 * delta) + 0.5).clamp(0, 1)
     over_negatives = ((n[None] - s[:, None]) / (2 * delta) + 0.5).clamp(0, 1)
-    counted = (n[None] > (s - delta)[:, None]).sum(1)
+    # Differences: beside a large logit s_u - delta would be rounded.
+    counted = (n[None] - s[:, None] > -delta).sum(1)
     ranking = _Ranking(
         s, values, among_positives, over_negatives, counted, over_negatives.sum(1), s
     )
@@ -248,21 +252,20 @@ def _(logits, targets, loss, delta, localization):
 
 def _setup_step(ctx, inputs, output):
     logits, *_, localization = inputs
-    ctx.dtype = logits.dtype
-    ctx.localization_dtype = None if localization is None else localization.dtype
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
+    ctx.has_localization = localization is not None
+    return (*output[1:], logits, *([] if localization is None else [localization]))
 
 
 def _step_backward(ctx, grads, *_):
-    gradients, localization_gradient = ctx.saved_tensors
-    on_logits = torch.ops.corrdet.weighted_rows(grads, gradients, ctx.dtype)
-    on_localization = None
-    if ctx.localization_dtype is not None:
-        on_localization = torch.ops.corrdet.weighted_rows(
-            grads[1:], localization_gradient[None], ctx.localization_dtype
-        )
+    gradients, localization_gradient, logits, *localization = ctx.saved_tensors
+    on_logits = on_localization = None
+    if ctx.needs_input_grad[0]:
+        on_logits = weighted_rows(grads, gradients, logits.dtype, logits)
+    if ctx.has_localization and ctx.needs_input_grad[4]:
+        rows, values = localization_gradient[None], localization[0]
+        on_localization = weighted_rows(grads[1:], rows, values.dtype, values)
     return on_logits, None, None, None, on_localization
 
 
-torch.library.register_autograd("corrdet::step_error", _step_backward, setup_context=_setup_step)
+_call = differentiable("step_error", _setup_step, _step_backward, refuse_forward_mode)
