@@ -26,6 +26,10 @@ from torch import Tensor
 from corrdet.engine import CheckpointError
 from corrdet.engine.conversion import conversion_command
 
+KEYS = (
+    "INPUT.FORMAT RGB MODEL.RESNETS.STRIDE_IN_1X1 False "
+    "MODEL.PIXEL_MEAN [123.675,116.28,103.53] MODEL.PIXEL_STD [58.395,57.12,57.375]"
+)
 BLOCK = r"layer([1-4])\.(\d+)\."
 # Patterns of the names of layers, and what they become; STAGE is one more than the original's.
 RESNET = [
@@ -95,7 +99,7 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def main() -> None:
     # The checkpointer finds the backbone in the model by the ends of the names.
-    conversion_command(__doc__, convert, matching_heuristics=True)
+    conversion_command(__doc__, convert, f"They need {KEYS}", matching_heuristics=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ LAYER = re.compile(r"((?:.+\.)?(?:layers|stages))\.(\d+)\.(.+)")
 
 
 def conversion_command(
-    description: str, convert: Callable[[Mapping], dict[str, Tensor]], **entries
+    description: str,
+    convert: Callable[[Mapping], dict[str, Tensor]],
+    advice: str = "",
+    **entries,
 ) -> None:
     """Read ``IN OUT`` from the command line and convert one file to the other.
 
@@ -29,6 +32,7 @@ def conversion_command(
         description: of the command, for ``--help``.
         convert: from parameters by name, to the same
             under corrdet's names; raises :class:`CheckpointError` where they are of another model.
+        advice: what else the user has to do, printed at the end.
         entries: what else the written checkpoint has.
     """
     parser = argparse.ArgumentParser(
@@ -47,6 +51,8 @@ def conversion_command(
     with atomic_write(args.output, "wb") as file:
         torch.save({"model": converted, **entries}, file)
     print(f"{len(converted)} parameters written to {args.output}")
+    if advice:
+        print(advice)
 
 
 def _check_values(weights) -> None:

@@ -50,6 +50,28 @@ def check_norms(model: nn.Module, device: str) -> None:
         raise ConfigError("SyncBN needs GPUs: expected naiveSyncBN, which does the same on CPUs")
 
 
+def batch_norm_of_one_value(error: ValueError, cfg: CfgNode) -> ConfigError | None:
+    """What to say when PyTorch's batch norm has nothing to take a variance of.
+
+    That of one image whose last feature map is 1 x 1 has a single value in each channel.
+
+    Args:
+        error: of a model in training.
+
+    Returns:
+        None if the error is another one.
+    """
+    if not str(error).startswith("Expected more than 1 value per channel when training"):
+        return None
+    own = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() // cfg.SOLVER.ACCUMULATE
+    return ConfigError(
+        f"a batch norm has one value in each channel: {own} image(s) go through the model at once, "
+        "and its smallest feature map is 1 x 1; expected more images (SOLVER.IMS_PER_BATCH over "
+        "the processes and SOLVER.ACCUMULATE), larger ones (INPUT.MIN_SIZE_TRAIN), or a NORM of "
+        "the head that is no batch norm, such as GN"
+    )
+
+
 class NotFiniteError(FloatingPointError):
     """Before the optimizer's step: a loss of this process or the gradient is NaN or infinite.
 

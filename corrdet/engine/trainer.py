@@ -50,7 +50,7 @@ from .resuming import (
     take_learning_rates,
     truncate_metrics,
 )
-from .steps import TrainingStep, check_accumulation, check_norms
+from .steps import TrainingStep, batch_norm_of_one_value, check_accumulation, check_norms
 from .stopping import StopSignals, TrainingStopped
 from .test_sets import (
     check_ground_truth,
@@ -322,14 +322,16 @@ class CorrdetTrainer(DefaultTrainer):
         Raises:
             DivergedError: a loss or the gradient is NaN or infinite; names what, the iteration and
                 the images. The weights have not been changed by that iteration.
+            ConfigError: a batch norm has too few values.
         """
         try:
             super().run_step()
         except FloatingPointError as error:
             batch = self._loader.last_batch
             raise diverged(error, self._trainer, batch, self.cfg, self.iter) from error
-        except RuntimeError as error:
-            if (failure := worker_failure(error)) is not None:
+        except (RuntimeError, ValueError) as error:
+            failure = worker_failure(error) or batch_norm_of_one_value(error, self.cfg)
+            if failure is not None:
                 raise failure from error
             raise
         except SizeMismatchError as error:

@@ -246,7 +246,7 @@ class WatchMetric(HookBase):
         self._name_is_checked = False
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """NaN is better than nothing."""
+        """NaN is better than nothing, not even than None."""
         if not math.isfinite(value):
             return False
         return than is None or self._sign * value > self._sign * than
@@ -277,6 +277,12 @@ class WatchMetric(HookBase):
             # What hooks log after the last step is logged one iteration before the evaluation.
             last = self.trainer.iter >= self.trainer.max_iter
             if iteration >= self.trainer.iter - last:
+                if not math.isfinite(value):
+                    logging.getLogger(__name__).warning(
+                        "%s: %s is %s, which is worse than any number; AP is that when the model "
+                        "detects nothing",
+                        type(self).__name__, self._metric, value,
+                    )  # fmt: skip
                 self.measured(float(value))
             else:
                 logging.getLogger(__name__).warning(
@@ -371,7 +377,7 @@ class EarlyStopping(WatchMetric):
         for _, value in self._values:
             if self.is_better(value, best):
                 best, since = value, 0
-            else:
+            elif best is not None:  # before there is one, a model may not detect anything yet
                 since += 1
         return since >= self._patience
 

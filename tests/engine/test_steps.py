@@ -131,6 +131,13 @@ class TestTraining:
         saved = torch.load(output / "model_final.pth", weights_only=True)["model"]
         assert all(value.isfinite().all() for value in saved.values())
 
+    def test_a_batch_norm_of_one_value_is_one_line(self, tiny_cfg):
+        tiny_cfg.SOLVER.IMS_PER_BATCH = tiny_cfg.SOLVER.ACCUMULATE = 2
+        tiny_cfg.INPUT.MIN_SIZE_TRAIN, tiny_cfg.INPUT.MAX_SIZE_TRAIN = (64,), 96
+        Path(tiny_cfg.OUTPUT_DIR).mkdir()
+        with pytest.raises(ConfigError, match=r"one value in each channel: 1 image\(s\)"):
+            CorrdetTrainer(tiny_cfg).train()
+
     def test_parts_that_do_not_divide_are_refused(self, tiny_cfg):
         tiny_cfg.SOLVER.ACCUMULATE = 4
         with pytest.raises(ConfigError, match=r"is 4, which does not divide the 2 image\(s\)"):

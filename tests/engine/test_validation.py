@@ -242,6 +242,14 @@ class TestBestCheckpoint:
         assert "unknown metric 'bbox/ap'; did you mean 'bbox/AP'" in caplog.text
         assert not (Path(scripted_cfg.OUTPUT_DIR) / "model_best.pth").exists()
 
+    def test_what_is_no_number_is_said_and_not_kept(self, scripted_cfg, caplog, monkeypatch):
+        scripted_cfg.TEST.BEST_CHECKPOINT.METRIC = "bbox/AP"
+        monkeypatch.setattr(Scripted, "values", (float("nan"), 1.0, float("nan")))
+        scripted_cfg.SOLVER.MAX_ITER = 6
+        train(Scripted(scripted_cfg))
+        assert caplog.text.count("bbox/AP is nan, which is worse than any number") == 2
+        assert self.best(scripted_cfg)["iteration"] == 3
+
 
 class TestEarlyStopping:
     @pytest.fixture
@@ -255,6 +263,12 @@ class TestEarlyStopping:
         final, same = weights(cfg), weights(cfg, "model_0000007")
         assert all(torch.equal(final[name], same[name]) for name in same)
         assert max(written(cfg)) == 7 and written(cfg)[7]["bbox/AP"] == 2.5
+
+    def test_it_waits_for_the_first_number(self, cfg, monkeypatch):
+        nan = float("nan")
+        monkeypatch.setattr(Scripted, "values", (nan, nan, nan, 1.0, nan, nan))
+        cfg.SOLVER.MAX_ITER = 14
+        assert train(Scripted(cfg)).iter == 12
 
     def test_patience(self, cfg):
         cfg.SOLVER.EARLY_STOPPING.PATIENCE = 3

@@ -373,12 +373,13 @@ def converted_into(tool, weights, cfg, folder, monkeypatch):
     ],
 )
 def test_torchvisions_weights_give_its_features(
-    tool, original, name, options, tmp_path, monkeypatch
+    tool, original, name, options, tmp_path, monkeypatch, capsys
 ):
     torch.manual_seed(0)
     network = randomize(torchvision.models.get_model(original, weights=None))
     cfg = fpn_cfg(name, *options)
     bottom_up = converted_into(tool, network.state_dict(), cfg, tmp_path, monkeypatch)
+    assert "They need INPUT.FORMAT RGB" in capsys.readouterr().out
     images = torch.randn(1, 3, 65, 97)
     with torch.no_grad():
         features = bottom_up(images)
