@@ -26,7 +26,7 @@ import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,17 +146,7 @@ def convert_voc(
     others: list[Path] = []
     if image_set is not None:
         files, others = _split(files, annotations, Path(image_set), problems)
-    parsed: list[_VocImage] = []
-    used: dict[str, str] = {}  # image -> the XML that it belongs to
-    for file in tqdm(files, desc="reading VOC annotations", unit="file", disable=None):
-        try:
-            image = _read(file, annotations, images, classes, zero_based, problems)
-            if image.file_name in used:
-                raise _BadFile(f"is of {image.file_name}, as {used[image.file_name]} is already")
-            used[image.file_name] = _name(file, annotations)
-            parsed.append(image)
-        except _BadFile as error:
-            problems.append(f"{_name(file, annotations)}: {error}")
+    parsed = _read_all(files, annotations, images, classes, zero_based, problems)
     if problems and on_error == "raise":
         raise VocError(problems)
     warn = warn or (lambda message: print(f"warning: {message}", file=sys.stderr))
@@ -211,6 +201,29 @@ def _split(
         else:
             chosen.add(file)
     return [f for f in files if f in chosen], [f for f in files if f not in chosen]
+
+
+def _read_all(
+    files: Iterable[Path],
+    annotations: Path,
+    images: Path,
+    classes: Sequence[str] | None,
+    zero_based: bool,
+    problems: list[str],
+) -> list[_VocImage]:
+    """Read XML files; what is wrong goes to ``problems``."""
+    parsed: list[_VocImage] = []
+    used: dict[str, str] = {}  # image -> the XML that it belongs to
+    for file in tqdm(files, desc="reading VOC annotations", unit="file", disable=None):
+        try:
+            image = _read(file, annotations, images, classes, zero_based, problems)
+            if image.file_name in used:
+                raise _BadFile(f"is of {image.file_name}, as {used[image.file_name]} is already")
+            used[image.file_name] = _name(file, annotations)
+            parsed.append(image)
+        except _BadFile as error:
+            problems.append(f"{_name(file, annotations)}: {error}")
+    return parsed
 
 
 def _class_names(file: Path) -> set[str]:

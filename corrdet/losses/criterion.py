@@ -25,7 +25,7 @@ Losses that are registered before :func:`corrdet.add_corrdet_config` is called g
 themselves.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -55,10 +55,11 @@ from .registry import (
     COUPLINGS,
     LOCALIZATION_LOSSES,
     RegisteredLoss,
+    distinct_names,
     find_loss,
     refusal,
 )
-from .weight import Weight
+from .weight import Weight, as_weight
 
 
 @dataclass
@@ -162,7 +163,7 @@ class Criterion(nn.Module):
         self.localization = self._losses[localization]
         self.couplings = {name: self._losses[name] for name in names}
         self.coupling_weights = {
-            name: _weight(
+            name: as_weight(
                 name, couplings[name] if isinstance(couplings, Mapping) else losses[name].weight
             )
             for name in names
@@ -430,20 +431,6 @@ class Criterion(nn.Module):
 COMPOSITION_OPTIONS: dict[str, Key] = declared_options(Criterion)
 
 
-def distinct_names(couplings: Iterable[str]) -> list[str]:
-    """The names of couplings.
-
-    Raises:
-        OptionError: no list of names, or one that is in it twice.
-    """
-    if isinstance(couplings, str) or not isinstance(couplings, Iterable):
-        raise OptionTypeError("couplings", f" must be a list of names, got {shown(couplings)}")
-    names = list(couplings)
-    if len({repr(name) for name in names}) != len(names):
-        raise OptionError("couplings", f" names one twice: {names}")
-    return names
-
-
 def _bind(name: str, loss: RegisteredLoss, given: Mapping[str, Any]) -> BoundLoss:
     check_options(name, loss.options, given)
     options = {option: key.default for option, key in loss.options.items()}
@@ -454,15 +441,6 @@ def _bind(name: str, loss: RegisteredLoss, given: Mapping[str, Any]) -> BoundLos
         except ValueError as error:
             raise OptionError(name, f": {error}") from error
     return BoundLoss(name, loss, options, {})
-
-
-def _weight(name: str, weight: float | Weight) -> Weight:
-    if isinstance(weight, Weight):
-        return weight
-    try:
-        return Weight(plain(weight))
-    except OptionError as error:
-        raise type(error)(f"{name}.{error.name}", error.problem) from error
 
 
 _ITERATION = at_least(0)

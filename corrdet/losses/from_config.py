@@ -5,13 +5,14 @@ from dataclasses import replace
 from corrdet.errors import ConfigError
 from corrdet.options import Key, OptionError, Range
 
-from .criterion import COMPOSITION_OPTIONS, Criterion, distinct_names
+from .criterion import COMPOSITION_OPTIONS, Criterion
 from .registry import (
     CLASSIFICATION_LOSSES,
     COUPLINGS,
     LOCALIZATION_LOSSES,
     REGISTRIES,
     LossRegistry,
+    distinct_names,
     find_loss,
 )
 from .weight import WEIGHT_OPTIONS, Weight

@@ -286,3 +286,17 @@ def refusal(classification: str, localization: str, couplings: Sequence[str] = (
                 f"{localization!r} does not have: it is one sum over all positives"
             )
     return None
+
+
+def distinct_names(couplings: Iterable[str]) -> list[str]:
+    """The names of couplings.
+
+    Raises:
+        OptionError: no list of names, or one that is in it twice.
+    """
+    if isinstance(couplings, str) or not isinstance(couplings, Iterable):
+        raise OptionTypeError("couplings", f" must be a list of names, got {shown(couplings)}")
+    names = list(couplings)
+    if len({repr(name) for name in names}) != len(names):
+        raise OptionError("couplings", f" names one twice: {names}")
+    return names

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 from corrdet.options import (
     NOT_NEGATIVE,
     Key,
+    OptionError,
     Range,
     at_least,
     declared_options,
     is_number,
     is_whole,
+    plain,
 )
 
 
@@ -99,3 +101,17 @@ _FIELDS = {
 WEIGHT_OPTIONS: dict[str, Key] = {
     name: declared_options(Weight)[field] for name, field in _FIELDS.items()
 }
+
+
+def as_weight(name: str, weight: float | Weight) -> Weight:
+    """A constant as one, checked; the errors name the coupling.
+
+    Raises:
+        OptionError: it is out of its range.
+    """
+    if isinstance(weight, Weight):
+        return weight
+    try:
+        return Weight(plain(weight))
+    except OptionError as error:
+        raise type(error)(f"{name}.{error.name}", error.problem) from error

@@ -68,6 +68,15 @@ __global__ void __launch_bounds__(kPairwiseThreads)
   }
 }
 
+template <typename T>
+CORRDET_INLINE void add(BoxGradient<T>& sum, const BoxGradient<T>& gradient) {
+  sum.x1 += gradient.x1;
+  sum.y1 += gradient.y1;
+  sum.x2 += gradient.x2;
+  sum.y2 += gradient.y2;
+  sum.angle += gradient.angle;
+}
+
 // partial (chunks, kBoxGradientFields, own_count): sums over kReductionChunk other boxes each.
 template <typename scalar_t, typename T, IouKind kind>
 __global__ void __launch_bounds__(kPairwiseThreads)
@@ -124,11 +133,7 @@ __global__ void __launch_bounds__(kPairwiseThreads)
       for (int r = slice; r < count; r += kSlices) {
         const BoxGradient<T> gradient = iou_gradient<kind>(own, load_box(others, kOtherTile, r),
                                                            T(weights[r * kUpstreamPitch + lane]));
-        sum.x1 += gradient.x1;
-        sum.y1 += gradient.y1;
-        sum.x2 += gradient.x2;
-        sum.y2 += gradient.y2;
-        sum.angle += gradient.angle;
+        add(sum, gradient);
       }
       totals[0] += sum.x1;
       totals[1] += sum.y1;
