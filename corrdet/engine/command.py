@@ -82,8 +82,8 @@ class _Started:
 
 def _run_in_group(main: Callable, place: Place, args: argparse.Namespace, device: str) -> None:
     join_group(place, device)
-    told = channel()
-    watch = Watch(told)
+    shared = channel()
+    watch = Watch(shared)
     watch.start()
     try:
         main(args)
@@ -91,17 +91,17 @@ def _run_in_group(main: Callable, place: Place, args: argparse.Namespace, device
         # The process that started this one learns of an exception by its exit status only.
         sys.exit(_explain(error, place.rank))
     except SystemExit:  # all processes have agreed on it
-        told.say_goodbye(wait=WAIT)
+        shared.say_goodbye(wait=WAIT)
         raise
     else:
-        told.say_goodbye(wait=WAIT)
+        shared.say_goodbye(wait=WAIT)
     finally:
         watch.end()
 
 
 def _explain(error: Exception, rank: int) -> int:
     """Say what has failed, here and to the other processes; returns an exit status."""
-    told, is_elsewhere, status = channel(), isinstance(error, FailedElsewhere), EXPLAINED
+    shared, is_elsewhere, status = channel(), isinstance(error, FailedElsewhere), EXPLAINED
     wait = 2 * GRACE
     error = _mendable(error) or error
     if isinstance(error, CorrdetError):
@@ -117,8 +117,8 @@ def _explain(error: Exception, rank: int) -> int:
         print(f"rank {rank}:\n{''.join(traceback.format_exception(error))}", file=sys.stderr)
     try:
         if not is_elsewhere:
-            told.set_failure(message)
-        told.say_goodbye(wait)
+            shared.set_failure(message)
+        shared.say_goodbye(wait)
     except RuntimeError:  # what the processes find each other by is gone
         pass
     return status

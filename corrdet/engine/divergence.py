@@ -34,8 +34,8 @@ def diverged(
     """
     own = isinstance(error, NotFiniteError)
     if not own:  # Detectron2's: the first process has the mean of all processes' losses
-        told = channel()
-        failure = told.failure(wait=GRACE) if told else None
+        shared = channel()
+        failure = shared.failure(wait=GRACE) if shared else None
         if failure:
             return _DivergedElsewhere(failure.told_by_another())
         return DivergedError(describe(str(error), batch, cfg, iteration))

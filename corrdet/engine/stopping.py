@@ -59,14 +59,14 @@ class StopSignals:
         Returns:
             the name of the signal; None for going on.
         """
-        told = channel()
-        if told is None:
+        shared = channel()
+        if shared is None:
             return self._received
         if self._received is not None and not self._proposed:
             self._proposed = True
-            told.propose_stop(iteration + 2, self._received)
+            shared.propose_stop(iteration + 2, self._received)
             logging.getLogger(__name__).info(
                 "%s: the training stops after iteration %d", self._received, iteration + 2
             )
-        last, name = told.stop() or (None, None)
+        last, name = shared.stop() or (None, None)
         return name if last is not None and iteration >= last else None
