@@ -133,7 +133,7 @@ class TestTraining:
 
     def test_a_batch_norm_of_one_value_is_one_line(self, tiny_cfg):
         tiny_cfg.SOLVER.IMS_PER_BATCH = tiny_cfg.SOLVER.ACCUMULATE = 2
-        tiny_cfg.INPUT.MIN_SIZE_TRAIN, tiny_cfg.INPUT.MAX_SIZE_TRAIN = (64,), 96
+        tiny_cfg.INPUT.MIN_SIZE_TRAIN, tiny_cfg.MODEL.RETINANET.NORM = (64,), "BN"
         Path(tiny_cfg.OUTPUT_DIR).mkdir()
         with pytest.raises(ConfigError, match=r"one value in each channel: 1 image\(s\)"):
             CorrdetTrainer(tiny_cfg).train()
