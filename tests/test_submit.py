@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-submitit = pytest.importorskip("submitit")
-
-from tools import submit as tool  # noqa: E402
+from tools import submit as tool
 
 pytestmark = pytest.mark.slow
 
