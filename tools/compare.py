@@ -14,8 +14,8 @@ def configs_of(detector: str) -> list[str]:
     """The names of a detector's quick configs, the baseline first."""
     names = (path.stem for path in sorted(QUICK.glob(f"{detector}_*.yaml")))
     # The loss is the last word: paa_star_ape is not one of paa.
-    of_detector = [name for name in names if name.rpartition("_")[0] == detector]
-    return sorted(of_detector, key=lambda name: not name.endswith("_baseline"))
+    config_names = [name for name in names if name.rpartition("_")[0] == detector]
+    return sorted(config_names, key=lambda name: not name.endswith("_baseline"))
 
 
 def main() -> None:

@@ -268,13 +268,13 @@ class TestEvaluation:
             def build_evaluator(cls, cfg, dataset_name):
                 return []
 
-        DatasetCatalog.register("of_points", lambda: [{"id": 1, "points": [(3, 4)]}])
+        DatasetCatalog.register("points_dataset", lambda: [{"id": 1, "points": [(3, 4)]}])
         try:
-            cfg.DATASETS.TEST = ("of_points",)
+            cfg.DATASETS.TEST = ("points_dataset",)
             train(Trainer(cfg))
         finally:
-            DatasetCatalog.remove("of_points")
-            MetadataCatalog.remove("of_points")
+            DatasetCatalog.remove("points_dataset")
+            MetadataCatalog.remove("points_dataset")
 
 
 class TestOptimizer:

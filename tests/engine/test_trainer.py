@@ -68,12 +68,12 @@ def as_of_version_0_1(checkpoint: dict) -> dict:
 
 
 def assert_one_view_is_the_image_itself(output):
-    detections, of_views = (
+    detections, view_detections = (
         json.loads((output / folder / "coco_instances_results.json").read_text())
         for folder in ("inference", "inference_TTA")
     )
-    assert len(of_views) == len(detections) > 0
-    for one, other in zip(detections, of_views, strict=True):
+    assert len(view_detections) == len(detections) > 0
+    for one, other in zip(detections, view_detections, strict=True):
         assert one["image_id"] == other["image_id"]
         assert one["category_id"] == other["category_id"]
         assert other["score"] == pytest.approx(one["score"], abs=1e-5)

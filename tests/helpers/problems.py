@@ -50,19 +50,19 @@ def random_problem(seed: int, images: int = 12, ties: bool = True, masks: bool =
     image_ids = (rng.permutation(images) * 7 + 3).tolist()
     categories = [5, 1, 9, 4]  # there is no object of 4
     for image_id in image_ids:
-        of_image = []
+        image_annotations = []
         for _ in range(rng.choice([0, 1, 3, 12])):
             side = rng.choice([8, 32, 60, 96, 150])
             width, height = side * rng.integers(4, 9, 2) / 8
             box = [*rng.integers(0, 40, 2).astype(float), width, height]
             area = width * height * rng.choice([1, 1, 0.7])
             category = categories[rng.integers(3)]
-            of_image.append((image_id, category, box, int(rng.random() < 0.15), area))
-        annotations += of_image
+            image_annotations.append((image_id, category, box, int(rng.random() < 0.15), area))
+        annotations += image_annotations
         count = rng.choice([0, 5, 40, 150])
         for _ in range(count):
-            if of_image and rng.random() < 0.8:
-                _, category, box, *_ = of_image[rng.integers(len(of_image))]
+            if image_annotations and rng.random() < 0.8:
+                _, category, box, *_ = image_annotations[rng.integers(len(image_annotations))]
                 box = (np.array(box) + rng.integers(-4, 5, 4) * rng.integers(0, 2)).clip(0).tolist()
                 category = category if rng.random() < 0.9 else 5
             else:

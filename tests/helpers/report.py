@@ -63,11 +63,11 @@ class Page(HTMLParser):
         return {row[0]: row[1:] for row in self.tables[table]}
 
 
-def measured(content, *of_files, iou_type="bbox"):
+def measured(content, *results_files, iou_type="bbox"):
     gt = ground_truth_from_coco(content, iou_type)
     return [
         measure(gt, detections_from_coco(rows, gt, iou_type), iou_type=iou_type, name=f"file {n}")
-        for n, rows in enumerate(of_files)
+        for n, rows in enumerate(results_files)
     ]
 
 

@@ -107,7 +107,7 @@ class PlainGHM:
 
 def test_ghm_of_mmdetection():
     """Three batches, in some of which bins are empty."""
-    of_scores, of_boxes = PlainGHM(30, 0.75), PlainGHM(10, 0.7)
+    plain_ghm_c, plain_ghm_r = PlainGHM(30, 0.75), PlainGHM(10, 0.7)
     counts = torch.full((30,), -1.0).double()
     box_counts = torch.full((10,), -1.0).double()
     for seed, scale in enumerate((1.0, 0.02, 3.0)):
@@ -116,15 +116,15 @@ def test_ghm_of_mmdetection():
         pairs = list(zip(logits.sigmoid().tolist(), targets.tolist(), strict=True))
         norms, losses = [abs(p - y) for p, y in pairs], [cross_entropy(p, y) for p, y in pairs]
         loss = ghm_c_loss(logits, targets, 30, 0.75, counts)
-        assert math.isclose(loss, of_scores(norms, losses), rel_tol=1e-9)
+        assert math.isclose(loss, plain_ghm_c(norms, losses), rel_tol=1e-9)
         pred, target = normal(20, 4, seed=seed, scale=0.05 * scale), normal(20, 4, scale=0.05)
         differences = (pred - target).flatten().tolist()
         roots = [math.sqrt(d * d + 0.02 * 0.02) for d in differences]
         norms = [abs(d / root) for d, root in zip(differences, roots, strict=True)]
         loss = ghm_r_loss(pred, target, 0.02, 10, 0.7, box_counts)
-        assert math.isclose(loss, of_boxes(norms, [r - 0.02 for r in roots]), rel_tol=1e-9)
-    assert 0 in of_scores.sums or len(set(of_scores.sums)) > 5
-    torch.testing.assert_close(counts, torch.tensor(of_scores.sums).double())
+        assert math.isclose(loss, plain_ghm_r(norms, [r - 0.02 for r in roots]), rel_tol=1e-9)
+    assert 0 in plain_ghm_c.sums or len(set(plain_ghm_c.sums)) > 5
+    torch.testing.assert_close(counts, torch.tensor(plain_ghm_c.sums).double())
 
 
 @pytest.mark.parametrize("bins", [1, 10, 30])

@@ -129,8 +129,8 @@ def test_the_thesis_code_is_pearson():
     expected = plain_loss(scores.detach().numpy(), ious.numpy(), "pearson")
     assert loss.item() == pytest.approx(expected, rel=1e-10)
     (gradient,) = torch.autograd.grad(loss, scores)
-    (of_pearson,) = torch.autograd.grad(correlation_loss(scores, ious, "pearson"), scores)
-    torch.testing.assert_close(gradient, of_pearson, rtol=1e-8, atol=1e-12)
+    (pearson_gradient,) = torch.autograd.grad(correlation_loss(scores, ious, "pearson"), scores)
+    torch.testing.assert_close(gradient, pearson_gradient, rtol=1e-8, atol=1e-12)
     text = correlation_loss(scores, ious, "spearman").item()
     assert text != pytest.approx(expected, rel=1e-3)
 
@@ -153,7 +153,7 @@ def test_nan_and_nothing():
         grouped_correlation_loss(scores, ious, groups[:3], num_groups)
 
 
-def of_levels(**changes):
+def predictions_on_levels(**changes):
     fields = {
         "image_ids": torch.tensor([0, 0, 0, 0, 2, 2, 2, 2]),
         "levels": torch.tensor([0, 1, 1, 1, 0, 0, 1, 3]),
@@ -171,7 +171,7 @@ def of_levels(**changes):
     ],
 )
 def test_the_coupling(over, reduction, groups, counts):
-    matched = of_levels(**counts)
+    matched = predictions_on_levels(**counts)
     options = {"over": over, "reduction": reduction, "unbiased": True}
     criterion = Criterion(
         "sigmoid_focal", "giou", {"correlation": 0.5}, {"correlation": options}
@@ -186,7 +186,7 @@ def test_levels_with_a_memory():
     """Batches before are of their own levels."""
     options = {"correlation": {"over": "level", "memory": 1}}
     criterion = Criterion("sigmoid_focal", "giou", {"correlation": 1.0}, options)
-    first, second = of_levels(num_levels=5), of_levels(num_levels=5)
+    first, second = predictions_on_levels(num_levels=5), predictions_on_levels(num_levels=5)
     with torch.no_grad():
         second.logits.mul_(0.5)
     criterion(first)

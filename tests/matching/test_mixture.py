@@ -34,10 +34,10 @@ def test_agrees_with_scikit_learn(max_iterations, tolerance, device):
     log_joint = fitted.log_joint(values.to(device)).cpu()
     compared = 0
     for row in range(len(values)):
-        of_row = values[row][valid[row]]
-        if len(of_row) < 2:  # scikit-learn refuses it
+        row_values = values[row][valid[row]]
+        if len(row_values) < 2:  # scikit-learn refuses it
             continue
-        expected = scikit_learn(of_row, max_iterations, tolerance)
+        expected = scikit_learn(row_values, max_iterations, tolerance)
         close = {"rtol": 1e-6, "atol": 1e-9}
         assert fitted.iterations[row] == expected.n_iter_
         np.testing.assert_allclose(fitted.weights[row].cpu(), expected.weights_, **close)
@@ -45,7 +45,7 @@ def test_agrees_with_scikit_learn(max_iterations, tolerance, device):
         np.testing.assert_allclose(
             fitted.variances[row].cpu(), expected.covariances_[:, 0, 0], **close
         )
-        samples = of_row.numpy().reshape(-1, 1)
+        samples = row_values.numpy().reshape(-1, 1)
         mine = log_joint[row][valid[row]]
         np.testing.assert_allclose(
             mine.logsumexp(dim=1), expected.score_samples(samples), rtol=1e-6, atol=1e-6

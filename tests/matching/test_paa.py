@@ -101,7 +101,7 @@ def test_against_plain_procedure(seed, topk, device):
     assert 0 < sum(expected) < len([gt for gt in matched if gt >= 0])
 
 
-def of_one_object(costs, levels=None, **options):
+def match_one_object(costs, levels=None, **options):
     costs = torch.tensor(costs, dtype=torch.float64)
     levels = torch.zeros(len(costs)) if levels is None else torch.tensor(levels)
     matched = torch.zeros_like(costs, dtype=torch.int64)
@@ -109,22 +109,23 @@ def of_one_object(costs, levels=None, **options):
 
 
 def test_few_and_equal_costs():
-    assert of_one_object([]) == []
-    assert of_one_object([3.0]) == [True]
-    assert of_one_object([3.0, 3.0]) == [True, True]
-    assert of_one_object([1.0] * 12) == [True] * 9 + [False] * 3  # topk of one level
-    assert of_one_object([1.0] * 12, topk=20) == [True] * 12
-    assert of_one_object([1.0] * 12, levels=[0] * 6 + [4] * 6) == [True] * 12
-    assert of_one_object([5.0, 0.1, 5.1, 0.1]) == [False, True, False, True]
+    assert match_one_object([]) == []
+    assert match_one_object([3.0]) == [True]
+    assert match_one_object([3.0, 3.0]) == [True, True]
+    assert match_one_object([1.0] * 12) == [True] * 9 + [False] * 3  # topk of one level
+    assert match_one_object([1.0] * 12, topk=20) == [True] * 12
+    assert match_one_object([1.0] * 12, levels=[0] * 6 + [4] * 6) == [True] * 12
+    assert match_one_object([5.0, 0.1, 5.1, 0.1]) == [False, True, False, True]
 
 
 def test_a_cost_that_is_not_finite_is_not_hidden():
-    assert of_one_object([1.0, math.nan, 5.0])[1]
-    assert of_one_object([1.0, math.inf, 5.0]) == [True] * 3
+    assert match_one_object([1.0, math.nan, 5.0])[1]
+    assert match_one_object([1.0, math.inf, 5.0]) == [True] * 3
     costs = torch.tensor([0.1, 0.2, 4.0, math.nan, 1.0])
     matched, levels = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, dtype=torch.int64)
     # The other ground truth is matched as if it were alone.
-    assert paa_matching(costs, matched, levels, 2, 1).tolist()[:3] == of_one_object([0.1, 0.2, 4.0])
+    positives = paa_matching(costs, matched, levels, 2, 1).tolist()
+    assert positives[:3] == match_one_object([0.1, 0.2, 4.0])
 
 
 def test_where_no_candidate_belongs_to_the_first_component_all_are_positive(monkeypatch):
@@ -136,7 +137,7 @@ def test_where_no_candidate_belongs_to_the_first_component_all_are_positive(monk
         return TwoGaussians(weights, ones, ones, torch.tensor([1]))
 
     monkeypatch.setattr(paa, "fit_two_gaussians", lost)
-    assert of_one_object([1.0, 2.0, 3.0]) == [True] * 3
+    assert match_one_object([1.0, 2.0, 3.0]) == [True] * 3
 
 
 def test_priors_without_ground_truth_change_nothing():

@@ -42,14 +42,14 @@ def assert_matched_as_pycocotools(content, results, iou_type="bbox"):
             ids = np.where(rows >= 0, gt.ids[np.maximum(rows, 0)] if len(gt.ids) else 0, 0)
             assert np.array_equal(ids, entry["dtMatches"])
             all_ious = evaluation.ious[entry["image_id"], entry["category_id"]]
-            of_group = evaluation._gts[entry["image_id"], entry["category_id"]]
+            group_gts = evaluation._gts[entry["image_id"], entry["category_id"]]
             for row, index in enumerate(places):
                 counted = [
-                    iou for iou, g in zip(all_ious[row], of_group, strict=True) if not g["iscrowd"]
-                ] if len(of_group) else []  # fmt: skip
+                    iou for iou, g in zip(all_ious[row], group_gts, strict=True) if not g["iscrowd"]
+                ] if len(group_gts) else []  # fmt: skip
                 assert matches.best_ious[index] == max(counted, default=0)
                 if ids[0, row]:
-                    column = [g["id"] for g in of_group].index(ids[0, row])
+                    column = [g["id"] for g in group_gts].index(ids[0, row])
                     assert matches.ious[index] == all_ious[row][column]
     assert seen == len(matches.scores)
 

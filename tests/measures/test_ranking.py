@@ -177,9 +177,9 @@ class TestBounds:
                 matches.categories, matches.true_positives[0, 0], matches.ious, upper=upper
             )
             ious = matches.ious[order][matches.true_positives[0, 0]]
-            of_category = matches.categories[matches.true_positives[0, 0]]
-            for category in np.unique(of_category):
-                steps = np.diff(ious[of_category == category])
+            categories = matches.categories[matches.true_positives[0, 0]]
+            for category in np.unique(categories):
+                steps = np.diff(ious[categories == category])
                 assert (steps <= 0).all() if upper else (steps >= 0).all()
 
 
@@ -281,10 +281,10 @@ def test_weights_are_copies():
         content["images"], rng.integers(0, 4, len(content["images"])), strict=True)}  # fmt: skip
     gt = ground_truth_from_coco(content)
     matches = match(gt, detections_from_coco(results, gt))
-    of_image = np.array([counts[i] for i in gt.image_ids], float)
-    weights = of_image[matches.images]
+    image_weights = np.array([counts[i] for i in gt.image_ids], float)
+    weights = image_weights[matches.images]
     counted = ~gt.is_crowd
-    num_gt = np.bincount(gt.categories[counted], of_image[gt.images[counted]], minlength=4)
+    num_gt = np.bincount(gt.categories[counted], image_weights[gt.images[counted]], minlength=4)
 
     def copies(rows):
         return [

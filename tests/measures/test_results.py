@@ -83,8 +83,10 @@ def test_counts_of_classes():
     ids = ours.ground_truth.category_ids
     assert ids == [1, 4, 5, 9]
     for row, category in enumerate(ids):
-        of_class = [a for a in content["annotations"] if a["category_id"] == category]
-        assert ours.per_class["ground_truths"][row] == sum(not a["iscrowd"] for a in of_class)
+        class_annotations = [a for a in content["annotations"] if a["category_id"] == category]
+        assert ours.per_class["ground_truths"][row] == sum(
+            not a["iscrowd"] for a in class_annotations
+        )
     left_out = len(results) - ours.per_class["detections"].sum()
     assert ours.num_left_out == left_out > 0
     assert ours.boxes.tolist() == [results[row]["bbox"] for row in ours.matches.detections]

@@ -99,7 +99,7 @@ class TestTraining:
     @every_detector
     def test_the_loss_falls(self, name, tiny_digits):
         losses = losses_in_training(tiny_digits, lambda *data: dense_cfg(name, *data), 30)
-        totals = [sum(of_step.values()) for of_step in losses]
+        totals = [sum(step_losses.values()) for step_losses in losses]
         assert sum(totals[-3:]) < 0.85 * sum(totals[:3]), totals
 
     def test_the_normalizer_is_the_mean_over_all_processes(self, monkeypatch):
@@ -305,12 +305,12 @@ class TestATSS:
             check_detections(output["instances"], *expected[:3])
             # What the positives would be ranked by, and how good their boxes are.
             own = matched.positives[matched.image_ids == index]
-            of_image = own - index * len(priors)
+            prior_indices = own - index * len(priors)
             torch.testing.assert_close(
-                output["positives"]["scores"], scores[index][of_image, matched.labels[own]]
+                output["positives"]["scores"], scores[index][prior_indices, matched.labels[own]]
             )
             ious = elementwise_iou(
-                boxes[index][of_image], matched.gt_boxes[matched.image_ids == index]
+                boxes[index][prior_indices], matched.gt_boxes[matched.image_ids == index]
             )
             torch.testing.assert_close(output["positives"]["ious"], ious)
             assert len(own) > 1
@@ -437,8 +437,8 @@ def test_names_of_weights():
         scales = {"head.scales"} if name[:4] in ("atss", "paa_") else set()
         for branch in ("", possible_quality(name)):
             weights = build_dense(name, "MODEL.DENSE.QUALITY", branch).state_dict()
-            of_head = {key for key in weights if not key.startswith("backbone.")}
-            assert of_head == common | towers | scales | (quality if branch else set()), name
+            head_keys = {key for key in weights if not key.startswith("backbone.")}
+            assert head_keys == common | towers | scales | (quality if branch else set()), name
 
 
 @every_detector

@@ -122,14 +122,16 @@ def test_positives_are_the_matched_proposals(agnostic):
         features = model.backbone(found.tensor)
         proposals, _ = model.proposal_generator(found, features, None)
         count = 0
-        for index, (image, of_image) in enumerate(zip(images, proposals, strict=True)):
+        for index, (image, image_proposals) in enumerate(zip(images, proposals, strict=True)):
             truth = image["instances"]
-            ious = pairwise_iou(truth.gt_boxes, of_image.proposal_boxes)
+            ious = pairwise_iou(truth.gt_boxes, image_proposals.proposal_boxes)
             best, which = ious.max(dim=0)
             kept = best >= 0.5
-            regions = of_image.proposal_boxes[kept]
-            of_level = [features[name][index : index + 1] for name in ("p2", "p3", "p4", "p5")]
-            pooled = model.roi_heads.box_pooler(of_level, [regions])
+            regions = image_proposals.proposal_boxes[kept]
+            image_features = [
+                features[name][index : index + 1] for name in ("p2", "p3", "p4", "p5")
+            ]
+            pooled = model.roi_heads.box_pooler(image_features, [regions])
             logits, deltas = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))
             classes = truth.gt_classes[which[kept]]
             scores = logits.softmax(dim=1)[torch.arange(len(classes)), classes]

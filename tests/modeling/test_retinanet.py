@@ -147,12 +147,14 @@ class TestImageBounds:
             others[entries] = False
             assert torch.equal(after.logits[others], before.logits[others])
             for image_id in range(2):
-                of_image = before.image_ids == image_id
-                scores, ious = after.scores[of_image], after.ious[of_image]
-                assert len(scores) > 3 and before.scores[of_image].std() > 0
-                assert torch.equal(scores.sort().values, before.scores[of_image].sort().values)
+                image_positives = before.image_ids == image_id
+                scores, ious = after.scores[image_positives], after.ious[image_positives]
+                assert len(scores) > 3 and before.scores[image_positives].std() > 0
+                assert torch.equal(
+                    scores.sort().values, before.scores[image_positives].sort().values
+                )
                 assert torch.equal(scores[ious.argsort(descending=not upper)], scores.sort().values)
-                assert not torch.equal(scores, before.scores[of_image])
+                assert not torch.equal(scores, before.scores[image_positives])
 
     @torch.no_grad()
     def test_are_in_the_output(self, model):

@@ -112,12 +112,13 @@ class TestTraining:
             giou = l1 = 0.0
             positives, ious = [], []
             for index, image in enumerate(images):
-                truth, of_stage = image["instances"], (logits[stage, index], boxes[stage, index])
-                rows, columns = plain_matching(*of_stage, truth)
+                truth = image["instances"]
+                stage_predictions = logits[stage, index], boxes[stage, index]
+                rows, columns = plain_matching(*stage_predictions, truth)
                 assert len(rows) == min(num_objects[index], PROPOSALS)
                 targets[index, rows, truth.gt_classes[columns]] = 1
                 positives.append(rows + index * PROPOSALS)
-                predicted, target = of_stage[1][rows], truth.gt_boxes.tensor[columns]
+                predicted, target = stage_predictions[1][rows], truth.gt_boxes.tensor[columns]
                 height, width = truth.image_size
                 scale = torch.tensor([width, height, width, height])
                 giou += (1 - generalized_box_iou(predicted, target).diagonal()).sum()
@@ -237,11 +238,11 @@ class TestGradients:
         correlation = sum(losses[name] for name in names("loss_correlation"))
         reached = self.reached(correlation, model)
         assert {"backbone", "proposal_features", "interaction", "attention"} <= reached
-        of_scores, of_boxes = {"cls_tower", "cls_score"}, {"box_tower", "bbox_pred"}
-        assert (reached & of_scores == of_scores) == (gradient != "ious")
-        assert (reached & of_boxes == of_boxes) == (gradient != "scores")
+        score_branch, box_branch = {"cls_tower", "cls_score"}, {"box_tower", "bbox_pred"}
+        assert (reached & score_branch == score_branch) == (gradient != "ious")
+        assert (reached & box_branch == box_branch) == (gradient != "scores")
         if gradient != "both":
-            assert not reached & (of_boxes if gradient == "scores" else of_scores)
+            assert not reached & (box_branch if gradient == "scores" else score_branch)
         assert ("proposal_boxes" in reached) == (gradient != "scores")
 
     def test_stages_detach_boxes(self):
@@ -403,15 +404,17 @@ def plain_forward(weights, features, scales, image_size):
             interacted.append(norm(pixels, "inst_interact.norm3").relu())
         objects = norm(objects + torch.stack(interacted), "norm2")
         objects = norm(objects + linear(linear(objects, "linear1").relu(), "linear2"), "norm3")
-        of_class = norm(linear(objects, "cls_module.0"), "cls_module.1").relu()
-        of_box = objects
+        class_features = norm(linear(objects, "cls_module.0"), "cls_module.1").relu()
+        box_features = objects
         for layer in range(0, 9, 3):
-            of_box = norm(linear(of_box, f"reg_module.{layer}"), f"reg_module.{layer + 1}").relu()
-        deltas = linear(of_box, "bboxes_delta")
+            box_features = norm(
+                linear(box_features, f"reg_module.{layer}"), f"reg_module.{layer + 1}"
+            ).relu()
+        deltas = linear(box_features, "bboxes_delta")
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2 + deltas[:, :2] / 2 * sides
         sides = sides * deltas[:, 2:].exp()
         boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
-        yield linear(of_class, "class_logits"), boxes
+        yield linear(class_features, "class_logits"), boxes
 
 
 def test_converted_weights_load_and_predict_the_same(tool, tmp_path, monkeypatch):

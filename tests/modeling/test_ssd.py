@@ -125,7 +125,7 @@ class TestTraining:
     @every_detector
     def test_the_loss_falls(self, name, tiny_digits):
         losses = losses_in_training(tiny_digits, lambda *data: ssd_cfg(name, *data), 24)
-        totals = [sum(of_step.values()) for of_step in losses]
+        totals = [sum(step_losses.values()) for step_losses in losses]
         assert sum(totals[-3:]) < 0.7 * sum(totals[:3]), totals
 
     def test_of_a_sigmoid_all_scores_start_low(self):
@@ -147,10 +147,10 @@ def plain_predictions(model, images):
         flat = []
         for levels in outputs:
             rows = []
-            for of_level, boxes in zip(levels, priors, strict=True):
-                count, channels, height, width = of_level.shape
+            for level_output, boxes in zip(levels, priors, strict=True):
+                count, channels, height, width = level_output.shape
                 num_priors = len(boxes) // (height * width)
-                split = of_level.view(count, num_priors, channels // num_priors, height, width)
+                split = level_output.view(count, num_priors, channels // num_priors, height, width)
                 rows.append(split.permute(0, 3, 4, 1, 2).reshape(count, len(boxes), -1))
             flat.append(torch.cat(rows, dim=1))
     levels = torch.cat([torch.full((len(p),), i) for i, p in enumerate(priors)])
@@ -221,11 +221,11 @@ class TestSSD:
         labels, gt_boxes = [], []
         for index, image in enumerate(images):
             truth = image["instances"]
-            of_image, boxes = ssd_matching(
+            image_labels, boxes = ssd_matching(
                 priors, truth.gt_boxes.tensor, truth.gt_classes, num_classes=10
             )
             losses = background_losses(logits[index], activation)
-            labels.append(plain_mining(of_image, losses, 10))
+            labels.append(plain_mining(image_labels, losses, 10))
             gt_boxes.append(boxes)
         labels, gt_boxes = torch.stack(labels), torch.stack(gt_boxes)
         assert (labels == 10).sum() == 3 * ((labels >= 0) & (labels < 10)).sum() > 12
@@ -233,8 +233,8 @@ class TestSSD:
         assert torch.equal(matched.labels, labels.flatten())
 
         losses = step(model, images)
-        of_all = priors.expand(2, -1, -1)
-        expected = plain_losses(labels, logits, deltas, of_all, gt_boxes, activation)
+        batch_priors = priors.expand(2, -1, -1)
+        expected = plain_losses(labels, logits, deltas, batch_priors, gt_boxes, activation)
         torch.testing.assert_close(losses["loss_cls"], expected[0])
         torch.testing.assert_close(losses["loss_box_reg"], expected[1])
 
@@ -267,12 +267,14 @@ class TestSSD:
             )
             check_detections(output["instances"], *expected[:3])
             own = matched.positives[matched.image_ids == index]
-            of_image = own - index * len(priors)
+            prior_indices = own - index * len(priors)
             assert len(own) > 1
             torch.testing.assert_close(
-                output["positives"]["scores"], scores[index][of_image, matched.labels[own]]
+                output["positives"]["scores"], scores[index][prior_indices, matched.labels[own]]
             )
-            ious = elementwise_iou(boxes[of_image], matched.gt_boxes[matched.image_ids == index])
+            ious = elementwise_iou(
+                boxes[prior_indices], matched.gt_boxes[matched.image_ids == index]
+            )
             torch.testing.assert_close(output["positives"]["ious"], ious)
 
 
@@ -336,12 +338,14 @@ class TestRefineDet:
             [torch.stack(values) for values in zip(*matches, strict=True)]
             for matches in (first, second)
         )
-        of_all = priors.expand(2, -1, -1)
+        batch_priors = priors.expand(2, -1, -1)
         losses = step(model, images)
         expected = plain_losses(second[0], logits, deltas, refined, second[1], activation)
         torch.testing.assert_close(losses["loss_cls"], expected[0])
         torch.testing.assert_close(losses["loss_box_reg"], expected[1])
-        expected = plain_losses(first[0], objectness, refinements, of_all, first[1], "sigmoid")
+        expected = plain_losses(
+            first[0], objectness, refinements, batch_priors, first[1], "sigmoid"
+        )
         torch.testing.assert_close(losses["loss_arm_cls"], expected[0])
         torch.testing.assert_close(losses["loss_arm_box_reg"], expected[1])
 
@@ -380,14 +384,14 @@ class TestRefineDet:
             )
             check_detections(output["instances"], *expected[:3])
             own = matched.positives[matched.image_ids == index]
-            of_image = own - index * len(priors)
+            prior_indices = own - index * len(priors)
             assert len(own) > 1
             positives = output["positives"]
             torch.testing.assert_close(
-                positives["scores"], scores[index][of_image, matched.labels[own]]
+                positives["scores"], scores[index][prior_indices, matched.labels[own]]
             )
             ious = elementwise_iou(
-                boxes[index][of_image], matched.gt_boxes[matched.image_ids == index]
+                boxes[index][prior_indices], matched.gt_boxes[matched.image_ids == index]
             )
             torch.testing.assert_close(positives["ious"], ious)
 
@@ -401,9 +405,9 @@ class TestRefineDet:
         priors, levels, _ = plain_predictions(model, batch())
         sizes = priors[:, 2:] - priors[:, :2]
         for level, stride in enumerate((8, 16, 32, 64)):
-            of_level = sizes[levels == level][:3]
-            torch.testing.assert_close(of_level.prod(dim=1), torch.full((3,), 16.0 * stride**2))
-            ratios = of_level[:, 1] / of_level[:, 0]
+            level_sizes = sizes[levels == level][:3]
+            torch.testing.assert_close(level_sizes.prod(dim=1), torch.full((3,), 16.0 * stride**2))
+            ratios = level_sizes[:, 1] / level_sizes[:, 0]
             torch.testing.assert_close(ratios, torch.tensor([0.5, 1.0, 2.0]))
         torch.testing.assert_close((priors[0, :2] + priors[0, 2:]) / 2, torch.tensor([4.0, 4.0]))
 

@@ -26,8 +26,8 @@ SIZES = [(9, 14), (5, 7), (3, 4), (2, 2)]
 def features_of(channels, num_images=2):
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(num_images, of_level, *size, generator=generator)
-        for of_level, size in zip(channels, SIZES, strict=True)
+        torch.randn(num_images, num_channels, *size, generator=generator)
+        for num_channels, size in zip(channels, SIZES, strict=True)
     ]
 
 
@@ -48,8 +48,10 @@ class TestDefaultBoxes:
                     y, x = (row + 0.5) * strides[level], (column + 0.5) * strides[level]
                     shapes = [(scale, scale)] + [(math.sqrt(scale * following),) * 2]
                     for ratio in SSD300_RATIOS[level]:
-                        for of_box in (ratio, 1 / ratio):
-                            shapes.append((scale * math.sqrt(of_box), scale / math.sqrt(of_box)))
+                        for aspect_ratio in (ratio, 1 / ratio):
+                            shapes.append(
+                                (scale * math.sqrt(aspect_ratio), scale / math.sqrt(aspect_ratio))
+                            )
                     for w, h in shapes:
                         w, h = 300 * w, 300 * h
                         expected.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])

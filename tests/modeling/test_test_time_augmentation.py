@@ -72,7 +72,9 @@ def retinanet_predictions(model, view):
     with torch.no_grad():
         _, features, (logits, deltas, _) = model.predict([{"image": view}])
     priors = [boxes.tensor for boxes in model.anchor_generator(features)]
-    levels = torch.cat([torch.full((len(of_level),), i) for i, of_level in enumerate(priors)])
+    levels = torch.cat(
+        [torch.full((len(level_priors),), i) for i, level_priors in enumerate(priors)]
+    )
     logits, deltas = (
         torch.cat(
             [x.unflatten(1, (9, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in predicted], 1

@@ -93,11 +93,11 @@ def plain_predictions(model, images):
     with torch.no_grad():
         _, features, (*levels, prototypes, semantic) = model.predict(images)
     flat = []
-    for of_levels, size in zip(levels, (11, 4, prototypes.shape[1]), strict=True):
+    for level_outputs, size in zip(levels, (11, 4, prototypes.shape[1]), strict=True):
         # (N, A x size, H, W) -> (N, H x W x A, size)
         parts = [
             level.unflatten(1, (-1, size)).permute(0, 3, 4, 1, 2).flatten(1, 3)
-            for level in of_levels
+            for level in level_outputs
         ]
         flat.append(torch.cat(parts, dim=1))
     anchors = torch.cat([boxes.tensor for boxes in model.anchor_generator(features)])
@@ -366,22 +366,22 @@ class TestMaskQuality:
 
     def test_localization_losses_still_train_boxes(self):
         images = with_masks(batch())
-        of_quality = {}
+        box_losses = {}
         for quality in ("box", "mask"):
             model = build(
                 "MODEL.YOLACT.QUALITY", quality, "MODEL.CRITERION.LOCALIZATION", "harmonic_iou"
             )
-            of_quality[quality] = step(model, images)["loss_box_reg"].item()
+            box_losses[quality] = step(model, images)["loss_box_reg"].item()
             assert model.head.bbox_pred.weight.grad.abs().sum() > 0
-        assert of_quality["box"] == of_quality["mask"]
+        assert box_losses["box"] == box_losses["mask"]
 
     def test_positives_at_evaluation(self):
         images = with_masks(batch())
         model = build("MODEL.YOLACT.QUALITY", "mask").eval()
         with torch.no_grad():
             outputs = model(images)
-            of_boxes = build().eval()(images)
-        for output, other in zip(outputs, of_boxes, strict=True):
+            box_outputs = build().eval()(images)
+        for output, other in zip(outputs, box_outputs, strict=True):
             torch.testing.assert_close(output["positives"]["scores"], other["positives"]["scores"])
             assert not torch.equal(output["positives"]["ious"], other["positives"]["ious"])
 
@@ -404,8 +404,8 @@ def plain_detections(model, images):
     for index in range(len(images)):
         scores = logits[index].softmax(dim=1)
         found = []
-        for anchor, of_anchor in enumerate(scores[:, :10].tolist()):
-            for label, score in enumerate(of_anchor):
+        for anchor, anchor_scores in enumerate(scores[:, :10].tolist()):
+            for label, score in enumerate(anchor_scores):
                 if score > model.inference.score_threshold:
                     found.append((score, anchor, label))
         found = sorted(found, reverse=True)[: model.inference.topk]
@@ -549,9 +549,9 @@ class TestDetections:
         head = build().train().head
         features = [torch.randn(2, 32, side, side) * 9 for side in (8, 4)]
         logits, deltas, coefficients, prototypes, semantic = head(features)
-        assert [of_level.shape for of_level in logits] == [(2, 66, 8, 8), (2, 66, 4, 4)]
-        assert [of_level.shape for of_level in deltas] == [(2, 24, 8, 8), (2, 24, 4, 4)]
-        assert [of_level.shape for of_level in coefficients] == [(2, 48, 8, 8), (2, 48, 4, 4)]
+        assert [level.shape for level in logits] == [(2, 66, 8, 8), (2, 66, 4, 4)]
+        assert [level.shape for level in deltas] == [(2, 24, 8, 8), (2, 24, 4, 4)]
+        assert [level.shape for level in coefficients] == [(2, 48, 8, 8), (2, 48, 4, 4)]
         assert coefficients[0].min() < 0 and coefficients[0].abs().max() <= 1
         assert prototypes.shape == (2, 8, 16, 16) and prototypes.min() == 0
         assert semantic.shape == (2, 10, 8, 8)
@@ -668,7 +668,7 @@ class TestBadInput:
     def test_polygons_and_run_lengths_are_the_same_mask(self, tmp_path):
         mask = np.zeros((48, 64), bool)
         mask[10:30, 10:30] = True
-        of_format = {}
+        format_losses = {}
         for name, mask_format, segmentation in (
             ("polygon", "polygon", POLYGON),
             ("polygon to mask", "bitmask", POLYGON),
@@ -678,8 +678,12 @@ class TestBadInput:
             expected = PolygonMasks if mask_format == "polygon" else BitMasks
             assert isinstance(images[0]["instances"].gt_masks, expected)
             losses = step(build(), images)
-            of_format[name] = {key: loss.item() for key, loss in losses.items()}
-        assert of_format["polygon"] == of_format["polygon to mask"] == of_format["run lengths"]
+            format_losses[name] = {key: loss.item() for key, loss in losses.items()}
+        assert (
+            format_losses["polygon"]
+            == format_losses["polygon to mask"]
+            == format_losses["run lengths"]
+        )
 
     def test_crowd_regions_are_no_objects(self, tmp_path):
         crowd_mask = rle(np.ones((48, 64), bool))

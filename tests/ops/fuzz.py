@@ -38,7 +38,7 @@ def multiples(most: int, lowest_power: int, highest_power: int):
         a strategy of functions from a length to a strategy of lists of floats.
     """
 
-    def of_length(length):
+    def number_lists(length):
         numbers = st.one_of(st.integers(-4, 4), st.integers(-most, most))
         return st.builds(
             lambda values, power: [value * 2.0**power for value in values],
@@ -46,7 +46,7 @@ def multiples(most: int, lowest_power: int, highest_power: int):
             st.integers(lowest_power, highest_power),
         )
 
-    return of_length
+    return number_lists
 
 
 def strided(values, is_strided: bool):
