@@ -329,12 +329,7 @@ class CorrdetTrainer(DefaultTrainer):
         except FloatingPointError as error:
             batch = self._loader.last_batch
             raise diverged(error, self._trainer, batch, self.cfg, self.iter) from error
-        except (RuntimeError, ValueError) as error:
-            failure = worker_failure(error) or batch_norm_of_one_value(error, self.cfg)
-            if failure is not None:
-                raise failure from error
-            raise
-        except SizeMismatchError as error:
+        except SizeMismatchError as error:  # a ValueError
             if isinstance(error, CorrdetError):
                 raise
             # Of Detectron2's mapper in a loader of the user's, which the checks do not see.
@@ -343,6 +338,11 @@ class CorrdetTrainer(DefaultTrainer):
                 "turns every image by its EXIF tag; corrdet.data.CorrdetDatasetMapper, which takes "
                 "the same arguments, where the stated size is the turned one"
             ) from error
+        except (RuntimeError, ValueError) as error:
+            failure = worker_failure(error) or batch_norm_of_one_value(error, self.cfg)
+            if failure is not None:
+                raise failure from error
+            raise
 
     # ---- Resuming.
 

@@ -152,6 +152,6 @@ def test_other_models_are_refused():
     with pytest.raises(ConfigError, match="is 'CorrdetSparseRCNN'"):
         dense_cfg("sparse_rcnn_baseline", *enabled)
     for sizes in ((), (160, -160)):
-        with pytest.raises(ConfigError, match="TEST.AUG.MIN_SIZES must have at least one size"):
+        with pytest.raises(ConfigError, match="TEST.AUG.MIN_SIZES must be at least one"):
             dense_cfg("atss_baseline", *enabled, "TEST.AUG.MIN_SIZES", sizes)
     dense_cfg("faster_rcnn_baseline", *enabled)

@@ -199,7 +199,7 @@ class TestPictures:
             ("/etc/hostname", "/etc/hostname is outside of the folder"),
             ("text.jpg", "text.jpg cannot be read"),
             ("small.png", "small.png has 9 x 9 pixels, its annotations are of 200 x 200"),
-            ("", "an image has no file name"),
+            (None, "an image has no file name"),
         ],
     )
     def test_what_cannot_be_drawn_is_said(self, tmp_path, file_name, expected):
@@ -209,6 +209,8 @@ class TestPictures:
         (folder / "text.jpg").write_text("no image")
         Image.new("RGB", (9, 9)).save(folder / "small.png")
         content["images"][0]["file_name"] = file_name
+        if file_name is None:
+            del content["images"][0]["file_name"]
         results = measured(content, detections([(1, 1, (10, 10, 50, 40), 0.05)]))
         path = tmp_path / "report.html"
         (problem,) = write_report(path, results, metrics(results, None), images=folder)

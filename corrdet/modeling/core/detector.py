@@ -160,6 +160,3 @@ def _check_test_time_augmentation(cfg: CfgNode) -> None:
         raise ConfigError(
             "TEST.AUG.ENABLED cannot merge keypoints: expected False with MODEL.KEYPOINT_ON True"
         )
-    sizes = cfg.TEST.AUG.MIN_SIZES
-    if not sizes or min(sizes) < 1:
-        raise ConfigError(f"TEST.AUG.MIN_SIZES must have at least one size, all > 0, got {sizes}")
