@@ -189,8 +189,8 @@ def scores_and_ious(
         scores, ious = gather_from_processes(torch.stack([scores, ious], dim=1)).unbind(dim=1)
         groups = gather_from_processes(groups) if has_groups else groups
     if memory:
-        if has_groups and "groups" not in state:
-            state.clear()  # of a training without groups
+        if has_groups != ("groups" in state):
+            state.clear()  # of a training with or without groups
         scores_before = remember(state, "scores", scores, memory)
         ious_before = remember(state, "ious", ious, memory)
         scores, ious = torch.cat([scores, scores_before]), torch.cat([ious, ious_before])

@@ -241,3 +241,21 @@ def test_values_whose_squares_vanish(dtype, size, small, options):
     torch.testing.assert_close(loss.double(), sum(expected) / 3, rtol=1e-5, atol=1e-7)
     (gradient,) = torch.autograd.grad(loss, scores)
     assert not gradient.isnan().any()
+
+
+def test_what_is_remembered_without_groups_is_none_of_a_group():
+    """Nor the other way round: trainings that go on from each other's weights."""
+
+    def batch(num):
+        return matched_predictions(num_positives=num, levels=torch.zeros(num, dtype=torch.int64))
+
+    state = {}
+    for over, num in (("level", 4), ("batch", 2), ("batch", 3), ("level", 2), ("batch", 3)):
+        options = {"correlation": {"over": over, "memory": 3}}
+        criterion = Criterion("sigmoid_focal", "giou", ["correlation"], options)
+        criterion.load_state_dict(state)
+        assert criterion(batch(num))["loss_correlation"].isfinite()
+        state = criterion.state_dict()
+        sizes = [len(v) for k, v in state.items() if ".groups." in k]
+        scores = [len(v) for k, v in state.items() if ".scores." in k]
+        assert sizes == (scores if over == "level" else [])
