@@ -13,7 +13,7 @@ from torch import nn
 from corrdet.errors import CorrdetError
 from corrdet.files import atomic_write, remove_leftovers
 
-from .weight_names import check_enough, summary, weights_in, without_prefix
+from .weight_names import check_enough, check_kinds, summary, weights_in, without_prefix
 from .weights import (
     CheckpointError,
     MissingWeightsError,
@@ -206,16 +206,25 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]):
         """
         Raises:
-            CheckpointError: see :func:`~.weight_names.check_enough`.
+            CheckpointError: see :func:`~.weight_names.check_enough`; or values that are complex and
+                not the model's, or not finite.
         """
-        own = self.model.state_dict().keys()
+        state = self.model.state_dict()
+        own = state.keys()
         weights, prefix = without_prefix(checkpoint["model"], own, self._path)
+        check_kinds(weights, state, self._path)
         theirs = list(weights)
         incompatible = super()._load_model({**checkpoint, "model": weights})
         wrong = {name for name, *_ in incompatible.incorrect_shapes}
         # Detectron2 takes what it does not miss out of the missing ones.
         loaded = [name for name in own if name not in {*incompatible.missing_keys, *wrong}]
         check_enough(loaded, theirs, own, self._path)
+        broken = sorted({*broken_weights(self.model)} & {*loaded})
+        if broken:
+            raise CheckpointError(
+                f"{self._path}: {len(broken)} of the weights in it are not finite, {broken[0]} "
+                "among them: of a training that has diverged, or damaged"
+            )
         said = summary(
             loaded,
             [name for name in incompatible.missing_keys if name not in wrong],

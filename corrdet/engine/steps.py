@@ -172,7 +172,7 @@ class TrainingStep(SimpleTrainer):
 
     def _check(self, losses: dict[str, Tensor]) -> None:
         # All numbers come from the device at once; Detectron2 asks for the losses anyway.
-        numbers = [loss.float() for loss in losses.values()]
+        numbers = [*losses.values()]
         # Infinities of a scaled gradient are the scaler's business.
         largest = largest_gradient(self.model) if self.grad_scaler is None else None
         if largest is not None:
@@ -248,18 +248,18 @@ def largest_gradient(model: nn.Module) -> Tensor | None:
     Returns:
         a scalar, which is not waited for.
     """
-    # Sparse gradients, of embeddings for example, have values only where they are not 0.
-    gradients = [
-        p.grad._values() if p.grad.is_sparse else p.grad
-        for p in model.parameters()
-        if p.grad is not None
-    ]
+    gradients = [_values(p.grad) for p in model.parameters() if p.grad is not None]
     gradients = [gradient for gradient in gradients if gradient.numel()]
     if not gradients:
         return None
     # Not the Euclidean norm, whose squares may overflow.
     norms = torch._foreach_norm(gradients, ord=float("inf"))
-    return torch.stack([norm.float() for norm in norms]).max()
+    return torch.stack(norms).max()
+
+
+def _values(gradient: Tensor) -> Tensor:
+    # Sparse gradients, of embeddings for example, have values only where they are not 0.
+    return gradient._values() if gradient.is_sparse else gradient
 
 
 def broken_gradients(model: nn.Module, most: int = 3) -> str:
@@ -267,7 +267,9 @@ def broken_gradients(model: nn.Module, most: int = 3) -> str:
     if isinstance(model, DistributedDataParallel):
         model = model.module
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    broken = [
+        name for name, gradient in gradients.items() if not _values(gradient).isfinite().all()
+    ]
     if not broken:
         return ""
     rest = f" and {len(broken) - most} more" if len(broken) > most else ""

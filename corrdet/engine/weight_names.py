@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .weights import WEIGHTS_KEYS, CheckpointError
@@ -59,11 +60,52 @@ def weights_in(data: Mapping[str, Any], path: str) -> tuple[dict[str, Any], str 
                 f"expected weights by name, in the whole file or under {', '.join(WEIGHTS_KEYS)}; "
                 f"it has the keys {keys}"
             )
+        reason = _not_plain(value)
+        if reason:
+            raise CheckpointError(
+                f"{path}: {name!r} is {reason}, of which no model here has weights: expected "
+                "tensors of plain numbers"
+            )
         if isinstance(value, np.generic):
             weights[name] = np.asarray(value)
     if not weights:
         raise CheckpointError(f"{path} has no weights{'' if key is None else f' under {key!r}'}")
     return weights, key
+
+
+def _not_plain(value: Tensor | np.ndarray | np.generic) -> str:
+    """What kind of values cannot be copied to those of a model; '' if they can be."""
+    if not isinstance(value, Tensor):
+        is_plain = value.dtype.kind in "biufc" and value.dtype.itemsize <= 8 + 8 * (
+            value.dtype.kind == "c"
+        )
+        return "" if is_plain else f"an array of {value.dtype}"
+    if value.is_quantized:
+        return "quantized"
+    if value.is_meta:
+        return "a tensor without values, of the device meta"
+    return "" if value.layout is torch.strided else f"a tensor of the layout {value.layout}"
+
+
+def check_kinds(weights: Mapping[str, Any], own: Mapping[str, Tensor], path: str) -> None:
+    """
+    Args:
+        weights: of the file.
+        own: of the model.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: complex numbers for real ones, which would lose their imaginary part.
+    """
+    for name in weights.keys() & own.keys():
+        if _kind(weights[name]) == "c" != _kind(own[name]):
+            raise CheckpointError(f"{path}: {name!r} has complex numbers, the model's are real")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind
+    return "c" if isinstance(value, Tensor) and value.is_complex() else ""
 
 
 def without_prefix(

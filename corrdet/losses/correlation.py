@@ -97,7 +97,7 @@ def spearman_correlation(
     if len(x) < 2:
         return (x * 0).sum()
     ranks = _soft_ranks(y.detach(), strength) if soft_both else average_ranks(y)
-    return pearson_correlation(_soft_ranks(x, strength), ranks)
+    return pearson_correlation(_soft_ranks(x, strength), ranks).to(x.dtype)
 
 
 def concordance_correlation(x: Tensor, y: Tensor, unbiased: Unbiased = False) -> Tensor:
@@ -167,7 +167,7 @@ def correlation_loss(
     elif coefficient == "concordance":
         rho = concordance_correlation(x, y, unbiased)
     elif gradient == "both":
-        rho = pearson_correlation(_soft_ranks(x, strength), _soft_ranks(y, strength))
+        rho = pearson_correlation(_soft_ranks(x, strength), _soft_ranks(y, strength)).to(x.dtype)
     else:
         rho = spearman_correlation(x, y, strength, soft_both)
     undefined = _is_constant(x) | _is_constant(y)
@@ -202,7 +202,12 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def _soft_ranks(x: Tensor, strength: float | None) -> Tensor:
-    """Soft ranks of at least two values; at the data's own strength, if none is given."""
+    """Soft ranks of at least two values; at the data's own strength, if none is given.
+
+    In float64: where the strength is large beside the values, as 1 is beside the scores of a
+    detector that has just begun, what tells them apart are the last digits of ranks of hundreds.
+    """
+    x = x.double()
     if strength is not None:
         return soft_rank(x, strength=strength)
     # The rank of the scaled values at strength 1 is the rank of the values at strength `scale`.

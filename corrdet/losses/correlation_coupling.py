@@ -80,17 +80,22 @@ def grouped_correlation_loss(
         x = _soft_ranks(x, members, groups, strength)
         is_soft = soft_both or gradient == "both"
         y = _soft_ranks(y, members, groups, strength) if is_soft else _ranks(y, members, groups)
+    # Where squares underflow, or the strength is so large that all ranks are the same, rho is 0.
+    is_zero = undefined | _is_constant(x, members) | _is_constant(y, members)
     x, mean_x = _centered(x, members)
     y, mean_y = _centered(y, members)
+    if coefficient != "concordance":
+        x, y = _unit_scale(x, is_zero), _unit_scale(y, is_zero)
     products, squares_x, squares_y = (x * y).sum(1), (x * x).sum(1), (y * y).sum(1)
     if coefficient == "concordance":
         divisor = (counts - 1 if unbiased else counts).clamp(min=1)
         numerator = 2 * products / divisor
         denominator = (squares_x + squares_y) / divisor + (mean_x - mean_y).square()
+        is_zero = is_zero | (denominator == 0)
     else:
         numerator = products
-        denominator = torch.where(undefined, 1.0, squares_x * squares_y).sqrt()
-    rho = numerator / torch.where(undefined, 1.0, denominator)
+        denominator = torch.where(is_zero, 1.0, squares_x * squares_y).sqrt()
+    rho = torch.where(is_zero, 0.0, numerator / torch.where(is_zero, 1.0, denominator))
     total = torch.where(undefined, 0.0, 1 - rho).sum()
     if reduction == "mean":
         total = total / (counts >= 2).sum().clamp(min=1)
@@ -184,8 +189,8 @@ def scores_and_ious(
         scores, ious = gather_from_processes(torch.stack([scores, ious], dim=1)).unbind(dim=1)
         groups = gather_from_processes(groups) if has_groups else groups
     if memory:
-        if has_groups and "groups" not in state:
-            state.clear()  # of a training without groups
+        if has_groups != ("groups" in state):
+            state.clear()  # of a training with or without groups
         scores_before = remember(state, "scores", scores, memory)
         ious_before = remember(state, "ious", ious, memory)
         scores, ious = torch.cat([scores, scores_before]), torch.cat([ious, ious_before])
@@ -210,6 +215,12 @@ def _centered(x: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(members, x - means[:, None], 0.0), means
 
 
+def _unit_scale(centered: Tensor, is_zero: Tensor) -> Tensor:
+    """(G, P) over the largest of the group, so that no square can underflow."""
+    largest = centered.detach().abs().amax(dim=1)
+    return centered / torch.where(is_zero, 1.0, largest)[:, None]
+
+
 def _ranks_before(members: Tensor) -> Tensor:
     """(G,) how many values the groups before have."""
     counts = members.sum(dim=1)
@@ -226,19 +237,25 @@ def _ranks(x: Tensor, members: Tensor, groups: Tensor) -> Tensor:
 def _soft_ranks(x: Tensor, members: Tensor, groups: Tensor, strength: float | None) -> Tensor:
     """(P,) soft ranks within the groups."""
     with torch.no_grad():
+        centered, means = _centered(x, members)
         if strength is None:
             # As that of a whole batch: see spearman_correlation.
-            centered, _ = _centered(x, members)
+            is_constant = _is_constant(x, members) | ~members.any(dim=1)
+            largest = torch.where(is_constant, 1.0, centered.abs().amax(dim=1))
             counts = members.sum(dim=1).clamp(min=1)
-            scales = math.sqrt(3) * (centered.square().sum(dim=1) / counts).sqrt() / counts
+            spread = ((centered / largest[:, None]).square().sum(dim=1) / counts).sqrt()
+            scales = math.sqrt(3) * spread * largest / counts
             # Groups that are constant have no strength, and no loss.
-            scales = torch.where(scales == 0, 1.0, scales)
+            scales = torch.where(is_constant, 1.0, scales)
         else:
             scales = torch.full_like(x[:1], strength).expand(len(members))
-        scaled = x / scales[groups]
+        scaled = (x - means[groups]) / scales[groups]
         lowest = torch.where(members, scaled, math.inf).amin(dim=1)
         highest = torch.where(members, scaled, -math.inf).amax(dim=1)
         # Groups so far apart that no pool is of two: further than there are ranks.
         widths = torch.where(members.any(dim=1), highest - lowest, 0.0) + len(x) + 1
         shifts = widths.cumsum(0) - widths - torch.where(members.any(dim=1), lowest, 0.0)
-    return soft_rank(x / scales[groups] + shifts[groups]) - _ranks_before(members)[groups]
+    return (
+        soft_rank((x - means[groups]) / scales[groups] + shifts[groups])
+        - _ranks_before(members)[groups]
+    )

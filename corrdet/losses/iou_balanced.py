@@ -40,7 +40,9 @@ def iou_balanced_weights(
     """
     check_per_positive(losses=losses, ious=ious)
     losses, ious = widened(losses.detach()), widened(ious.detach())
-    weights = power(ious, eta)
+    # Beside the largest, which changes nothing, so that not all powers of small IoUs underflow.
+    largest = ious.amax() if len(ious) else ious.sum()
+    weights = power(ious / torch.where(largest > 0, largest, 1.0), eta)
     weighted = (weights * losses).sum()
     # Not torch.where over the whole: a NaN has to stay one.
     return torch.where(weighted == 0, 1.0, weights * (losses.sum() / weighted))

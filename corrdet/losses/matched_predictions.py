@@ -79,7 +79,9 @@ class MatchedPredictions:
         # On a GPU it would have to be waited for.
         if self.positives.device.type == "cpu" and (self.positives.diff() <= 0).any():
             raise ValueError("positives must be ascending")
-        for name in ("logits", "boxes", "gt_boxes", "deltas", "gt_deltas"):
+        for name in (
+            "logits", "boxes", "gt_boxes", "deltas", "gt_deltas", "mask_ious", "priors"
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value.dtype in (torch.float16, torch.bfloat16):
                 setattr(self, name, value.float())

@@ -83,11 +83,23 @@ def _iou(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
     if kind == "diou":
         return diou
 
-    # Not -0, between 0 and -0: atan2(0, -0) is pi.
-    turn = torch.atan2(x2 - x1 + 0.0, y2 - y1 + 0.0) - torch.atan2(u2 - u1 + 0.0, v2 - v1 + 0.0)
+    turn = _angle(x2 - x1, y2 - y1) - _angle(u2 - u1, v2 - v1)
     v = 4 / math.pi**2 * turn**2
     alpha = _divide(v, 1 - iou + v).detach()
     return diou - alpha * v
+
+
+def _angle(width: Tensor, height: Tensor) -> Tensor:
+    """Of the diagonal; without gradient where the squares are 0.
+
+    PyTorch's own has one of 0 there too, but NaN in forward mode and if differentiated again.
+    """
+    # Not -0, between 0 and -0: atan2(0, -0) is pi.
+    width, height = width + 0.0, height + 0.0
+    is_point = width.detach() ** 2 + height.detach() ** 2 == 0
+    constant = torch.atan2(width.detach(), height.detach())
+    width, height = torch.where(is_point, 1, width), torch.where(is_point, 1, height)
+    return torch.where(is_point, constant, torch.atan2(width, height))
 
 
 def _divide(dividend: Tensor, divisor: Tensor) -> Tensor:

@@ -74,6 +74,19 @@ def test_the_largest_gradient():
     assert largest_gradient(model).isnan()
 
 
+def test_gradients_of_other_types():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.float64))
+    model[0].weight.grad = torch.full((2, 2), 2.0)
+    model[1].weight.grad = torch.full((2, 2), 1e300, dtype=torch.float64)
+    assert largest_gradient(model) == 1e300  # and not infinite
+    table = nn.EmbeddingBag(5, 3, sparse=True)
+    table(torch.tensor([[1, 2]])).sum().backward()
+    assert largest_gradient(table) == 0.5 and broken_gradients(table) == ""
+    table.weight.grad._values()[0] = torch.nan
+    assert largest_gradient(table).isnan()
+    assert "the gradient of 1 of 1 parameters is not: weight" in broken_gradients(table)
+
+
 def test_steps_that_mixed_precision_skips_are_no_failure(caplog):
     model = Losses(0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

@@ -334,3 +334,40 @@ class TestChecksums:
             (tmp_path / "w.pth").write_bytes(buffer.getvalue()[:length])
             with pytest.raises(CheckpointError, match="w.pth was not loaded"):
                 load(tmp_path / "w.pth")
+
+
+class TestValues:
+    """That no model can have: a line, not PyTorch's traceback, and nothing that is lost."""
+
+    NAME = "head.cls_score.bias"
+
+    @pytest.mark.parametrize(
+        "value, said",
+        [
+            (torch.eye(4).to_sparse(), "layout torch.sparse_coo"),
+            (torch.quantize_per_tensor(torch.zeros(4), 0.1, 0, torch.qint8), "quantized"),
+            (torch.empty(4, device="meta"), "device meta"),
+            (torch.zeros(4, dtype=torch.complex64), "complex numbers"),
+            (torch.tensor([0, 1, torch.nan, 2]), "not finite"),
+            (torch.full((4,), 1e300, dtype=torch.float64), "not finite"),
+        ],
+        ids=["sparse", "quantized", "meta", "complex", "nan", "overflow"],
+    )
+    def test_of_tensors(self, tmp_path, value, said):
+        with pytest.raises(CheckpointError, match=f"{self.NAME}.*{said}|{said}.*{self.NAME}"):
+            load(tmp_path / "w.pth", {**trained(), self.NAME: value})
+
+    @pytest.mark.parametrize("dtype", ["U3", np.longdouble, np.complex64], ids=str)
+    def test_of_arrays(self, tmp_path, dtype):
+        path = tmp_path / "w.pkl"
+        arrays = {name: value.numpy() for name, value in trained().items()}
+        arrays[self.NAME] = np.zeros(4).astype(dtype)
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "someone"}))
+        with pytest.raises(CheckpointError, match=self.NAME):
+            load(path)
+
+    def test_infinite_buffers_are_good(self, tmp_path):
+        into = model()
+        into.register_buffer("mask", torch.zeros(2))
+        weights = {**trained(), "mask": torch.tensor([0, -torch.inf])}
+        assert is_from(load(tmp_path / "w.pth", weights, into), weights)

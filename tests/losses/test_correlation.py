@@ -282,3 +282,25 @@ def test_spearman_of_both_ranks_both_softly():
 def test_ious_that_are_no_tensor_are_a_type_error():
     with pytest.raises(TypeError, match="expected floating-point tensors, got list"):
         correlation_loss(torch.rand(2), [0.1, 0.2])
+
+
+@pytest.mark.parametrize("gradient", ["scores", "both"])
+@pytest.mark.parametrize(
+    "options", [{}, {"strength": 1.0}, {"strength": 1.0, "soft_both": True}], ids=str
+)
+@pytest.mark.parametrize("num, width", [(300, 1e-4), (3000, 1e-3)])
+def test_spearman_of_scores_that_hardly_differ(num, width, options, gradient):
+    # As at the begin of a training: ranks of hundreds, and differences of a ten-thousandth.
+    generator = torch.Generator().manual_seed(0)
+    scores = 0.01 + width * torch.rand(num, generator=generator)
+    ious = torch.rand(num, generator=generator)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x = scores.to(dtype).requires_grad_()
+        loss = correlation_loss(x, ious.to(dtype), "spearman", gradient=gradient, **options)
+        results.append((loss, *torch.autograd.grad(loss, x)))
+    (loss, grad), (expected, expected_grad) = results
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-7)
+    difference = (grad.double() - expected_grad).norm() / expected_grad.norm()
+    assert difference < 1e-5

@@ -218,3 +218,44 @@ def config_node(**values):
     for key, value in values.items():
         node[key] = value
     return node
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"coefficient": "spearman", "strength": 1e-12}])
+@pytest.mark.parametrize("small", ["scores", "ious", "both"])
+@pytest.mark.parametrize(
+    "dtype, size", [(torch.float32, 1e-30), (torch.float64, 1e-200)], ids=str
+)  # fmt: skip
+def test_values_whose_squares_vanish(dtype, size, small, options):
+    # As the scores of positives that the detector is sure are background.
+    generator = torch.Generator().manual_seed(0)
+    scores, ious = torch.rand(2, 20, generator=generator, dtype=dtype)
+    scores = scores * (size if small != "ious" else 1)
+    ious = ious * (size if small != "scores" else 1)
+    groups = torch.arange(20) % 3
+    scores.requires_grad_()
+    loss = grouped_correlation_loss(scores, ious, groups, 3, **options)
+    expected = [
+        correlation_loss(scores[groups == g].double(), ious[groups == g].double(), **options)
+        for g in range(3)
+    ]
+    torch.testing.assert_close(loss.double(), sum(expected) / 3, rtol=1e-5, atol=1e-7)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert not gradient.isnan().any()
+
+
+def test_what_is_remembered_without_groups_is_none_of_a_group():
+    """Nor the other way round: trainings that go on from each other's weights."""
+
+    def batch(num):
+        return matched_predictions(num_positives=num, levels=torch.zeros(num, dtype=torch.int64))
+
+    state = {}
+    for over, num in (("level", 4), ("batch", 2), ("batch", 3), ("level", 2), ("batch", 3)):
+        options = {"correlation": {"over": over, "memory": 3}}
+        criterion = Criterion("sigmoid_focal", "giou", ["correlation"], options)
+        criterion.load_state_dict(state)
+        assert criterion(batch(num))["loss_correlation"].isfinite()
+        state = criterion.state_dict()
+        sizes = [len(v) for k, v in state.items() if ".groups." in k]
+        scores = [len(v) for k, v in state.items() if ".scores." in k]
+        assert sizes == (scores if over == "level" else [])

@@ -72,10 +72,14 @@ class TestMatchedPredictions:
             dtype=torch.bfloat16,
             gt_boxes=matched.gt_boxes.bfloat16(),
             gt_deltas=matched.gt_deltas.bfloat16(),
+            mask_ious=torch.zeros(5, dtype=torch.bfloat16),
+            priors=matched.gt_boxes.bfloat16(),
         )
         for widened in (matched, narrow):
             for name in ("logits", "boxes", "gt_boxes", "deltas", "gt_deltas"):
                 assert getattr(widened, name).dtype == torch.float32, name
+        # Centers of priors, of which centerness is, are not rounded.
+        assert narrow.mask_ious.dtype == narrow.priors.dtype == torch.float32
 
     def test_bad_input(self):
         with pytest.raises(ValueError, match=r"labels must have shape \(20,\), got \(7,\)"):

@@ -165,6 +165,15 @@ class TestIouBalanced:
             assert math.isclose(weight, i**eta * total / weighted, rel_tol=1e-9)
         torch.testing.assert_close((weights * losses).sum(), losses.sum())
 
+    @pytest.mark.parametrize("eta, size", [(10, 1e-4), (1.5, 1e-26), (3, 1e-12)])
+    def test_weights_of_small_ious_keep_the_sum(self, eta, size):
+        # Their powers are denormal, and what the sum is divided by overflows.
+        losses, ious = torch.tensor([1.0, 2.0, 3.0]), size * torch.tensor([0.2, 0.0, 1.0])
+        weights = iou_balanced_weights(losses, ious, eta)
+        assert weights.isfinite().all()
+        torch.testing.assert_close((weights * losses).sum(), losses.sum())
+        assert weights[0] < weights[2]
+
     def test_weights_are_constants(self):
         losses, ious = uniform(5).requires_grad_(), uniform(5, seed=1).requires_grad_()
         assert not iou_balanced_weights(losses, ious).requires_grad

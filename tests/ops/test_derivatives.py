@@ -135,6 +135,23 @@ def test_second_derivative_of_ious_is_the_twins(function, kind):
         assert_near(mine, theirs)
 
 
+@pytest.mark.parametrize("kind", IOU_KINDS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_derivatives_of_ious_of_degenerate_boxes(kind, dtype):
+    rows = [[0, 0, 0, 0], [1, 1, 1, 1], [5, 5, 2, 2], [0, 0, 1e-30, 1e-30], [0, 0, 0, 9]]
+    others = [[0, 0, 0, 0], [1, 1, 2, 2], [5, 5, 9, 9], [0, 0, 1e-30, 1e-30], [0, 0, 3, 3]]
+    boxes = [torch.tensor(r, dtype=dtype, requires_grad=True) for r in (rows, others)]
+    value = elementwise_iou(*boxes, kind)
+    first = torch.autograd.grad(value.sum(), boxes, create_graph=True)
+    tangents = tuple(torch.full_like(b, 0.25).detach() + i for i, b in enumerate(boxes))
+    plain = tuple(b.detach() for b in boxes)
+    _, forward = jvp(lambda a, b: elementwise_iou(a, b, kind), plain, tangents)
+    expected = sum((g * t).sum(dim=1) for g, t in zip(first, tangents, strict=True))
+    torch.testing.assert_close(forward, expected.detach(), rtol=1e-4, atol=1e-5)
+    for second in torch.autograd.grad(sum(g.sum() for g in first), boxes):
+        assert not second[[0, 1, 2, 4]].isnan().any()
+
+
 def test_gradgradcheck_of_soft_rank():
     values = torch.rand(2, 9, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     assert torch.autograd.gradgradcheck(lambda x: soft_rank(x, 0.3), values.requires_grad_())
