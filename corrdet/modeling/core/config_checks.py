@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone
 
 from corrdet.config_keys import add_declared_keys
@@ -11,19 +11,8 @@ from corrdet.errors import ConfigError
 from corrdet.names import config_value, unknown_name
 from corrdet.options import Range, is_number, one_of
 
-
-def _is_norm(name: str) -> bool:
-    try:
-        get_norm(name, 32)
-    except KeyError:
-        return False
-    return True
-
-
-# What get_norm knows in this version of Detectron2.
-NORM = one_of(
-    filter(_is_norm, ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "FrozenBN", "GN", "LN"))
-)
+# What Detectron2's get_norm knows.
+NORM = one_of(("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "FrozenBN", "GN", "LN"))
 # Of thresholds that a positive is above.
 BELOW_ONE = Range("in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
 
