@@ -113,7 +113,7 @@ def test_eval_only_refuses_weights_that_are_not_all_of_the_model(weights, tiny_c
         ([], ["MODEL.CRITERION.COUPLINGS", "('corelation',)"], "did you mean 'correlation'"),
         ([], ["DATASETS.TRAIN", "('nothing',)"], "unknown data set 'nothing'"),
         ([], ["MODEL.WEIGHTS", "gone.pth"], "no weights at 'gone.pth'"),
-        (["--num-gpus", "99"], [], "--num-gpus is 99, but torch sees"),
+        (["--num-gpus", "999"], [], "--num-gpus is 999, and MODEL.DEVICE 'cpu': expected at most"),
         (["--eval-only"], [], "--eval-only needs weights: MODEL.WEIGHTS"),
         (["--eval-only"], ["MODEL.WEIGHTS", "gone.pth"], "no weights at 'gone.pth'"),
         ([], ["DATASETS.REGISTER", "('x=gone.json:.',)"], "no annotation file gone.json"),

@@ -97,6 +97,10 @@ def place_in_environment(environment: Mapping[str, str], args: Any) -> Place | N
     return Place(rank, world_size, local_rank, machine, "env://")
 
 
+# As many start on any machine, as to try out what several processes do.
+_FEW_PROCESSES = 8
+
+
 def check_counts(args: Any) -> None:
     """
     Raises:
@@ -265,6 +269,11 @@ def start_processes(function: Callable, args: Any, device: str) -> None:
     count, machines, own = args.num_gpus, args.num_machines, args.machine_rank
     if device.startswith("cuda"):
         check_gpus(count)
+    elif count > (most := max(_FEW_PROCESSES, os.cpu_count() or 1)):
+        raise ConfigError(
+            f"--num-gpus is {count}, and MODEL.DEVICE {device!r}: expected at most {most} processes "
+            f"on this machine's {os.cpu_count()} CPU core(s), as each takes memory"
+        )
     if not 0 <= own < machines:
         raise ConfigError(
             f"--machine-rank is {own}, expected a number below --num-machines {machines}"
