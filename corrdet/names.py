@@ -31,3 +31,8 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> str:
     if len(valid) > 30:
         return f"unknown {what} {name!r}"
     return f"unknown {what} {name!r}; there are: {', '.join(valid) or 'none'}"
+
+
+def function_of(method: Any) -> Any:
+    """The function behind a method of a class; one that is static, or put there, is it itself."""
+    return getattr(method, "__func__", method)

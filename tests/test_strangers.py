@@ -26,6 +26,7 @@ from corrdet.engine import (
     load_config,
 )
 from corrdet.errors import CorrdetError
+from corrdet.losses.from_config import criterion_sections
 from tests.helpers.training import ROOT
 
 # Keys whose values are paths or addresses, and what reads them here.
@@ -67,7 +68,7 @@ def test_every_text_of_the_config_is_a_known_path_or_a_name():
     assert keys >= PATHS.keys()
     choices = {
         f"{section}.{name}"
-        for section, declared in SECTIONS.items()
+        for section, declared in {**SECTIONS, **criterion_sections()}.items()
         for name, key in declared.items()
         if key.range.names
     }

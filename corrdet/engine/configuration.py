@@ -30,7 +30,7 @@ from corrdet.data.register import register_from_config
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.modeling import check_detector
 from corrdet.modeling.backbones.freezing import check_freezing
-from corrdet.names import config_value, unknown_name
+from corrdet.names import config_value, function_of, unknown_name
 
 from .checkpoint import checkpoints_in, split_weights
 from .config_files import check_config_file
@@ -186,10 +186,10 @@ def check_run(
         except CorrdetError as error:
             raise ConfigError(f"MODEL.WEIGHTS: {error}") from error
     # Loaders and mappers of one's own know best how many channels they give.
-    if trainer.build_train_loader.__func__.__module__.startswith(("corrdet.", "detectron2.")):
+    if function_of(trainer.build_train_loader).__module__.startswith(("corrdet.", "detectron2.")):
         check_channels(cfg)
-    built_by = trainer.build_lr_scheduler.__func__
-    if not eval_only and built_by is DefaultTrainer.build_lr_scheduler.__func__:
+    built_by = function_of(trainer.build_lr_scheduler)
+    if not eval_only and built_by is function_of(DefaultTrainer.build_lr_scheduler):
         check_lr_scheduler(cfg)
     for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:

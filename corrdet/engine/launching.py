@@ -271,8 +271,8 @@ def start_processes(function: Callable, args: Any, device: str) -> None:
         check_gpus(count)
     elif count > (most := max(_FEW_PROCESSES, os.cpu_count() or 1)):
         raise ConfigError(
-            f"--num-gpus is {count}, and MODEL.DEVICE {device!r}: expected at most {most} processes "
-            f"on this machine's {os.cpu_count()} CPU core(s), as each takes memory"
+            f"--num-gpus is {count}, and MODEL.DEVICE {device!r}: expected at most {most} "
+            f"processes on this machine's {os.cpu_count()} CPU core(s), as each takes memory"
         )
     if not 0 <= own < machines:
         raise ConfigError(

@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from corrdet.coco import detections_from_coco, ground_truth_from_coco
 from corrdet.errors import ConfigError
 from corrdet.measures import measure
-from corrdet.names import unknown_name
+from corrdet.names import function_of, unknown_name
 
 _COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _TASKS = re.compile(r"(^|/)(bbox|segm|keypoints)/")
@@ -49,7 +49,7 @@ def evaluation_names(cfg: CfgNode) -> set[str]:
 
 def has_own_evaluators(trainer: type) -> bool:
     """Whether a subclass may measure what CorrdetTrainer does not."""
-    methods = (getattr(trainer, name).__func__ for name in ("build_evaluator", "test"))
+    methods = (function_of(getattr(trainer, name)) for name in ("build_evaluator", "test"))
     return not all(method.__module__.startswith("corrdet.") for method in methods)
 
 

@@ -27,6 +27,7 @@ from corrdet.data.image_checks import ImageSizeError
 from corrdet.data.workers import PreparingWorkers, worker_failure
 from corrdet.errors import CorrdetError, original_message
 from corrdet.modeling import build_test_time_augmentation, load_old_state
+from corrdet.names import function_of
 
 from .averaging import AverageWeights
 from .checkpoint import SafeCheckpointer
@@ -483,4 +484,4 @@ class CorrdetTrainer(DefaultTrainer):
 
 
 def _is_overridden(trainer: type, method: str) -> bool:
-    return getattr(trainer, method).__func__ is not getattr(CorrdetTrainer, method).__func__
+    return function_of(getattr(trainer, method)) is not function_of(getattr(CorrdetTrainer, method))
