@@ -1,9 +1,11 @@
 """The processes that read images: what ends them, and what is said of it."""
 
 import multiprocessing.queues
+import multiprocessing.util
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +41,19 @@ def prepare_worker(worker_id: int = 0) -> None:
 def _end(queue: Any, error: BaseException, batch: Any) -> None:
     print(f"a worker of the loader cannot hand its batch on: {error}", flush=True)
     os._exit(_NOT_HANDED_ON)
+
+
+def _kill_workers() -> None:
+    """At the end of the training process: workers outlive the SIGTERM that Python sends them."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's says that a worker was killed
+    for worker in workers:
+        worker.kill()
+
+
+# Before Python terminates and waits for what is left, in any process.
+multiprocessing.util.Finalize(None, _kill_workers, exitpriority=10)
 
 
 class PreparingWorkers:
