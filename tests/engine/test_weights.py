@@ -230,7 +230,7 @@ class TestFilesThatAreNone:
             (b"", "it is empty"),
             (PAGE, "it is a web page"),
             (POINTER, "it is the pointer that Git LFS"),
-            (gzip.compress(b"weights"), "it is compressed by gzip"),
+            (gzip.compress(b"weights", mtime=0), "it is compressed by gzip"),
             (b'{"weight_map": {}}', "it is JSON"),
         ],
     )
