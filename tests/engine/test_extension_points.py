@@ -1,7 +1,6 @@
 """Overrides of Detectron2's trainer, as its docs and popular projects write them."""
 
 import copy
-import json
 import logging
 import os
 from pathlib import Path
@@ -27,21 +26,9 @@ from corrdet.data import ResumableLoader
 from corrdet.data import build_train_loader as build_resumable_loader
 from corrdet.data.image_checks import ImageSizeError
 from corrdet.engine import CorrdetTrainer, DivergedError
+from tests.helpers.training import train, written
 
 pytestmark = pytest.mark.slow
-
-
-def train(trainer, resume=False):
-    os.makedirs(trainer.cfg.OUTPUT_DIR, exist_ok=True)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
-
-
-def written(cfg) -> dict:
-    """Iteration -> what was written of it."""
-    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
-    return {line["iteration"]: line for line in map(json.loads, lines)}
 
 
 @pytest.fixture

@@ -18,22 +18,9 @@ from corrdet.engine import ConfigError, CorrdetTrainer
 from corrdet.engine.metric_names import evaluation_names
 from corrdet.engine.random_state import get_random_states
 from corrdet.engine.validation import build_loss_loader, check_metrics, mean_losses
-from tests.helpers.training import ROOT
+from tests.helpers.training import ROOT, train, written
 
 pytestmark = pytest.mark.slow
-
-
-def train(trainer, resume=False):
-    os.makedirs(trainer.cfg.OUTPUT_DIR, exist_ok=True)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
-
-
-def written(cfg) -> dict:
-    """Iteration -> what was written of it."""
-    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
-    return {line["iteration"]: line for line in map(json.loads, lines)}
 
 
 def weights(cfg, name="model_final") -> dict:

@@ -1,5 +1,7 @@
 """What tests train with: the quick configs, made small enough that a step takes a moment."""
 
+import json
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,3 +31,17 @@ def tiny_overrides(entries: dict, output: Path) -> list:
         "DATALOADER.NUM_WORKERS", 0,
         "OUTPUT_DIR", str(output),
     ]  # fmt: skip
+
+
+def train(trainer, resume: bool = False):
+    """A trainer, trained to its end, as train_net.py does it."""
+    os.makedirs(trainer.cfg.OUTPUT_DIR, exist_ok=True)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def written(cfg) -> dict:
+    """Iteration -> what was written of it."""
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    return {line["iteration"]: line for line in map(json.loads, lines)}
