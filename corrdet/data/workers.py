@@ -6,11 +6,13 @@ import os
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.utils.data
+from torch.multiprocessing import reductions
 
 from corrdet.errors import CorrdetError
 
@@ -75,6 +77,8 @@ def worker_failure(error: BaseException) -> WorkerError | None:
 
     PyTorch raises it wherever the training process happens to be.
     """
+    if isinstance(error, ConnectionError | EOFError) and _is_of_a_batch(error):
+        return WorkerError(f"a worker of the loader has ended: it was killed; {_KILLED}")
     if not isinstance(error, RuntimeError):
         return None
     match = re.match(
@@ -93,6 +97,12 @@ def worker_failure(error: BaseException) -> WorkerError | None:
     else:
         reason = f"it was killed; {_KILLED}"
     return WorkerError(f"a worker of the loader has ended: {reason}")
+
+
+def _is_of_a_batch(error: BaseException) -> bool:
+    """Whether it was raised while a batch was taken over, from a worker that was gone by then."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == reductions.__file__ for frame, _ in frames)
 
 
 def _shared_memory() -> int:

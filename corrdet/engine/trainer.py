@@ -339,7 +339,7 @@ class CorrdetTrainer(DefaultTrainer):
                 "turns every image by its EXIF tag; corrdet.data.CorrdetDatasetMapper, which takes "
                 "the same arguments, where the stated size is the turned one"
             ) from error
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, ConnectionError, EOFError) as error:
             failure = worker_failure(error) or batch_norm_of_one_value(error, self.cfg)
             if failure is not None:
                 raise failure from error

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from detectron2.data.samplers import TrainingSampler
+from torch.multiprocessing import reductions
 
 from corrdet.data import workers
 from corrdet.data.loader import ResumableLoader
@@ -31,7 +32,8 @@ def end_by(number) -> str:
     with loader() as batches:
         (image,) = next(batches)
         os.kill(image["pid"], number)
-        with pytest.raises(RuntimeError) as raised:
+        # Also where a batch was half taken over from it.
+        with pytest.raises((RuntimeError, ConnectionError)) as raised:
             for _ in range(100):
                 next(batches)
                 time.sleep(0.02)
@@ -40,6 +42,19 @@ def end_by(number) -> str:
 
 def test_a_worker_that_is_killed():
     assert "ended: it was killed; the machine was out of memory" in end_by(signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_before_its_batch_is_taken_over():
+    """What it has handed on is fetched from it, by a connection of which nobody is at the end."""
+
+    class HandedOn:
+        def detach(self):
+            raise ConnectionResetError("Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError) as raised:
+        reductions.rebuild_storage_fd(torch.UntypedStorage, HandedOn(), 1)
+    assert "it was killed" in str(worker_failure(raised.value))
+    assert worker_failure(ConnectionResetError("of anything else")) is None
 
 
 def test_workers_outlive_signals_for_the_training():
