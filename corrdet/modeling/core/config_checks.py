@@ -9,12 +9,10 @@ from detectron2.modeling import Backbone, build_backbone
 from corrdet.config_keys import add_declared_keys
 from corrdet.errors import ConfigError
 from corrdet.names import config_value, unknown_name
-from corrdet.options import Range, is_number, one_of
+from corrdet.options import one_of
 
 # What Detectron2's get_norm knows.
 NORM = one_of(("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "FrozenBN", "GN", "LN"))
-# Of thresholds that a positive is above.
-BELOW_ONE = Range("in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
 
 
 def default_config() -> CfgNode:

@@ -13,9 +13,8 @@ from corrdet.config_keys import declare
 from corrdet.losses import giou_loss, sigmoid_focal_loss
 from corrdet.matching import labels_and_boxes, paa_candidates, paa_matching, paa_star_costs
 from corrdet.ops import elementwise_iou
-from corrdet.options import BOOL, NOT_NEGATIVE, Key, at_least, default_of, one_of
+from corrdet.options import BOOL, NOT_NEGATIVE, SHARE_BELOW_1, Key, at_least, default_of, one_of
 
-from ..core.config_checks import BELOW_ONE
 from .detector import Assignment, Samples
 from .one_prior import OnePriorDetector
 
@@ -24,7 +23,7 @@ declare(
     "PAA (Kim & Lee 2020) and PAA* (Xu et al. 2022)",
     IOU_THRESHOLD=Key(
         0.1,
-        BELOW_ONE,
+        SHARE_BELOW_1,
         "least IoU of an anchor and the ground truth that it may belong to (Sec. 4.1)",
     ),
     TOPK=Key(

@@ -13,9 +13,8 @@ from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
 from corrdet.matching import refinedet_matching, ssd_matching
-from corrdet.options import POSITIVE, Key, Range, at_least, default_of, numbers
+from corrdet.options import POSITIVE, SHARE_BELOW_1, Key, Range, at_least, default_of, numbers
 
-from ..core.config_checks import BELOW_ONE
 from ..core.training import gather
 from ..dense.detector import Assignment, Batch, Branch, MatchImages, Samples, per_prior, per_sample
 from .heads import RefineDetHead, RefinedPredictions
@@ -37,7 +36,7 @@ declare(
     ),
     MIN_OBJECTNESS=Key(
         default_of(refinedet_matching, "min_objectness"),
-        BELOW_ONE,
+        SHARE_BELOW_1,
         "below this objectness of the first step an anchor is left out (1 minus the paper's theta)",
     ),
 )

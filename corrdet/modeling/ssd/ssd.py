@@ -19,6 +19,7 @@ from corrdet.options import (
     POSITIVE,
     PROBABILITY,
     SHARE,
+    SHARE_BELOW_1,
     Key,
     Range,
     at_least,
@@ -28,7 +29,7 @@ from corrdet.options import (
 )
 
 from ..core.activation import num_logits
-from ..core.config_checks import BELOW_ONE, NORM, build_features
+from ..core.config_checks import NORM, build_features
 from ..core.training import BatchPositives
 from ..dense.detector import DenseDetector, MatchImages
 from ..dense.inference import Inference
@@ -89,7 +90,7 @@ declare(
     ),
     IOU_THRESHOLD=Key(
         default_of(ssd_matching, "iou_threshold"),
-        BELOW_ONE,
+        SHARE_BELOW_1,
         "a prior is positive above this IoU (Sec. 2.2, 'Matching strategy')",
     ),
     NEGATIVES_PER_POSITIVE=Key(
