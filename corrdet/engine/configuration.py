@@ -191,7 +191,8 @@ def check_run(
     built_by = function_of(trainer.build_lr_scheduler)
     if not eval_only and built_by is function_of(DefaultTrainer.build_lr_scheduler):
         check_lr_scheduler(cfg)
-    for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+    splits = ("TEST",) if eval_only else ("TRAIN", "TEST")
+    for key in splits:
         for name in cfg.DATASETS[key]:
             # As plain values only: data sets that make themselves would be made by asking.
             metadata = MetadataCatalog.get(name).as_dict()
@@ -206,7 +207,6 @@ def check_run(
                     "Detectron2's own data sets are expected below the folder that the environment "
                     "variable DETECTRON2_DATASETS names, by default 'datasets'"
                 )
-    splits = ("TEST",) if eval_only else ("TRAIN", "TEST")
     check_proposal_files(cfg, *splits)
     check_proposal_pickles(cfg, *splits)
     if not eval_only:
