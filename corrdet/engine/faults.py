@@ -26,7 +26,7 @@ GRACE = 10
 _OF_CONNECTIONS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer", re.IGNORECASE)
 
 
-class FailedElsewhere(CorrdetError):
+class FailedElsewhere(CorrdetError, RuntimeError):
     """Another process has failed; the message is what that one says."""
 
 
