@@ -296,6 +296,7 @@ def test_infinite_differences_are_not_written():
     assert line.split(maxsplit=1)[1].split() == ["not", "defined", "0.00", "not", "defined"]
 
 
+@pytest.mark.slow
 def test_as_a_module(files):
     done = subprocess.run(
         [sys.executable, "-m", "corrdet.analysis", "--ground-truth", files / "gt.json",

@@ -99,6 +99,7 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="^http://127.0.0.1:9/c.yaml was not read: .*refused"):
             load("http://127.0.0.1:9/c.yaml")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("text, message", [
         ("[" * 10_000, "not valid YAML: .*too deep"),
         ("a" * 2_000_000, "more than 1000000 bytes"),

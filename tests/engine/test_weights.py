@@ -182,6 +182,7 @@ class TestSafetensors:
 
 
 class TestForeignObjects:
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before 1.6"])
     def test_what_where_and_the_remedy(self, tmp_path, is_zip):
         path = tmp_path / "w.pth"
@@ -198,6 +199,7 @@ class TestForeignObjects:
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
         assert is_from(load(tmp_path / "tensors.pth"), content["state_dict"])
 
+    @pytest.mark.slow
     def test_a_whole_model(self, tmp_path):
         path = tmp_path / "w.pth"
         torch.save(layer := nn.Linear(2, 2), path)
@@ -207,6 +209,7 @@ class TestForeignObjects:
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
         assert is_from(load(tmp_path / "tensors.pth", into=nn.Linear(2, 2)), layer.state_dict())
 
+    @pytest.mark.slow
     def test_a_pickle(self, tmp_path):
         path = tmp_path / "w.pkl"
         content = {"model": {"w": np.zeros(2)}, "__author__": {"who": argparse.Namespace()}}

@@ -389,6 +389,7 @@ def names(registry, activation):
     return [n for n, x in registry.items() if activation in x.activations]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_positives", [5, 1, 0])
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_every_composition_is_finite(activation, num_positives):

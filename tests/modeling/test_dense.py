@@ -420,6 +420,7 @@ def test_levels_of_positives(name):
     torch.testing.assert_close((priors[:, :2] + priors[:, 2:]) / 2, centers[places])
 
 
+@pytest.mark.slow
 def test_names_of_weights():
     common = {
         f"head.{layer}.{kind}"

@@ -72,6 +72,7 @@ def test_compile(backend, device):
     assert_near(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(4, 20), (0, 3)], ids=str)
 def test_opcheck(size, dtype, device):
@@ -158,6 +159,7 @@ def test_the_names_are_those_of_the_kernels():
         torch.ops.corrdet.step_error(LOGITS, LABELS, "none", 1.0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("loss", STEP_LOSSES)
 def test_emulated(emulator, loss, dtype):
