@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corrdet.names import kind_of
+
 from .weights import WEIGHTS_KEYS, CheckpointError
 
 # Weights of a part of a model, such as a backbone's, are at least this share of the model's
@@ -56,7 +58,7 @@ def weights_in(data: Mapping[str, Any], path: str) -> tuple[dict[str, Any], str 
         if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray | np.generic):
             keys = ", ".join(map(str, list(data)[:6])) + (", ..." if len(data) > 6 else "")
             raise CheckpointError(
-                f"{path}: {'' if key is None else key + ': '}{name!r} is a {type(value).__name__}, "
+                f"{path}: {'' if key is None else key + ': '}{name!r} is {kind_of(value)}, "
                 f"expected weights by name, in the whole file or under {', '.join(WEIGHTS_KEYS)}; "
                 f"it has the keys {keys}"
             )

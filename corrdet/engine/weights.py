@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from corrdet.arrays_only import named_objects, read_array_pickle
 from corrdet.errors import CorrdetError
+from corrdet.names import kind_of
 
 # Under which checkpoints of others keep their weights: Detectron2 and corrdet, then mmdetection and
 # Lightning, pycls, and what tutorials do.
@@ -233,9 +234,7 @@ def load_array_pickle(path: str) -> dict[str, Any]:
 
 def _dictionary(path: str, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(data).__name__}, expected a dictionary of weights"
-        )
+        raise CheckpointError(f"{path} holds {kind_of(data)}, expected a dictionary of weights")
     return data
 
 

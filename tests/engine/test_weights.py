@@ -100,7 +100,7 @@ class TestNoNameFits:
         assert "has no weights under 'model'" in self.message(tmp_path / "w.pth", {"model": {}})
         assert "has no weights" in self.message(tmp_path / "w.pth", {})
         message = self.message(tmp_path / "w.pth", {"epoch": 3, "lr": [1.0]})
-        assert "'epoch' is a int, expected weights by name" in message
+        assert "'epoch' is an int, expected weights by name" in message
         assert message.endswith("it has the keys epoch, lr")
 
 
