@@ -116,6 +116,33 @@ class _Type:
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
+class NumberType(_Type):
+    """:class:`_Type` of numbers alone, for readers that call ``__setstate__``, as PyTorch's."""
+
+    def __init__(self, text: Any, *_: Any):
+        super().__init__(text)
+        if self.dtype.kind not in "biufc":
+            raise pickle.UnpicklingError(f"a value of the type {text!r}, expected a number")
+
+    __setstate__ = _Type.set_state
+
+
+def read_number(kind: NumberType, data: bytes) -> np.generic:
+    """In the place of what numpy stores its numbers by."""
+    if type(kind) is not NumberType or type(data) is not bytes:
+        raise pickle.UnpicklingError("a number without a type, or of no bytes")
+    (number,) = np.frombuffer(data, kind.dtype)
+    return number
+
+
+# For torch.serialization.safe_globals: (what is called, the name in the file).
+NUMPY_NUMBERS = (
+    (NumberType, "numpy.dtype"),
+    (read_number, "numpy.core.multiarray.scalar"),
+    (read_number, "numpy._core.multiarray.scalar"),
+)
+
+
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
     """In Python, as the one in C can be made to fill the memory, by a number in ten bytes."""
 
