@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from corrdet.errors import CorrdetError
 from corrdet.files import atomic_write, remove_leftovers
 
-from .weight_names import check_enough, check_kinds, summary, weights_in, without_prefix
+from .weight_names import (
+    check_enough,
+    check_kinds,
+    other_shapes,
+    summary,
+    weights_in,
+    without_prefix,
+)
 from .weights import (
     CheckpointError,
     MissingWeightsError,
@@ -223,8 +230,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         weights, prefix = without_prefix(checkpoint["model"], own, self._path)
         check_kinds(weights, state, self._path)
         theirs = list(weights)
-        incompatible = super()._load_model({**checkpoint, "model": weights})
-        wrong = {name for name, *_ in incompatible.incorrect_shapes}
+        with other_shapes() as similar:
+            incompatible = super()._load_model({**checkpoint, "model": weights})
+        same = {name for name, *_ in incompatible.incorrect_shapes}
+        shapes = [
+            *incompatible.incorrect_shapes,
+            *(found[1:] for found in similar if found[1] not in same),
+        ]
+        wrong = {name for name, *_ in shapes}
         # Detectron2 takes what it does not miss out of the missing ones.
         loaded = [name for name in own if name not in {*incompatible.missing_keys, *wrong}]
         check_enough(loaded, theirs, own, self._path)
@@ -234,8 +247,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         said = summary(
             loaded,
             [name for name in incompatible.missing_keys if name not in wrong],
-            incompatible.unexpected_keys,
-            incompatible.incorrect_shapes,
+            [n for n in incompatible.unexpected_keys if n not in {found[0] for found in similar}],
+            shapes,
         )
         behind = f", behind the prefix {prefix!r}" if prefix else ""
         level = logging.INFO if len(loaded) == len(own) else logging.WARNING

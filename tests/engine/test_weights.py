@@ -136,6 +136,21 @@ class TestSomeNamesFit:
             "(fc.weight 1, fc.bias 1)"
         )
 
+    def test_other_shapes_of_similar_names_are_in_the_one_line(self, tmp_path, caplog):
+        """Detectron2 warns of each in two lines."""
+        weights = {n.removeprefix("backbone.bottom_up."): v for n, v in trained(9).items()}
+        (one, two, *_) = (name for name in weights if name.startswith("res2"))
+        weights[two] = torch.zeros(5, 3)
+        path = tmp_path / "w.pth"
+        torch.save(weights, path)
+        into = model()
+        SafeCheckpointer(into).load(f"{path}?matching_heuristics=True")
+        assert torch.equal(into.state_dict()[f"backbone.bottom_up.{one}"], weights[one])
+        (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert "5 of the model's 8 tensors are from there; 3 have another shape (" in line
+        assert f"backbone.bottom_up.{two} (5, 3) there, (" in line
+        assert "are new" not in line and "left over" not in line
+
     def test_weights_of_this_model_give_no_warning(self, tmp_path, caplog):
         assert is_from(load(tmp_path / "w.pth", weights := trained()), weights)
         assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
