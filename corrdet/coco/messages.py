@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from corrdet.names import kind_of
+
 MAX_LISTED = 10
 
 
@@ -12,9 +14,9 @@ def short(value: Any, limit: int = 80) -> str:
     try:
         text = "nothing" if value is None else repr(value)
     except RecursionError:
-        text = f"a {type(value).__name__} in which others are, too deep to be shown"
+        text = f"{kind_of(value)} in which others are, too deep to be shown"
     except ValueError:  # Python refuses to write integers of thousands of digits
-        text = f"a {type(value).__name__} of thousands of digits"
+        text = f"{kind_of(value)} of thousands of digits"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

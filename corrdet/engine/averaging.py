@@ -1,5 +1,6 @@
 """The exponential moving average of weights, which evaluations look at."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -125,3 +126,6 @@ def take_average(model: nn.Module, checkpoint: Mapping[str, Any], cfg: CfgNode) 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(average[name])
+    logging.getLogger(__name__).info(
+        "the model has the moving average of its weights in their place, as MODEL_EMA.ENABLED says"
+    )

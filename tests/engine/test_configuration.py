@@ -15,6 +15,7 @@ from corrdet.engine import (
     load_config,
 )
 from corrdet.engine.ranges import check_channels
+from corrdet.modeling.core import config_checks
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = str(ROOT / "configs/quick/retinanet_concordance.yaml")
@@ -399,6 +400,25 @@ def test_devices(name, message, tmp_path):
     cfg = load(QUICK, "MODEL.DEVICE", name, "OUTPUT_DIR", tmp_path)
     with pytest.raises(ConfigError, match=f"^{message}"):
         check_run(cfg)
+
+
+@pytest.mark.parametrize("file, key", [
+    ("retinanet_concordance", "MODEL.RESNETS.NORM"),
+    ("retinanet_concordance", "MODEL.FPN.NORM"),
+    ("retinanet_concordance", "MODEL.RETINANET.NORM"),
+    ("faster_rcnn_baseline", "MODEL.ROI_BOX_HEAD.NORM"),
+    ("atss_concordance", "MODEL.DENSE.NORM"),
+])  # fmt: skip
+def test_norms_are_those_of_the_installed_detectron2(file, key, monkeypatch):
+    path = ROOT / f"configs/quick/{file}.yaml"
+    installed = {*config_checks.NORM.names}
+    monkeypatch.setattr(
+        config_checks, "get_norm", lambda norm, channels: dict.fromkeys(installed)[norm]
+    )
+    load(path, key, "LN")
+    installed.remove("LN")  # which came after Detectron2 0.6
+    with pytest.raises(ConfigError, match=f"^{key} is 'LN', which Detectron2 .* not have: expec"):
+        load(path, key, "LN")
 
 
 def test_groups_of_channels():
