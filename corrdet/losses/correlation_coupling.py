@@ -20,7 +20,7 @@ from .correlation import (
     correlation_loss,
     trained_first,
 )
-from .global_batch import GLOBAL_BATCH_OPTIONS, gather_from_processes, remember
+from .global_batch import GLOBAL_BATCH_OPTIONS, check_over, gather_from_processes, remember
 from .matched_predictions import MatchedPredictions
 from .registry import COUPLINGS
 
@@ -102,18 +102,10 @@ def grouped_correlation_loss(
     return total.to(scores.dtype) + attached
 
 
-def _check_groups(*, over: str, global_batch: bool, memory: int, **_) -> None:
-    if over == "image" and (global_batch or memory):
-        raise ValueError(
-            "over 'image' has nothing to do with other processes or batches: expected global_batch "
-            f"False and memory 0, got {global_batch} and {memory}"
-        )
-
-
 @COUPLINGS.register(
     "correlation",
     options_from=(correlation_loss, grouped_correlation_loss, GLOBAL_BATCH_OPTIONS),
-    check=_check_groups,
+    check=check_over,
     state_with="memory",
     # lambda_corr; what won in the thesis for RetinaNet is Spearman with 0.1.
     weight=0.1,
