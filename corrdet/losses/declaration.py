@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from corrdet.activation import ACTIVATIONS
 from corrdet.names import unknown_name
 from corrdet.options import (
     ANY,
@@ -22,7 +23,6 @@ from corrdet.options import (
     shown,
 )
 
-from .matched_predictions import ACTIVATIONS
 from .weight import WEIGHT_OPTIONS
 
 # Arguments that the Criterion gives to a loss, if it has them; all others are options.

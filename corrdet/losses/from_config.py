@@ -77,6 +77,7 @@ def build_criterion(
     has_levels: bool = False,
     key: str = "CRITERION",
     owner: str | None = None,
+    activation_key: str | None = None,
 ) -> Criterion:
     """The Criterion that a config's ``MODEL.CRITERION`` describes.
 
@@ -88,6 +89,7 @@ def build_criterion(
         has_levels: whether its positives are on levels of a pyramid.
         key: of the node in ``MODEL``.
         owner: whose losses they are, for messages; None for the meta-architecture.
+        activation_key: full name of the key that could say another activation, for messages.
 
     Raises:
         ConfigError: an unknown loss (with the nearest valid name), an option that the loss does not
@@ -98,7 +100,7 @@ def build_criterion(
     owner = owner or cfg.MODEL.META_ARCHITECTURE
     try:
         couplings = distinct_names(node.COUPLINGS)
-        _check_usable(node, couplings, activation, has_deltas, owner)
+        _check_usable(node, couplings, activation, has_deltas, owner, activation_key)
         if node.LOCALIZATION_WEIGHTED_BY == "centerness" and not has_priors:
             raise OptionError(
                 "localization_weighted_by",
@@ -139,7 +141,12 @@ def _weight(name: str, options: dict) -> Weight:
 
 
 def _check_usable(
-    node, couplings: list[str], activation: str, has_deltas: bool, owner: str
+    node,
+    couplings: list[str],
+    activation: str,
+    has_deltas: bool,
+    owner: str,
+    activation_key: str | None,
 ) -> None:
     """
     Raises:
@@ -155,7 +162,8 @@ def _check_usable(
             raise OptionError(
                 argument,
                 f": the {registry.what} {name!r} works on {' or '.join(loss.activations)} heads, "
-                f"but {owner} has a {activation} head",
+                f"but {owner} has a {activation} head"
+                + (f": set {activation_key} to {loss.activations[0]!r}" if activation_key else ""),
             )
         if loss.needs_deltas and not has_deltas:
             raise OptionError(
