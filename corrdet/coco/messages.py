@@ -39,3 +39,13 @@ def listing(
     lines = [f"  {problem}" for problem in problems[:limit]]
     more = (len(problems) if total is None else total) - len(lines)
     return "\n".join([*lines, f"  and {more} more"] if more else lines)
+
+
+def printable(text: str) -> str:
+    """What a terminal and a page can show as it is: other characters as Python escapes them.
+
+    Those are control characters, which terminals obey, and halves of pairs, which UTF-8 has not.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
