@@ -53,6 +53,7 @@ def test_every_crown_of_the_training_photographs_is_whole_in_a_tile(root):
     assert len(crowns) > 0.95 * (574 + 37)
 
 
+@pytest.mark.slow
 def test_no_photograph_is_in_both_splits(root):
     stems = {}
     for split in PHOTOGRAPHS:

@@ -35,6 +35,7 @@ def test_file_and_overrides():
     assert cfg.is_frozen()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.name)
 def test_every_config_loads(file):
     load(file)

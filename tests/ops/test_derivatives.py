@@ -220,6 +220,7 @@ def test_compiled_transforms(name, inputs):
     assert_near(compiled(z), gradient(function, z))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKINGS)
 def test_compiled_forward_mode_is_an_error(name, inputs):
     z, direction, _ = inputs

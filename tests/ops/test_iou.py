@@ -230,6 +230,7 @@ def test_repeats_are_bit_identical(kind, device):
         assert all(map(torch.equal, result, results[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", (pairwise_iou, elementwise_iou))
 def test_compile(function, kind, device):
     boxes1 = random_boxes(30, torch.float32, device).requires_grad_()

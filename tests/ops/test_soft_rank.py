@@ -192,6 +192,7 @@ def test_compile(backend, device):
     assert_near(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(6,), (2, 3, 4), (0,), (3, 0)], ids=str)
 def test_opcheck(shape, dtype, device):

@@ -55,6 +55,7 @@ def test_localization_gradcheck(device):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
 def test_compile(backend, device):
     logits, labels, _ = samples(10, 90, dtype=torch.float32, device=device)
