@@ -362,7 +362,7 @@ RCNN = str(ROOT / "configs/quick/faster_rcnn_baseline.yaml")
     ("MODEL.RPN.HEAD_NAME", "StandardRPN", "unknown name .* did you mean 'StandardRPNHead'"),
     ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l1", "unknown name 'l1'"),
     ("MODEL.PROPOSAL_GENERATOR.NAME", "RPM", "unknown name 'RPM'"),
-    ("MODEL.ROI_HEADS.NAME", "CorrdetROIHead", "must be 'CorrdetROIHeads' for CorrdetRCNN"),
+    ("MODEL.ROI_HEADS.NAME", "CorrdetROIHead", "must be 'CorrdetROIHeads' or"),
     ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "('a',)", "must be ascending numbers"),
     ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "(0,)", "must be ascending numbers, each positive"),
     ("MODEL.RPN.CONV_DIMS", "(0,)", "must be at least one number of channels"),
