@@ -10,6 +10,7 @@ from tqdm import tqdm
 from corrdet.coco import CocoFileError, read_detections, read_ground_truth
 from corrdet.coco.messages import printable
 from corrdet.measures import Bootstrap, Results, bootstrap, measure
+from corrdet.measures.explaining import explain
 
 CONFIDENCE = 0.95
 # Fewer images or samples say nothing of what another choice of images would have given.
@@ -212,6 +213,8 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
         lines += [f"{result.name}: {note}" for note in result.detections.notes]
         if not len(result.detections.scores):
             lines.append(f"{result.name} holds no detection.")
+        if (explanation := explain(result)) is not None:
+            lines.append(f"{result.name}: {explanation}")
         if result.num_left_out:
             lines.append(
                 f"{result.name}: COCO evaluates the 100 best detections of an image and class; "

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from .masks import MAX_REACH, MaskError, check_encodings, check_polygon, encode
-from .messages import describe
+from .messages import describe, short
 from .rules import (
     MAX_COORDINATE,
     are_numbers,
@@ -68,13 +68,15 @@ def indices(
         raise row_error(source, what, bad, key, f"expected {expected}, got {describe(came)}")
     unknown = np.flatnonzero(column < 0)
     if len(unknown) and not allow_unknown:
+        are_others = len(unknown) == len(rows) > 1 and name == "images"
+        hint = ": are these results of another image set?" if are_others else ""
         raise row_error(
             source,
             what,
             unknown.tolist(),
             key,
             f"expected {key} to be of the {len(known)} {name} of the ground truth, got "
-            f"{rows[unknown[0]][key]!r}",
+            f"{short(rows[unknown[0]][key])}{hint}",
         )
     return column
 

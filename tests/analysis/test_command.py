@@ -211,6 +211,24 @@ def test_rows_of_other_forms_are_said(files, capsys):
     assert f"b: 1 of {len(rows)} rows cannot be used and are left out: score: 1" in printed
 
 
+def test_an_ap_of_0_is_explained(files, capsys):
+    rows = json.loads((files / "a.json").read_text())
+    for row in rows:
+        row["bbox"] = [side / 200 for side in row["bbox"]]
+    (files / "b.json").write_text(json.dumps(rows))
+    notes = run(files, "a", "b")["notes"]
+    (note,) = (note for note in notes if "AP50 is" in note)
+    assert note.startswith("b: AP50 is 0.00. Likely cause: the boxes are within 0..1.")
+
+
+def test_results_of_other_images_are_an_error_that_says_so(files):
+    rows = json.loads((files / "a.json").read_text())
+    for row in rows:
+        row["image_id"] += 10_000
+    (files / "b.json").write_text(json.dumps(rows))
+    assert "are these results of another image set?" in error_of(files, "b")
+
+
 def test_two_classes_of_one_name_are_both_kept(files):
     content = json.loads((files / "gt.json").read_text())
     for category, name in zip(content["categories"], ("a", "a", "a (1)", "a"), strict=True):
