@@ -8,8 +8,9 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from .completing import completed
-from .masks import MaskError, check_encodings, encode, for_masks
+from .masks import MaskError, are_drawable, check_encodings, encode, for_masks
 from .messages import describe
+from .polygons import Outlines, is_packed
 from .rules import (
     MAX_COORDINATE,
     CocoFileError,
@@ -27,6 +28,8 @@ from .rules import (
 IOU_TYPES = ("bbox", "segm")
 # Scores in float32 may be rounded to just above 1.
 SCORE_TOLERANCE = 1e-6
+# Of annotations whose polygons are looked at together.
+ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -365,10 +368,43 @@ def _is_crowd(annotations: list[dict], source: str) -> np.ndarray:
     return np.array([bool(flag) for flag in flags], dtype=bool)
 
 
+def check_masks(content: dict, ground_truth: GroundTruth, source: str) -> None:
+    """Whether the masks of an annotation file can be compared; what is sure to be is not encoded.
+
+    Args:
+        content: of the file, completed.
+        ground_truth: of it.
+        source: where it is from, for messages.
+
+    Raises:
+        CocoFileError: see :func:`ground_truth_from_coco`.
+    """
+    annotations = content["annotations"]
+    image_sizes = ground_truth.sizes[ground_truth.images]
+    are_good = np.zeros(len(annotations), dtype=bool)
+    for start in range(0, len(annotations), ROWS):
+        rows = [
+            row
+            for row in range(start, min(start + ROWS, len(annotations)))
+            if is_packed(annotations[row].get("segmentation"))
+        ]
+        if rows:
+            outlines = Outlines([annotations[row]["segmentation"] for row in rows])
+            are_good[rows] = are_drawable(outlines, image_sizes[rows])
+    rest = np.flatnonzero(~are_good)
+    _ground_truth_masks([annotations[row] for row in rest], image_sizes[rest], source, rest)
+
+
 def _ground_truth_masks(
-    annotations: list[dict], image_sizes: np.ndarray, source: str
+    annotations: list[dict],
+    image_sizes: np.ndarray,
+    source: str,
+    numbers: Sequence[int] | np.ndarray | None = None,
 ) -> list[dict]:
-    """Run-length encodings of polygons, and of masks with or without compression."""
+    """Run-length encodings of polygons, and of masks with or without compression.
+
+    ``numbers``: of the annotations in the file, where they are some of it.
+    """
     try:
         given = [annotation.get("segmentation") for annotation in annotations]
         masks = [
@@ -380,9 +416,10 @@ def _ground_truth_masks(
         check_encodings(masks, image_sizes)
     except MaskError as error:
         annotation = annotations[error.index]
+        number = error.index if numbers is None else numbers[error.index]
         identity = f"id {annotation.get('id')}, image_id {annotation['image_id']}"
         raise CocoFileError(
-            f"{source}: annotations[{error.index}]: {error.reason} ({identity})"
+            f"{source}: annotations[{number}]: {error.reason} ({identity})"
         ) from None
     return masks
 

@@ -1,6 +1,7 @@
 """Files in COCO's format, each parsed once and handed on."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -14,8 +15,15 @@ from pycocotools.coco import COCO
 
 from corrdet.files import reading
 
-from .arrays import Detections, GroundTruth, detections_from_coco, ground_truth_from_coco
+from .arrays import (
+    Detections,
+    GroundTruth,
+    check_masks,
+    detections_from_coco,
+    ground_truth_from_coco,
+)
 from .completing import completed, results_with_whole_ids, with_whole_ids
+from .polygons import pack
 from .rules import CocoFileError
 
 Opener = Callable[[Any, Any], IO]
@@ -27,7 +35,7 @@ class CocoFile:
     Attributes:
         path: of the file.
         content: of the file, which nobody changes; its ids are whole numbers or texts where they
-            can be.
+            can be, its polygons arrays, see :func:`.polygons.pack`.
     """
 
     def __init__(self, path: str, content: Any):
@@ -56,6 +64,17 @@ class CocoFile:
                 source=self.path,
             )
         return self._ground_truths[iou_type]
+
+    def check(self, iou_type: str) -> None:
+        """Whether detections can be compared with the objects: see :func:`ground_truth_from_coco`.
+
+        Raises:
+            CocoFileError: they cannot.
+        """
+        if iou_type != "segm" or iou_type in self._ground_truths:
+            self.ground_truth(iou_type)
+        else:  # encoding masks takes long, and is not needed yet
+            check_masks(self.completed, self.ground_truth(), self.path)
 
     def api(self) -> COCO:
         """pycocotools' object of this content, completed."""
@@ -149,11 +168,23 @@ def read_detections(
     return detections_from_coco(content, ground_truth, iou_type, source=str(path))
 
 
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """In the block, no cycles are looked for, which takes long among millions of new objects."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _parse(path: str | os.PathLike, opener: Opener | None = None) -> Any:
     try:
         # Files from Windows may begin with a mark of their encoding.
-        with reading(), (opener or open)(path, "rb") as file:
-            return json.load(io.TextIOWrapper(file, encoding="utf-8-sig"))
+        with reading(), (opener or open)(path, "rb") as file, without_collecting():
+            return json.load(io.TextIOWrapper(file, encoding="utf-8-sig"), object_hook=pack)
     except UnicodeDecodeError as error:
         raise CocoFileError(f"{path}: expected JSON in UTF-8: {error}") from error
     except RecursionError as error:
