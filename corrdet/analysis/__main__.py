@@ -7,12 +7,14 @@ tells what the measures mean.
 """
 
 import argparse
+import io
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from corrdet.coco import IOU_TYPES
+from corrdet.coco import FORMATS, IOU_TYPES
 from corrdet.errors import WriteError, errors_in_one_line
 from corrdet.files import ReadError, atomic_write
 from corrdet.measures.ranking import LRP_THRESHOLDS
@@ -48,6 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", required=True, help="folder for metrics.json and report.html")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox", help="default: bbox")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="auto",
+        help="of the results: auto for COCO's, ultralytics', torchvision's and Hugging Face's; "
+        "coco for COCO's alone; xyxy where boxes are x1, y1, x2, y2 (default: auto)",
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out rows that cannot be used, and count them, in place of an error",
+    )
     parser.add_argument(
         "--lrp-thresholds",
         choices=LRP_THRESHOLDS,
@@ -99,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.ground_truth,
             args.detections,
             iou_type=args.iou_type,
+            form=args.format,
+            skip_bad=args.skip_bad,
             lrp_thresholds=args.lrp_thresholds,
             samples=args.bootstrap,
             seed=args.seed,
@@ -116,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             training=runs,
             progress=True,
         )
+    # A console that lacks a character shows its number.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(table(results, samples))
     notes += [f"Not drawn: {problem}." for problem in problems]
     print("\n".join(["", *notes, f"All of it, by class too: {path}", f"With figures: {report}"]))

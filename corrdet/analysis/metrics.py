@@ -8,7 +8,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from corrdet.coco import CocoFileError, read_detections, read_ground_truth
+from corrdet.coco.messages import printable
 from corrdet.measures import Bootstrap, Results, bootstrap, measure
+from corrdet.measures.explaining import explain
 
 CONFIDENCE = 0.95
 # Fewer images or samples say nothing of what another choice of images would have given.
@@ -24,6 +26,8 @@ def analyze(
     detections: Sequence[str],
     *,
     iou_type: str = "bbox",
+    form: str = "auto",
+    skip_bad: bool = False,
     lrp_thresholds: str = "scores",
     samples: int = 1000,
     seed: int = 0,
@@ -35,6 +39,8 @@ def analyze(
         ground_truth: COCO annotation file.
         detections: COCO results files.
         iou_type: "bbox" or "segm".
+        form: of the results, see :func:`corrdet.coco.detections_from`.
+        skip_bad: leave out rows that cannot be used, and note how many.
         lrp_thresholds: "scores", or "grid" for oLRP as it was defined in 2018.
         samples: of the bootstrap; 0 for none.
         seed: of the bootstrap.
@@ -48,7 +54,7 @@ def analyze(
         CocoFileError: a file is not what COCO's format has, or there is nothing to find.
         ReadError: a file cannot be read.
     """
-    gt = read_ground_truth(ground_truth, iou_type)
+    gt = read_ground_truth(ground_truth, iou_type, skip_bad=skip_bad)
     if not (~gt.is_crowd).any():
         raise CocoFileError(
             f"{ground_truth}: expected annotations of objects, got "
@@ -59,7 +65,7 @@ def analyze(
         results = [
             measure(
                 gt,
-                read_detections(path, gt, iou_type),
+                read_detections(path, gt, iou_type, form=form, skip_bad=skip_bad),
                 iou_type=iou_type,
                 name=name,
                 lrp_thresholds=lrp_thresholds,
@@ -77,6 +83,7 @@ def names_of(paths: Sequence[str]) -> list[str]:
     Paths that are the same are numbered. Characters that cannot be printed are question marks.
     """
     paths = ["".join(c if c.isprintable() else "?" for c in path) for path in paths]
+    paths = [path.removesuffix(".gz") for path in paths]
     parts = [Path(path).with_suffix("").absolute().parts for path in paths]
     for length in range(1, max(map(len, parts), default=0) + 1):
         ends = [part[-length:] for part in parts]
@@ -189,8 +196,11 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
         if not count
     ]
     if absent:
-        named = ", ".join(absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
+        named = ", ".join(map(printable, absent[:MAX_NAMES])) + (
+            ", ..." if len(absent) > MAX_NAMES else ""
+        )
         lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
+    lines += [f"Ground truth: {note}" for note in first.ground_truth.notes]
     is_flat = (first.ground_truth.boxes[:, 2:] == 0).any(axis=1) & ~first.ground_truth.is_crowd
     if is_flat.any():
         lines.append(f"Annotated boxes without area, which nothing can find: {is_flat.sum()}.")
@@ -200,8 +210,11 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
             "here it can be found, so AP may be a little higher."
         )
     for result in results:
+        lines += [f"{result.name}: {note}" for note in result.detections.notes]
         if not len(result.detections.scores):
             lines.append(f"{result.name} holds no detection.")
+        if (explanation := explain(result)) is not None:
+            lines.append(f"{result.name}: {explanation}")
         if result.num_left_out:
             lines.append(
                 f"{result.name}: COCO evaluates the 100 best detections of an image and class; "

@@ -171,11 +171,16 @@ def encode(index: int, segmentation, image_size: Sequence[float] | np.ndarray) -
     if not isinstance(segmentation, list) or not segmentation:
         raise MaskError(index, f"expected polygons or a mask, got {short(segmentation)}")
     for polygon in segmentation:
-        _check_polygon(index, polygon, MAX_REACH * max(width, height))
+        check_polygon(index, polygon, MAX_REACH * max(width, height))
     return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
 
 
-def _check_polygon(index: int, polygon, reach: float) -> None:
+def check_polygon(index: int, polygon, reach: float) -> None:
+    """Whether a polygon is x1, y1, x2, y2, ... of numbers within ``reach``.
+
+    Raises:
+        MaskError: of the mask ``index``.
+    """
     is_list = isinstance(polygon, list | tuple) and all(map(is_number, polygon))
     if not is_list or not has_corners(polygon):
         raise MaskError(

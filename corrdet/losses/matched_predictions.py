@@ -6,9 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from corrdet.activation import ACTIVATIONS, num_classes, probabilities
 from corrdet.ops import elementwise_iou
-
-ACTIVATIONS = ("sigmoid", "softmax")
 
 
 @dataclass
@@ -90,7 +89,7 @@ class MatchedPredictions:
     @property
     def num_classes(self) -> int:
         """C, without the background."""
-        return self.logits.shape[1] - (self.activation == "softmax")
+        return num_classes(self.logits, self.activation)
 
     @cached_property
     def classes(self) -> Tensor:
@@ -108,8 +107,7 @@ class MatchedPredictions:
     @cached_property
     def probabilities(self) -> Tensor:
         """(P, C) or, of softmax heads, (P, C + 1): of every class, with gradient to the logits."""
-        logits = self.logits[self.positives]
-        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(dim=1)
+        return probabilities(self.logits[self.positives], self.activation)
 
     @cached_property
     def scores(self) -> Tensor:

@@ -4,6 +4,7 @@ In percent, as Detectron2 prints; NaN where a measure is not defined.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -215,12 +216,17 @@ def class_correlations(matches: Matches) -> np.ndarray:
 
 
 def unique_names(ground_truth: GroundTruth) -> list[str]:
-    """Names of the categories; with the id where several have the same."""
+    """Names of the categories, with the id where several have the same: each is another text."""
     names = ground_truth.category_names
-    return [
-        f"{name} ({category})" if names.count(name) > 1 else name
-        for name, category in zip(names, ground_truth.category_ids, strict=True)
-    ]
+    counts = Counter(names)
+    unique: dict[str, None] = {}
+    for name, category in zip(names, ground_truth.category_ids, strict=True):
+        label = name
+        # Another class may be called what this one becomes.
+        while counts[label] > (label == name) or label in unique:
+            label = f"{label} ({category})"
+        unique[label] = None
+    return list(unique)
 
 
 def threshold_row(percent: int) -> int:

@@ -37,6 +37,7 @@ def test_a_file_is_parsed_once_in_a_block(paths):
         assert read(paths[0]) is not read(paths[0])
 
 
+@pytest.mark.slow
 def test_no_more_is_kept_than_is_needed(paths):
     with read_once():
         first = weakref.ref(read(paths[0]))

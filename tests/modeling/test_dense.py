@@ -317,10 +317,14 @@ class TestATSS:
 
 
 class TestPAA:
-    @pytest.mark.parametrize("name", ["paa_baseline", "paa_star_ape"])
-    def test_losses(self, name):
+    @pytest.mark.parametrize(
+        ("name", "normalize"),
+        [("paa_baseline", True), ("paa_star_ape", True), ("paa_star_ape", False)],
+    )
+    def test_losses(self, name, normalize):
         model = build_dense(
             name,
+            "MODEL.PAA.NORMALIZE", normalize,
             "MODEL.CRITERION.CLASSIFICATION", "sigmoid_focal",
             "MODEL.CRITERION.LOCALIZATION_WEIGHTED_BY", "none",
             "MODEL.DENSE.QUALITY", "iou",
@@ -340,7 +344,7 @@ class TestPAA:
             if name == "paa_star_ape":
                 scores = logits[index, own, classes].sigmoid()
                 ious = elementwise_iou(boxes[index, own], targets)
-                costs = paa_star_costs(scores, ious, matched[own], len(gt_boxes))
+                costs = paa_star_costs(scores, ious, matched[own], len(gt_boxes), normalize)
             else:
                 one_hot = F.one_hot(classes, 10).float()
                 focal = sigmoid_focal_loss(logits[index, own], one_hot, alpha=0.25, gamma=2)
@@ -420,6 +424,7 @@ def test_levels_of_positives(name):
     torch.testing.assert_close((priors[:, :2] + priors[:, 2:]) / 2, centers[places])
 
 
+@pytest.mark.slow
 def test_names_of_weights():
     common = {
         f"head.{layer}.{kind}"

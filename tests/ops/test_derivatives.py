@@ -212,6 +212,7 @@ def test_direct_calls_lose_no_tangent(call, inputs):
         call(forward_ad.make_dual(z, direction))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("elementwise_iou", "pairwise_iou"))
 def test_compiled_transforms(name, inputs):
     function, z = SMOOTH[name], inputs[0]
@@ -219,6 +220,7 @@ def test_compiled_transforms(name, inputs):
     assert_near(compiled(z), gradient(function, z))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKINGS)
 def test_compiled_forward_mode_is_an_error(name, inputs):
     z, direction, _ = inputs

@@ -178,6 +178,7 @@ def test_repeats_are_bit_identical(n, device):
         assert all(map(torch.equal, result, results[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
 def test_compile(backend, device):
     values = random_values(3, 40, dtype=torch.float32, device=device).requires_grad_()
@@ -191,6 +192,7 @@ def test_compile(backend, device):
     assert_near(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(6,), (2, 3, 4), (0,), (3, 0)], ids=str)
 def test_opcheck(shape, dtype, device):

@@ -55,6 +55,7 @@ def test_localization_gradcheck(device):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
 def test_compile(backend, device):
     logits, labels, _ = samples(10, 90, dtype=torch.float32, device=device)
@@ -72,6 +73,7 @@ def test_compile(backend, device):
     assert_near(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(4, 20), (0, 3)], ids=str)
 def test_opcheck(size, dtype, device):
@@ -158,6 +160,7 @@ def test_the_names_are_those_of_the_kernels():
         torch.ops.corrdet.step_error(LOGITS, LABELS, "none", 1.0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("loss", STEP_LOSSES)
 def test_emulated(emulator, loss, dtype):
