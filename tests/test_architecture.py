@@ -21,6 +21,7 @@ ON = {
     "analysis": {"coco", "measures", "report", "ops", "losses"},
     "data": {"ops", "coco"},
     "engine": {"ops", "losses", "modeling", "coco", "measures", "report", "analysis", "data"},
+    "integrations": {"losses", "matching", "modeling"},
     "config": {"losses", "matching", "modeling", "data", "engine"},
 }
 PACKAGE = ROOT / "corrdet"

@@ -130,7 +130,8 @@ def varifocal_loss(
             positive whose IoU is 0 is a negative.
         alpha: weight of the negatives.
         gamma: how strongly well-classified negatives are weighted down.
-        constant_weights: let no gradient flow through the weights, as RT-DETR and D-FINE do.
+        constant_weights: let no gradient flow through the weights, as RT-DETR and D-FINE do; a
+            positive whose IoU is 0 they leave out.
 
     Returns:
         (...) losses, not negative, at least float32.

@@ -77,6 +77,12 @@ class TestClassification:
         value = classification_loss("softmax_cross_entropy", matched)
         expected = F.cross_entropy(matched.logits[keep()], matched.labels[keep()], reduction="sum")
         torch.testing.assert_close(value, expected / NORMALIZER)
+        # DETR's, but for its divisor, the sum of the weights.
+        weights = torch.tensor([1.0, 1.0, 1.0, 0.1])
+        value = classification_loss("softmax_cross_entropy", matched, background_weight=0.1)
+        kept = matched.logits[keep()], matched.labels[keep()]
+        expected = F.cross_entropy(*kept, weight=weights, reduction="sum")
+        torch.testing.assert_close(value, expected / NORMALIZER)
 
     def test_losses_of_the_batch(self):
         matched = matched_predictions()
