@@ -13,6 +13,7 @@ from corrdet.data import load_dataset
 from corrdet.data.coco import read_annotations, used_part
 from corrdet.data.dataset import in_training_order
 from corrdet.data.proposals import add_proposals
+from corrdet.data.records import Records, share
 
 
 def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
@@ -42,6 +43,20 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
         kept.clear()
         kept[name] = (cfg, dicts)
     return dicts
+
+
+def shares_files(cfg: CfgNode) -> bool:
+    """Whether an annotation file is trained on and tested on, and is better kept in between."""
+    train, test = (
+        {MetadataCatalog.get(name).as_dict().get("json_file") for name in cfg.DATASETS[split]}
+        for split in ("TRAIN", "TEST")
+    )
+    return bool((train & test) - {None})
+
+
+def share_test_set(cfg: CfgNode, name: str) -> Records:
+    """:func:`load_test_set` by one process of each machine, for all; all call it."""
+    return share(lambda: (load_test_set(cfg, name), None), [name])
 
 
 _kept: ContextVar[dict[str, tuple[CfgNode, list[dict]]] | None] = ContextVar("kept", default=None)
@@ -81,7 +96,7 @@ def check_ground_truth(cfg: CfgNode, name: str, dicts: list[dict] | None = None)
     if dicts is not None and leaves_out(cfg):
         file = used_part(file, dicts)
     for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
-        file.ground_truth(iou_type)
+        file.check(iou_type)
 
 
 def results_folder(cfg: CfgNode, kind: str, name: str) -> str:
