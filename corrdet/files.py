@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -85,7 +85,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened, temporary = _temporary_file(path, mode, open_arguments)
+        opened, temporary = temporary_file(path, mode, open_arguments)
     except OSError as error:
         raise WriteError(f"{path} cannot be written: {error}") from error
     try:
@@ -108,8 +108,11 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", **open_arguments: Any
         raise
 
 
-def _temporary_file(path: Path, mode: str, open_arguments: dict[str, Any]) -> tuple[IO, str]:
-    """An open file beside ``path``, locked until it is closed; and its name."""
+def temporary_file(path: Path, mode: str, open_arguments: dict[str, Any]) -> tuple[IO, str]:
+    """An open file beside ``path``, locked until it is closed; and its name.
+
+    :func:`remove_dead` removes it when its process has been killed.
+    """
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         file = open(handle, mode, **open_arguments)
@@ -127,11 +130,16 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     Those of living processes are locked, wherever the file system has locks.
 
     Args:
-        folder: in which they are looked for; not in folders in it.
+        folder: in which they are looked for, and in the folders in it, two deep: where evaluations
+            and reports of several test sets are.
     """
-    if not os.path.isdir(folder):
-        return
-    for path in Path(folder).iterdir():
+    places = [Path(folder), *Path(folder).glob("*/"), *Path(folder).glob("*/*/")]
+    remove_dead(p for place in places if place.is_dir() for p in list(place.iterdir()))
+
+
+def remove_dead(paths: Iterable[Path]) -> None:
+    """Remove those files of :func:`temporary_file` whose writers are dead."""
+    for path in paths:
         if not LEFTOVER.fullmatch(path.name):
             continue
         try:

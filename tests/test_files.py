@@ -270,5 +270,17 @@ class TestLeftovers:
             remove_leftovers(tmp_path)
         assert os.listdir(tmp_path) == ["a"]
 
+    def test_in_the_folders_of_evaluations(self, tmp_path):
+        for folder in ("inference", "inference/my_val", "inference/my_val/more"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / ".measures.json.abcdefgh.tmp").write_text("of a dead one")
+        (tmp_path / "inference" / "measures.json").write_text("{}")
+        remove_leftovers(tmp_path)
+        left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+        assert left == [
+            "inference/measures.json",
+            "inference/my_val/more/.measures.json.abcdefgh.tmp",
+        ]
+
     def test_a_folder_that_is_none(self, tmp_path):
         remove_leftovers(tmp_path / "gone")

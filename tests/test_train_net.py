@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.disks import small_disk
 from tests.helpers.training import ROOT
 
 pytestmark = pytest.mark.slow
@@ -66,6 +68,40 @@ def test_eval_only_gives_what_training_ended_with(weights, trained, tiny_command
     assert f"report: {report}" in finished.stdout
     for text in ("<html", "beta_<wbr>cls", "AIC-mean", 'id="pictures"'):
         assert text in report.read_text()
+
+
+def test_killed_while_writing_an_evaluation_or_a_report(weights, tiny_command, tmp_path):
+    overrides = ("MODEL.WEIGHTS", weights, "TEST.REPORT", True)
+    flags = ["--eval-only", "--import", ROOT / "tests/helpers/faults.py"]
+    words = tiny_command(tmp_path, *overrides, flags=flags)
+    for folder, name in (("inference", "measures.json"), ("inference/tiny_val", "report.html")):
+        killed = run(words, env={**os.environ, "FAULT": f"killed at {name}"})
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        left = [path.name for path in (tmp_path / folder).iterdir()]
+        assert name not in left
+        assert any(other.startswith(f".{name}.") for other in left)
+    finished = run(words, env={**os.environ, "FAULT": ""})
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "inference/tiny_val/report.html").is_file()
+    assert json.loads((tmp_path / "inference/measures.json").read_text())["bbox"]
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("what", ["evaluation", "report"])
+def test_a_full_disk_while_an_evaluation_is_written(what, weights, tiny_command, tmp_path):
+    out, size = tmp_path / "out", 4 * 2**20
+    overrides = ("MODEL.WEIGHTS", weights, "TEST.REPORT", True)
+    if what == "evaluation":
+        overrides += ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.001)
+    # What an evaluation writes, without the report, has a third of that.
+    with small_disk(out, size, 60_000 if what == "evaluation" else 300_000) as limit:
+        words = tiny_command(out, *overrides, flags=["--eval-only"])
+        finished = run(words, preexec_fn=limit)
+        assert finished.returncode == 1
+        assert re.search("^error: .* was not written: (No space|File too)", finished.stderr, re.M)
+        assert "Traceback" not in finished.stderr
+        assert not list(out.rglob("report.html")) and not list(out.rglob(".*.tmp"))
+        assert (out / "inference/measures.json").exists() == (what == "report")
 
 
 def test_eval_only_with_several_views(weights, tiny_command, tmp_path):

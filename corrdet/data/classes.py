@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 # Metadata that have a value for each class.
 BY_CLASS = ("thing_classes", "thing_colors")
 IDS = "thing_dataset_id_to_contiguous_id"
+CLASS_KEYS = (*BY_CLASS, IDS)
 
 
 def follow_classes(
@@ -53,9 +54,7 @@ def follow_classes(
         f"({_listed(wanted)}); they are taken in the order of {leader}"
     )
     loader = ReorderedLoader(name, DatasetCatalog[name], wanted)
-    DatasetCatalog.remove(name)
-    DatasetCatalog.register(name, loader)
-    loader.put_metadata()
+    loader.register()
     return loader.reorder(dicts)
 
 
@@ -69,32 +68,35 @@ class ReorderedLoader:
     """
 
     def __init__(self, name: str, load: Callable[[], list[dict]], wanted: Sequence[str]) -> None:
-        self.name, self.load = name, load
+        self.name, self.load, self.wanted = name, load, list(wanted)
         metadata = MetadataCatalog.get(name)
-        self._before = {key: metadata.get(key) for key in (*BY_CLASS, IDS)}
-        classes = self._before["thing_classes"]
+        self.before = {key: metadata.get(key) for key in CLASS_KEYS}
+        classes = self.before["thing_classes"]
         self._new = [list(wanted).index(c) for c in classes]  # by old number
-        self._after = dict(self._before)
+        self._after = dict(self.before)
         for key in BY_CLASS:
-            values = self._before[key]
+            values = self.before[key]
             if values is not None:
                 self._after[key] = [
                     value for _, value in sorted(zip(self._new, values, strict=True))
                 ]
-        if self._before[IDS] is not None:
-            self._after[IDS] = {key: self._new[old] for key, old in self._before[IDS].items()}
+        if self.before[IDS] is not None:
+            self._after[IDS] = {key: self._new[old] for key, old in self.before[IDS].items()}
 
     def __call__(self, load: Callable[[], list[dict]] | None = None) -> list[dict]:
         """``load``: in place of the function of the catalog."""
         # Functions that set metadata set those of their file, and Detectron2 takes no others.
-        self._put(self._before)
+        put_metadata(self.name, self.before)
         try:
             return self.reorder((load or self.load)())
         finally:
-            self._put(self._after)
+            put_metadata(self.name, self._after)
 
-    def put_metadata(self) -> None:
-        self._put(self._after)
+    def register(self) -> None:
+        """Put it in the place of ``load``, with the metadata of the new order."""
+        DatasetCatalog.remove(self.name)
+        DatasetCatalog.register(self.name, self)
+        put_metadata(self.name, self._after)
 
     def reorder(self, dicts: list[dict]) -> list[dict]:
         """The dicts with new category ids."""
@@ -110,13 +112,15 @@ class ReorderedLoader:
             reordered.append(record)
         return reordered
 
-    def _put(self, values: dict) -> None:
-        metadata = MetadataCatalog.get(self.name)
-        for key, value in values.items():
-            # Metadata refuse changes, so that nobody is surprised; here nobody is.
-            metadata.__dict__.pop(key, None)
-            if value is not None:
-                setattr(metadata, key, value)
+
+def put_metadata(name: str, values: dict) -> None:
+    """Replace metadata of a data set; None removes them."""
+    metadata = MetadataCatalog.get(name)
+    for key, value in values.items():
+        # Metadata refuse changes, so that nobody is surprised; here nobody is.
+        metadata.__dict__.pop(key, None)
+        if value is not None:
+            setattr(metadata, key, value)
 
 
 def _listed(classes: Sequence[str]) -> str:

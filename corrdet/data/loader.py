@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -32,6 +31,7 @@ from corrdet.options import Key, Range, is_number
 
 from .dataset import training_dicts
 from .mapper import CorrdetDatasetMapper, check_mapper
+from .records import Records, share
 from .workers import prepare_worker
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
@@ -55,6 +55,7 @@ class ResumableLoader:
 
     Attributes:
         seed: what the stream and the augmentations are drawn from.
+        dataset: the images.
         batches_done: how many batches were handed out, those skipped by :meth:`seek` included.
         last_batch: the list of dicts handed out last, for error messages; None before the first.
     """
@@ -84,8 +85,9 @@ class ResumableLoader:
                 grouping.
         """
         if isinstance(dataset, list):
-            dataset = DatasetFromList(dataset, copy=False, serialize=True)
+            dataset = Records.of(dataset)
         self.seed = int(seed)
+        self.dataset = dataset
         self.batches_done = 0
         self.last_batch: list[dict] | None = None
         self._dataset = _SeededDataset(dataset, mapper, self.seed)
@@ -242,7 +244,7 @@ def build_train_loader(
     mapper: Callable[[dict], dict | None] | None = None,
     seed: int | None = None,
     *,
-    dataset: list[dict] | None = None,
+    dataset: list[dict] | Records | None = None,
 ) -> ResumableLoader:
     """The training loader of a config.
 
@@ -256,7 +258,8 @@ def build_train_loader(
         seed: must be the same in all processes. ``cfg.SEED`` if not given; if that is negative, a
             random one that all processes agree on. A resumed run must give the ``seed`` of the
             first loader.
-        dataset: :func:`training_dicts` of the config if not given.
+        dataset: :func:`training_dicts` of the config if not given; or the ``dataset`` of another
+            loader that this function has made of the same config.
 
     Returns:
         The loader of this process.
@@ -274,16 +277,28 @@ def build_train_loader(
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {total}, which {world_size} process(es) cannot share equally"
         )
-    dicts = training_dicts(cfg) if dataset is None else dataset
     mapper = CorrdetDatasetMapper(cfg, is_train=True) if mapper is None else mapper
-    check_mapper(mapper, dicts)
-    groups = None
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = [int(record["width"] > record["height"]) for record in dicts]
+
+    def make() -> tuple[list[dict], tuple]:
+        """What is asked of all images is asked once, by who has them."""
+        dicts = training_dicts(cfg) if dataset is None else dataset
+        check_mapper(mapper, dicts)
+        groups = None
+        if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+            groups = np.array([record["width"] > record["height"] for record in dicts], np.uint8)
+        return dicts, (groups, _repeat_factors(cfg, dicts))
+
+    if isinstance(dataset, Records):
+        records = dataset
+    elif dataset is None:
+        records = share(make, cfg.DATASETS.TRAIN)
+    else:  # each process has it already
+        records = Records.of(*make())
+    groups, repeat_factors = records.extra
     return ResumableLoader(
-        dicts,
+        records,
         mapper,
-        build_sampler(cfg, dicts, seed),
+        build_sampler(cfg, records, seed, repeat_factors),
         batch_size=total // world_size,
         seed=seed,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -291,8 +306,15 @@ def build_train_loader(
     )
 
 
-def build_sampler(cfg: CfgNode, dicts: Sequence[dict], seed: int) -> torchdata.Sampler:
+def build_sampler(
+    cfg: CfgNode,
+    dicts: Sequence[dict],
+    seed: int,
+    repeat_factors: torch.Tensor | None = None,
+) -> torchdata.Sampler:
     """Detectron2's sampler ``DATALOADER.SAMPLER_TRAIN``, with a seed that resuming keeps.
+
+    ``repeat_factors``: of the images, where they are known.
 
     Raises:
         ConfigError: there is no such sampler, or a subset that nothing reads or that is none.
@@ -308,11 +330,8 @@ def build_sampler(cfg: CfgNode, dicts: Sequence[dict], seed: int) -> torchdata.S
     if name == "TrainingSampler":
         return TrainingSampler(len(dicts), seed=seed)
     if name == "RepeatFactorTrainingSampler":
-        # Detectron2 0.6 has no REPEAT_SQRT; it always takes the root.
-        options = {} if cfg.DATALOADER.get("REPEAT_SQRT", True) else {"sqrt": False}
-        repeat_factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dicts, cfg.DATALOADER.REPEAT_THRESHOLD, **options
-        )
+        if repeat_factors is None:
+            repeat_factors = _repeat_factors(cfg, dicts)
         return RepeatFactorTrainingSampler(repeat_factors, seed=seed)
     if name == "RandomSubsetTrainingSampler":
         if ratio == 1:
@@ -327,6 +346,17 @@ def build_sampler(cfg: CfgNode, dicts: Sequence[dict], seed: int) -> torchdata.S
             )
         return RandomSubsetTrainingSampler(len(dicts), ratio, seed_shuffle=seed, seed_subset=seed)
     raise ConfigError("DATALOADER.SAMPLER_TRAIN: " + unknown_name("sampler", name, SAMPLERS))
+
+
+def _repeat_factors(cfg: CfgNode, dicts: Sequence[dict]) -> torch.Tensor | None:
+    """Of each image, where the sampler has them."""
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return None
+    # Detectron2 0.6 has no REPEAT_SQRT; it always takes the root.
+    options = {} if cfg.DATALOADER.get("REPEAT_SQRT", True) else {"sqrt": False}
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        dicts, cfg.DATALOADER.REPEAT_THRESHOLD, **options
+    )
 
 
 def _no_collation(batch: list[dict]) -> list[dict]:

@@ -119,9 +119,12 @@ class CorrelationEvaluator(COCOEvaluator):
             convert_to_coco_json(dataset_name, path, allow_cached=False)
             vars(self._metadata).pop("json_file", None)  # of an evaluator with another folder
             self._metadata.json_file = path
-        self._file = read_annotations(path)
-        if used is not None and self._file.has_annotations:
-            self._leave_out(dataset_name, used)
+        # Processes that give their detections to the first one need no ground truth.
+        is_evaluating = comm.is_main_process() or not distributed
+        if is_evaluating:
+            self._file = read_annotations(path)
+            if used is not None and self._file.has_annotations:
+                self._leave_out(dataset_name, used)
         self._max_detections = max_detections = int(detections_per_image)
         if max_dets_per_image is None and max_detections > MAX_DETECTIONS:
             message = (
@@ -130,9 +133,10 @@ class CorrelationEvaluator(COCOEvaluator):
                 f"AP-maxDets{max_detections} is that of so many"
             )
             log_first_n(logging.WARNING, message, key="message", name=__name__)
-        self._coco_api = self._file.api()
-        _complete_keypoints(self._coco_api.dataset.get("annotations", ()))
-        self._do_evaluation = self._file.has_annotations
+        if is_evaluating:
+            self._coco_api = self._file.api()
+            _complete_keypoints(self._coco_api.dataset.get("annotations", ()))
+            self._do_evaluation = self._file.has_annotations
         self._clear()
 
     def _leave_out(self, name: str, used: Sequence[dict]) -> None:

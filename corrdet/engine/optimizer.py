@@ -1,9 +1,13 @@
 """The optimizers of ``SOLVER.OPTIMIZER``."""
 
+import logging
+
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
 from torch import nn
 
 from corrdet.config_keys import check_keys, declare
@@ -24,6 +28,29 @@ declare(
         "SGD is Detectron2's own, with momentum",
     ),
 )
+
+
+def scale_to_processes(cfg: CfgNode) -> CfgNode:
+    """The config for as many processes as there are, see ``SOLVER.REFERENCE_WORLD_SIZE``.
+
+    Detectron2 scales the learning rate with the batch, whatever the optimizer; where that is not
+    SGD, which the rule is of, it is said.
+    """
+    size, reference = comm.get_world_size(), cfg.SOLVER.REFERENCE_WORLD_SIZE
+    scaled = DefaultTrainer.auto_scale_workers(cfg, size)
+    if reference not in (0, size) and cfg.SOLVER.OPTIMIZER.upper() != "SGD":
+        logging.getLogger(__name__).warning(
+            "SOLVER.REFERENCE_WORLD_SIZE %d makes BASE_LR %g of %g for %d process(es): in "
+            "proportion to the batch, which is a rule for SGD; with %s, by the square root it "
+            "would be %g",
+            reference,
+            scaled.SOLVER.BASE_LR,
+            cfg.SOLVER.BASE_LR,
+            size,
+            cfg.SOLVER.OPTIMIZER,
+            cfg.SOLVER.BASE_LR * (size / reference) ** 0.5,
+        )
+    return scaled
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

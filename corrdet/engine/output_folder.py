@@ -1,4 +1,4 @@
-"""The folder of a training, which is one training's at a time."""
+"""The folder of a training or an evaluation, which is one's at a time."""
 
 import errno
 import fcntl
@@ -21,11 +21,13 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class FolderInUseError(CorrdetError, RuntimeError):
-    """Another training writes into the folder."""
+    """Another training or evaluation writes into the folder."""
 
 
 class OutputFolder:
-    """In the block, no other training may write into a folder; all processes enter it.
+    """In the block, no other run may write into a folder; all processes enter it.
+
+    An evaluation is a run as well: its results have the names of those that a training writes.
 
     The operating system gives the lock back when its process ends, however that ends. It is a lock
     of the process, which the workers of its loaders do not inherit.
@@ -35,12 +37,14 @@ class OutputFolder:
             here: it goes on with its own checkpoints.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, *, eval_only: bool = False):
         """
         Args:
-            folder: ``OUTPUT_DIR``, which exists; addresses such as s3://... are not locked.
+            folder: ``OUTPUT_DIR``, made if need be; addresses such as s3://... are not locked.
+            eval_only: leave what is known of the training that was here as it is.
         """
         self._folder = folder
+        self._eval_only = eval_only
         self._file: Any = None
         self.has_begun = False
 
@@ -62,6 +66,7 @@ class OutputFolder:
 
     def _lock(self) -> tuple[str | None, bool]:
         path = os.path.join(self._folder, LOCK_NAME)
+        os.makedirs(self._folder, exist_ok=True)
         self._file = open(path, "a+")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,28 +79,30 @@ class OutputFolder:
                 return None, False
             owner = self._content()
             return (
-                f"OUTPUT_DIR {self._folder!r} is that of a training that runs (process "
-                f"{owner.get('process', '?')} on {owner.get('host', '?')}): expected another "
-                "folder, or that it has ended",
+                f"OUTPUT_DIR {self._folder!r} is that of {owner.get('kind', 'a training')} that "
+                f"runs (process {owner.get('process', '?')} on {owner.get('host', '?')}): expected "
+                "another folder, or that it has ended",
                 False,
             )
         before = self._content()
+        if self._eval_only:
+            self._note(**{"run": "", "begun": False, **before, "kind": "an evaluation"})
+            return None, False
         has_begun = (
             self._is_restarted and before.get("run") == _run() and before.get("begun", False)
         )
-        self._note(begun=has_begun)
+        self._note(run=_run(), begun=has_begun, kind="a training")
         return None, has_begun
 
     def note_beginning(self) -> None:
         """The training has taken the folder: checkpoints are its own from now on."""
         if self._file is not None:
-            self._note(begun=True)
+            self._note(run=_run(), begun=True, kind="a training")
 
-    def _note(self, *, begun: bool) -> None:
-        content = {"process": os.getpid(), "host": socket.gethostname(), "run": _run()}
+    def _note(self, **content: Any) -> None:
         self._file.seek(0)
         self._file.truncate()
-        json.dump({**content, "begun": begun}, self._file)
+        json.dump({**content, "process": os.getpid(), "host": socket.gethostname()}, self._file)
         self._file.flush()
 
     def _content(self) -> dict[str, Any]:

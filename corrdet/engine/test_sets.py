@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -12,7 +13,9 @@ from corrdet.coco import read_once
 from corrdet.data import load_dataset
 from corrdet.data.coco import read_annotations, used_part
 from corrdet.data.dataset import in_training_order
+from corrdet.data.mapper import warn_of_own_loaders
 from corrdet.data.proposals import add_proposals
+from corrdet.data.records import Records, by_one_process, share
 
 
 def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
@@ -41,6 +44,20 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
     if kept is not None:
         kept.add(name, cfg, dicts)
     return dicts
+
+
+def shares_files(cfg: CfgNode) -> bool:
+    """Whether an annotation file is trained on and tested on, and is better kept in between."""
+    train, test = (
+        {MetadataCatalog.get(name).as_dict().get("json_file") for name in cfg.DATASETS[split]}
+        for split in ("TRAIN", "TEST")
+    )
+    return bool((train & test) - {None})
+
+
+def share_test_set(cfg: CfgNode, name: str) -> Records:
+    """:func:`load_test_set` by one process of each machine, for all; all call it."""
+    return share(lambda: (load_test_set(cfg, name), None), [name])
 
 
 class _Kept:
@@ -98,7 +115,31 @@ def check_ground_truth(cfg: CfgNode, name: str, dicts: list[dict] | None = None)
     if dicts is not None and leaves_out(cfg):
         file = used_part(file, dicts)
     for iou_type in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
-        file.ground_truth(iou_type)
+        file.check(iou_type)
+
+
+def check_test_sets(trainer: type, cfg: CfgNode, *, is_own: bool) -> None:
+    """Before the first iteration, not when hours of training are over.
+
+    Args:
+        trainer: a :class:`CorrdetTrainer`.
+        cfg: the config.
+        is_own: the loader of test sets is the user's: its images are not ours to check.
+
+    Raises:
+        CorrdetError: see :func:`load_test_set`, :func:`check_ground_truth`.
+    """
+
+    def check(name: str) -> None:
+        (check_ground_truth if is_own else load_test_set)(cfg, name)
+
+    with load_once() if is_own or cfg.TEST.EVAL_LOSS else nullcontext():
+        for name in cfg.DATASETS.TEST:
+            by_one_process(partial(check, name), [name])
+            if cfg.TEST.EVAL_LOSS:
+                trainer.build_loss_loader(cfg, name)
+        if is_own:
+            warn_of_own_loaders(cfg, "TEST", f"{trainer.__name__}.build_test_loader")
 
 
 def results_folder(cfg: CfgNode, kind: str, name: str) -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -42,7 +43,7 @@ from .hooks import (
     WriterOfEvaluations,
     is_restored_by_detectron2,
 )
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, scale_to_processes
 from .pictures import Pictures, draws_no_pictures
 from .random_state import get_random_states, set_random_states
 from .rank_states import check_batch, collect_rank_states, restore_rank_state
@@ -56,11 +57,13 @@ from .resuming import (
 from .steps import TrainingStep, batch_norm_of_one_value, check_accumulation, check_norms
 from .stopping import StopSignals, TrainingStopped
 from .test_sets import (
-    check_ground_truth,
+    check_test_sets,
     leaves_out,
     load_once,
     load_test_set,
     results_folder,
+    share_test_set,
+    shares_files,
 )
 from .validation import (
     BestCheckpoint,
@@ -96,7 +99,7 @@ class CorrdetTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scale_to_processes(cfg)
         self.cfg = cfg
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -109,9 +112,10 @@ class CorrdetTrainer(DefaultTrainer):
         self._detector = self.build_model(cfg)
         check_norms(self._detector, cfg.MODEL.DEVICE)
         optimizer = self.build_optimizer(cfg, self._detector)
-        with read_once():
+        is_own = _is_overridden(type(self), "build_train_loader")
+        with read_once() if is_own or shares_files(cfg) else nullcontext():
             self._loader = self._usable(self.build_train_loader(cfg))
-        self._check_test_sets()
+            check_test_sets(type(self), cfg, is_own=_is_overridden(type(self), "build_test_loader"))
         model = self._detector
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
@@ -134,18 +138,6 @@ class CorrdetTrainer(DefaultTrainer):
         self._rank_states: tuple[int, list | None] | None = None
         self._signals = StopSignals()
         self.register_hooks(self.build_hooks())
-
-    def _check_test_sets(self) -> None:
-        """Now, not when hours of training are over."""
-        with load_once():
-            is_own = _is_overridden(type(self), "build_test_loader")
-            for name in self.cfg.DATASETS.TEST:
-                # Images of a loader of the user's are not ours to check.
-                (check_ground_truth if is_own else load_test_set)(self.cfg, name)
-                if self.cfg.TEST.EVAL_LOSS:
-                    self.build_loss_loader(self.cfg, name)
-            if is_own:
-                warn_of_own_loaders(self.cfg, "TEST", f"{type(self).__name__}.build_test_loader")
 
     def _usable(self, loader):
         """The training loader, watched where it is not corrdet's, which is said."""
@@ -171,28 +163,29 @@ class CorrdetTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         # Prepared as for training, images without annotations included: beta_img needs the boxes.
-        dicts = load_test_set(cfg, dataset_name)
+        records = share_test_set(cfg, dataset_name)
         mapper = CorrdetDatasetMapper(cfg, is_train=False, keep_instances=cfg.TEST.BETA_IMG)
         return build_detection_test_loader(
-            dicts, mapper=PreparingWorkers(mapper), num_workers=cfg.DATALOADER.NUM_WORKERS
+            records, mapper=PreparingWorkers(mapper), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
 
     @classmethod
     def build_loss_loader(cls, cfg: CfgNode, dataset_name: str):
         """The batches of a test set that ``TEST.EVAL_LOSS`` takes the losses of."""
-        return build_loss_loader(cfg, load_test_set(cfg, dataset_name))
+        return build_loss_loader(cfg, share_test_set(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
         """``output_folder``: by default ``OUTPUT_DIR/inference``; see :func:`results_folder`."""
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
+        is_first = comm.is_main_process()  # which alone evaluates
         return CorrelationEvaluator(
             dataset_name,
             output_dir=output_folder or results_folder(cfg, "inference", dataset_name),
             detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-            used=load_test_set(cfg, dataset_name) if leaves_out(cfg) else None,
+            used=load_test_set(cfg, dataset_name) if leaves_out(cfg) and is_first else None,
         )
 
     @classmethod
@@ -401,7 +394,10 @@ class CorrdetTrainer(DefaultTrainer):
             cfg = self.cfg.clone()
             cfg.defrost()
             cfg.SEED = seed
-            self._loader = self.build_train_loader(cfg)
+            if _is_overridden(type(self), "build_train_loader"):
+                self._loader = self.build_train_loader(cfg)
+            else:  # without reading it all again
+                self._loader = build_train_loader(cfg, dataset=self._loader.dataset)
             self._trainer = self._trainer.with_loader(self._loader)
         if seed != self._loader.seed:
             logging.getLogger(__name__).warning(

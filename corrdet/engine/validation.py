@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,7 +108,7 @@ def check_metrics(cfg: CfgNode, trainer: type) -> None:
 # ---- The losses on the test set.
 
 
-def build_loss_loader(cfg: CfgNode, dicts: list[dict]) -> DataLoader:
+def build_loss_loader(cfg: CfgNode, dicts: Sequence[dict]) -> DataLoader:
     """Batches of a test set, as large as in training, resized as for testing, with ground truth.
 
     All processes get the same number of batches, as losses may wait for the other processes; for
@@ -125,9 +125,9 @@ def build_loss_loader(cfg: CfgNode, dicts: list[dict]) -> DataLoader:
         raise ConfigError("TEST.EVAL_LOSS needs test sets with ground truth")
     rank, world_size = comm.get_rank(), comm.get_world_size()
     count = math.ceil(len(dicts) / world_size)
-    own = [dicts[(rank + index * world_size) % len(dicts)] for index in range(count)]
+    own = [(rank + index * world_size) % len(dicts) for index in range(count)]
     return DataLoader(
-        _Mapped(own, CorrdetDatasetMapper(cfg, is_train=False, keep_instances=True)),
+        _Mapped(dicts, own, CorrdetDatasetMapper(cfg, is_train=False, keep_instances=True)),
         batch_size=max(cfg.SOLVER.IMS_PER_BATCH // world_size, 1),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
@@ -136,15 +136,16 @@ def build_loss_loader(cfg: CfgNode, dicts: list[dict]) -> DataLoader:
 
 
 class _Mapped(torch.utils.data.Dataset):
-    def __init__(self, dicts: list[dict], mapper: CorrdetDatasetMapper):
+    def __init__(self, dicts: Sequence[dict], own: list[int], mapper: CorrdetDatasetMapper):
         self._dicts = dicts
+        self._own = own
         self._mapper = mapper
 
     def __len__(self) -> int:
-        return len(self._dicts)
+        return len(self._own)
 
     def __getitem__(self, index: int) -> dict:
-        return self._mapper(copy.deepcopy(self._dicts[index]))
+        return self._mapper(copy.deepcopy(self._dicts[self._own[index]]))
 
 
 def mean_losses(model: nn.Module, loader: Iterable, iteration: int) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from corrdet.engine.stopping import STOPPED
+from tests.helpers.disks import small_disk
 from tests.helpers.training import ROOT
 
 pytestmark = pytest.mark.slow
@@ -155,15 +155,9 @@ class TestStopping:
 
 @pytest.mark.parametrize("period", [2, 100], ids=["checkpoint", "evaluation"])
 def test_a_full_disk(command, period, tmp_path):
-    """A small file system; without the right to make one, a limit of the size of files."""
     out, size = tmp_path / "out", 3 * 2**20
-    out.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)]
-    is_small = subprocess.run(mount, capture_output=True).returncode == 0
     environment = {**os.environ, "FAULT": ""}
-    try:
-        if is_small and period == 100:
-            (out / "other").write_bytes(bytes(size - 300_000))
+    with small_disk(out, size, 300_000 if period == 100 else size) as limit:
         words = command(
             *("SOLVER.CHECKPOINT_PERIOD", period, "TEST.EVAL_PERIOD", 2),
             *("DATASETS.TEST", "('tiny_val',)", "MODEL.RETINANET.SCORE_THRESH_TEST", 0.001),
@@ -175,20 +169,13 @@ def test_a_full_disk(command, period, tmp_path):
             text=True,
             env=environment,
             timeout=180,
-            preexec_fn=None if is_small else limit_files,
+            preexec_fn=limit,
         )
         assert finished.returncode == 1
         assert re.search("^error: .* was not written: (No space|File too)", finished.stderr, re.M)
         assert "Traceback" not in finished.stderr
         assert not list(out.glob("*.pth")) and not list(out.glob(".*.tmp"))
         assert not (out / "last_checkpoint").exists()
-    finally:
-        if is_small:
-            subprocess.run(["umount", str(out)], check=True)
-
-
-def limit_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
 def weights(folder):
@@ -222,6 +209,12 @@ def test_one_training_at_a_time_in_a_folder(command, tmp_path):
             rf"error: OUTPUT_DIR '.*out' is that of a training that runs \(process {first.pid} "
         )
         assert re.search(f"^{message}", second.stderr, re.MULTILINE)
+        # An evaluation would write files of the same names.
+        before = (tmp_path / "out/config.yaml").read_text()
+        evaluation = run(command("MODEL.WEIGHTS", ROOT / "README.md", flags=["--eval-only"]))
+        assert evaluation.returncode == 1
+        assert re.search(f"^{message}", evaluation.stderr, re.MULTILINE)
+        assert (tmp_path / "out/config.yaml").read_text() == before
         assert not (tmp_path / "out/previous_1").exists()
     finally:
         os.kill(first.pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ from corrdet.data import load_dataset
 from corrdet.engine import CorrdetTrainer, test_sets
 from corrdet.engine.evaluator import CorrelationEvaluator
 from tests.helpers.opens import count_opens
+from tests.helpers.problems import as_lists
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +63,31 @@ def test_a_training_and_its_evaluation(cfg):
         assert opens[val] == 4
     del evaluator
     assert living_files() == before
+
+
+def test_a_file_that_is_trained_and_tested_on_is_parsed_once(cfg):
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    cfg.DATASETS.TEST = cfg.DATASETS.TRAIN
+    train = path_of(*cfg.DATASETS.TRAIN)
+    before = living_files()
+    with count_opens(train) as opens:
+        trainer = CorrdetTrainer(cfg)
+    assert opens == {train: 1} and living_files() == before
+    del trainer
+
+
+def test_a_resumed_training_with_the_seed_of_another(cfg):
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    cfg.merge_from_list(["SEED", -1, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", ()])
+    first = CorrdetTrainer(cfg)
+    first.train()
+    cfg.SOLVER.MAX_ITER = 3
+    train = path_of(*cfg.DATASETS.TRAIN)
+    with count_opens(train) as opens:
+        second = CorrdetTrainer(cfg)
+        second.resume_or_load()
+    assert second._loader.seed == first._loader.seed and opens == {train: 1}
+    second.train()
 
 
 def test_an_evaluation_alone_with_classes_of_an_unread_training_set(cfg):
@@ -130,7 +156,7 @@ def test_the_evaluator_has_what_detectron2s_has(tiny_digits, tmp_path):
     ours = CorrelationEvaluator("tiny_val", output_dir=str(tmp_path))
     for name, value in vars(theirs).items():
         if name == "_coco_api":
-            assert ours._coco_api.dataset == value.dataset
+            assert as_lists(ours._coco_api.dataset) == value.dataset
         else:
             assert getattr(ours, name) == value, name
 

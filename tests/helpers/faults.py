@@ -87,3 +87,13 @@ if FAULT == "unequal":  # one of the processes has nothing to test
         return range(total if rank == 0 else 0)
 
     sampler._get_local_indices = staticmethod(all_on_the_first)
+
+if FAULT.startswith("killed at "):  # while this file is written, under its temporary name
+    fsync = os.fsync
+
+    def kill_at(descriptor):
+        if FAULT.removeprefix("killed at ") in os.readlink(f"/proc/self/fd/{descriptor}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    os.fsync = kill_at
