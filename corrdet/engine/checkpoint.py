@@ -278,6 +278,16 @@ class StrictCheckpointer(SafeCheckpointer):
             )
 
 
+def has_begun(folder: str) -> bool:
+    """Whether --resume is to go on in a folder: it has a checkpoint, or the name of a lost one.
+
+    The checkpointer, of which :meth:`SafeCheckpointer.has_checkpoint` asks for a file, says that
+    one is lost.
+    """
+    tag = os.path.join(folder, "last_checkpoint")
+    return os.path.isfile(tag) or bool(checkpoints_in(folder))
+
+
 def checkpoints_in(folder: str, tagged: str = "") -> list[str]:
     """Files that a training can go on from, the last first.
 

@@ -32,12 +32,13 @@ from corrdet.modeling import check_detector
 from corrdet.modeling.backbones.freezing import check_freezing
 from corrdet.names import config_value, function_of, unknown_name
 
-from .checkpoint import checkpoints_in, split_weights
+from .checkpoint import has_begun
 from .config_files import check_config_file
 from .model_ranges import check_network
 from .pictures import check_pictures
 from .ranges import check_channels, check_ranges
 from .schedule import check_lr_scheduler
+from .weights import split_weights
 
 _REGISTRIES = (
     ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
@@ -175,9 +176,7 @@ def check_run(
     if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
         raise ConfigError(f"{architecture} is for evaluation only: train_net.py --eval-only")
     _check_device(cfg.MODEL.DEVICE)
-    # Also if last_checkpoint is lost, which says which is the last.
-    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    goes_on = resume and (os.path.isfile(tag) or bool(checkpoints_in(cfg.OUTPUT_DIR)))
+    goes_on = resume and has_begun(cfg.OUTPUT_DIR)
     if not goes_on:
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")

@@ -5,8 +5,8 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any, BinaryIO
 
@@ -133,23 +133,18 @@ def load_tensors(path: str) -> dict[str, Any]:
         WeightsReadError: it cannot be read.
         CheckpointError: anything else is in the file, or it is damaged.
     """
-    try:
+    # Without torch's own words, which advise to load it in the way that runs code.
+    with _reading(
+        path,
+        r"GLOBAL (\S+) (?:was not an allowed|whose module)",
+        lambda error: (
+            "it is damaged or no file of weights, or it holds other objects, which could run code "
+            f"on this machine. ({type(error).__name__})"
+        ),
+    ):
         check_sums(path)
         with _numbers_of_numpy():
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise WeightsReadError(f"{path} was not read: {error}") from error
-    except Exception as error:  # damaged files make torch raise nearly anything
-        # Without torch's own words, which advise to load it in the way that runs code.
-        found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-        if found:
-            raise CheckpointError(_foreign(path, found[1])) from error
-        raise CheckpointError(
-            f"{path} was not loaded: it is damaged or no file of weights, or it holds other "
-            f"objects, which could run code on this machine. ({type(error).__name__})"
-        ) from error
     return _dictionary(path, data)
 
 
@@ -231,17 +226,38 @@ def load_array_pickle(path: str) -> dict[str, Any]:
         WeightsReadError: it cannot be read.
         CheckpointError: anything else is in the file, or it is damaged.
     """
+    with (
+        _reading(
+            path,
+            r"^it holds (\S+\.\S+), which could",
+            lambda error: str(error) or type(error).__name__,
+        ),
+        open(path, "rb") as file,
+    ):
+        data = read_array_pickle(file)
+    return _dictionary(path, data)
+
+
+@contextmanager
+def _reading(path: str, foreign: str, problem: Callable[[Exception], str]) -> Iterator[None]:
+    """Whatever a reader of pickles raises in the block, as an error of a file of weights.
+
+    Args:
+        path: of the file.
+        foreign: pattern of a message that names a class or function that is not read.
+        problem: what is said of anything else.
+    """
     try:
-        with open(path, "rb") as file:
-            data = read_array_pickle(file)
+        yield
+    except CheckpointError:
+        raise
     except OSError as error:
         raise WeightsReadError(f"{path} was not read: {error}") from error
-    except Exception as error:  # damaged files make pickle raise nearly anything
-        found = re.match(r"it holds (\S+\.\S+), which could", str(error))
+    except Exception as error:  # damaged files make readers raise nearly anything
+        found = re.search(foreign, str(error))
         if found:
             raise CheckpointError(_foreign(path, found[1])) from error
-        raise CheckpointError(f"{path} was not loaded: {error or type(error).__name__}") from error
-    return _dictionary(path, data)
+        raise CheckpointError(f"{path} was not loaded: {problem(error)}") from error
 
 
 def _dictionary(path: str, data: Any) -> dict[str, Any]:

@@ -9,16 +9,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from corrdet.engine import CheckpointError, CorrdetTrainer
+from tests.helpers.training import train
 
 pytestmark = pytest.mark.slow
-
-
-def train(cfg, resume=False):
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    trainer = CorrdetTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
 
 
 def resume(cfg):
@@ -65,7 +58,7 @@ class TestAnotherTraining:
         self, cfg, overrides, message, any_classes
     ):
         cfg.SOLVER.OPTIMIZER = "SGD"
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         cfg.merge_from_list(overrides)
         with pytest.raises(CheckpointError, match=rf"--resume .*model_final.pth: .*{message}") as e:
             resume(cfg)
@@ -79,12 +72,12 @@ class TestAnotherTraining:
                 model.backbone.requires_grad_(False)
                 return model
 
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         with pytest.raises(CheckpointError, match=r"other groups of parameters: \d+ with \d+"):
             Frozen(cfg).resume_or_load(resume=True)
 
     def test_mixed_precision_is_not_given_up_silently(self, cfg):
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
         content = torch.load(path, weights_only=True)
         content["trainer"]["_trainer"]["grad_scaler"] = {}
@@ -105,7 +98,7 @@ class TestAnotherTraining:
             resume(cfg)
 
     def test_a_checkpoint_without_a_config_is_looked_at_as_well(self, cfg, any_classes):
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
         content = torch.load(path, weights_only=True)
         del content["trainer"]["config"]
@@ -124,10 +117,10 @@ class TestAnotherConfig:
     def test_the_learning_rate_is_ignored_or_taken(self, cfg, taken, caplog):
         cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
         cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER = 0.01, (1,), 2
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         cfg.SOLVER.BASE_LR, cfg.SOLVER.RESUME_LR, cfg.SOLVER.MAX_ITER = 0.02, taken, 4
         caplog.clear()
-        trainer = train(cfg, resume=True)
+        trainer = train(CorrdetTrainer(cfg), resume=True)
         base = 0.01 if taken == "checkpoint" else 0.02
         assert self.rate(trainer) == pytest.approx(base * cfg.SOLVER.GAMMA)
         change = "SOLVER.BASE_LR was 0.01, is 0.02"
@@ -136,7 +129,7 @@ class TestAnotherConfig:
         assert ("RESUME_LR config takes" in line) == (taken == "checkpoint")
 
     def test_other_differences_are_listed(self, cfg, caplog):
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         cfg.INPUT.RANDOM_FLIP, cfg.SOLVER.WEIGHT_DECAY = "vertical", 0.5
         cfg.TEST.EVAL_PERIOD = cfg.SOLVER.CHECKPOINT_PERIOD = 7
         cfg.DATALOADER.NUM_WORKERS = 1
@@ -148,7 +141,7 @@ class TestAnotherConfig:
         assert new.endswith("is 'vertical'")
 
     def test_the_same_config_gives_no_word(self, cfg, caplog):
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         caplog.clear()
         resume(cfg)
         assert not [r for r in caplog.records if r.name.startswith("corrdet")]
@@ -161,11 +154,11 @@ class TestAFolderThatIsUsedAgain:
     def test_the_old_run_is_moved_aside(self, cfg, caplog):
         output = Path(cfg.OUTPUT_DIR)
         cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER = 2, 4
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         (output / "notes.txt").write_text("one's own")
         old = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
         cfg.SOLVER.MAX_ITER = 3
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         assert "earlier training, which is not resumed: its files are in" in caplog.text
         previous = output / "previous_1"
         del old["notes.txt"]
@@ -174,11 +167,11 @@ class TestAFolderThatIsUsedAgain:
         assert not (output / "model_0000003.pth").exists() and (output / "notes.txt").exists()
         assert len([*output.glob("events.out.tfevents*")]) == 1
         assert resume(cfg).start_iter == 3  # that of the second run
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         assert (output / "previous_2" / "model_final.pth").exists()
 
     def test_weights_in_the_folder_are_loaded_first(self, cfg):
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
         old = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]
         trainer = CorrdetTrainer(cfg)
@@ -189,8 +182,8 @@ class TestAFolderThatIsUsedAgain:
         )
 
     def test_a_resumed_run_stays_where_it_is(self, cfg):
-        train(cfg)
+        train(CorrdetTrainer(cfg))
         cfg.SOLVER.MAX_ITER = 4
-        train(cfg, resume=True)
+        train(CorrdetTrainer(cfg), resume=True)
         assert not (Path(cfg.OUTPUT_DIR) / "previous_1").exists()
         assert self.iterations(Path(cfg.OUTPUT_DIR) / "metrics.json") == [1, 3]

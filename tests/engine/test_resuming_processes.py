@@ -17,7 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from corrdet.engine import CheckpointError, CorrdetTrainer, load_config
 from corrdet.engine.averaging import AverageWeights
 from corrdet.engine.rank_states import check_batch, own_entries, restore_rank_state
-from tests.helpers.training import ROOT, tiny_overrides
+from tests.helpers.training import ROOT, tiny_overrides, train
 from tests.helpers.two_processes import start_group
 
 pytestmark = pytest.mark.slow
@@ -50,13 +50,9 @@ def config(case, entries, output):
     return load_config(Namespace(config_file=str(path), opts=[str(word) for word in words]))
 
 
-def train(cfg, resume=False):
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+def train_by_rank(cfg, resume=False):
     seed_all_rng(comm.get_rank())
-    trainer = CorrdetTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
+    return train(CorrdetTrainer(cfg), resume)
 
 
 def take_first_half(folder: Path, target: Path):
@@ -92,9 +88,9 @@ def worker(rank, folder, entries):
     found = {}
     for case in CASES:
         try:
-            once = train(config(case, entries, folder / case))
+            once = train_by_rank(config(case, entries, folder / case))
             take_first_half(folder / case, folder / f"{case}_resumed")
-            resumed = train(config(case, entries, folder / f"{case}_resumed"), resume=True)
+            resumed = train_by_rank(config(case, entries, folder / f"{case}_resumed"), resume=True)
             assert resumed.start_iter == 2
             found[case] = differences(once, resumed)
         except Exception:

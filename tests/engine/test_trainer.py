@@ -14,22 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from corrdet.data import AnnotationError, ImageReadError
 from corrdet.engine import ConfigError, CorrdetTrainer
 from corrdet.engine.resuming import truncate_metrics
-from tests.helpers.training import ROOT
+from tests.helpers.training import ROOT, lines_in, train
 
 pytestmark = pytest.mark.slow
 
 
-def train(cfg, resume=False):
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    trainer = CorrdetTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
-
-
 def curve(output) -> dict:
     """Iteration -> everything that was written but times."""
-    lines = [json.loads(line) for line in (Path(output) / "metrics.json").read_text().splitlines()]
+    lines = lines_in(output)
     assert len({line["iteration"] for line in lines}) == len(lines)
     return {
         line["iteration"]: {
@@ -115,12 +107,12 @@ class TestResume:
         tiny_cfg.SOLVER.MAX_ITER = 20
         tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 8
         tiny_cfg.DATASETS.TEST = ()
-        train(tiny_cfg)
+        train(CorrdetTrainer(tiny_cfg))
         reference = final_weights(tiny_cfg.OUTPUT_DIR)
         written = curve(tiny_cfg.OUTPUT_DIR)
         (Path(tiny_cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000007.pth")
         # A new process would draw another seed.
-        trainer = train(tiny_cfg, resume=True)
+        trainer = train(CorrdetTrainer(tiny_cfg), resume=True)
         assert trainer.start_iter == 8
         weights = final_weights(tiny_cfg.OUTPUT_DIR)
         assert all(torch.equal(weights[name], reference[name]) for name in reference)
@@ -133,14 +125,14 @@ class TestResume:
         tiny_cfg.SOLVER.MAX_ITER = 12
         tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 6
         tiny_cfg.DATASETS.TEST = ()
-        train(tiny_cfg)
+        train(CorrdetTrainer(tiny_cfg))
         output = Path(tiny_cfg.OUTPUT_DIR)
         reference = final_weights(output)
         (output / "last_checkpoint").write_text("model_0000005.pth")
         if old:
             path = output / "model_0000005.pth"
             torch.save(as_of_version_0_1(torch.load(path, weights_only=True)), path)
-        assert train(tiny_cfg, resume=True).start_iter == 6
+        assert train(CorrdetTrainer(tiny_cfg), resume=True).start_iter == 6
         weights = final_weights(output)
         assert weights.keys() == reference.keys()
         assert all(torch.equal(weights[name], reference[name]) for name in reference)
@@ -160,7 +152,7 @@ class TestResume:
                 "SOLVER.MAX_ITER", 3,
             ]
         )  # fmt: skip
-        trained = train(tiny_cfg)
+        trained = train(CorrdetTrainer(tiny_cfg))
         tiny_cfg.SOLVER.MAX_ITER = 4
         other = CorrdetTrainer(tiny_cfg)
         other.resume_or_load(resume=True)
@@ -173,7 +165,7 @@ class TestResume:
 
     def test_without_a_checkpoint_starts_from_the_beginning(self, tiny_cfg):
         tiny_cfg.DATASETS.TEST = ()
-        assert train(tiny_cfg, resume=True).start_iter == 0
+        assert train(CorrdetTrainer(tiny_cfg), resume=True).start_iter == 0
 
     def test_metrics_are_cut_at_the_iteration_and_at_half_a_line(self, tmp_path):
         path = tmp_path / "metrics.json"
@@ -194,7 +186,7 @@ class TestTraining:
     def test_losses_correlations_and_results_are_written(self, tiny_cfg):
         tiny_cfg.SOLVER.MAX_ITER = 20
         tiny_cfg.MODEL.CRITERION.COUPLINGS = ("correlation", "harmonic")
-        trainer = train(tiny_cfg)
+        trainer = train(CorrdetTrainer(tiny_cfg))
         written = curve(tiny_cfg.OUTPUT_DIR)
         for branch in ("classification", "localization"):
             factors = [
@@ -215,7 +207,7 @@ class TestTraining:
 
     def test_the_checkpoint_is_read_weights_only(self, tiny_cfg):
         tiny_cfg.DATASETS.TEST = ()
-        train(tiny_cfg)
+        train(CorrdetTrainer(tiny_cfg))
         checkpoint = torch.load(Path(tiny_cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)
         assert checkpoint["iteration"] == 3
         assert checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
@@ -290,7 +282,7 @@ class TestTraining:
         tiny_cfg.TEST.AUG.MIN_SIZES, tiny_cfg.TEST.AUG.FLIP = (96,), False
         tiny_cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.005
         tiny_cfg.SOLVER.MAX_ITER = 2
-        train(tiny_cfg)
+        train(CorrdetTrainer(tiny_cfg))
         results = curve(tiny_cfg.OUTPUT_DIR)[2]
         assert {"bbox/beta_img", "bbox_TTA/AP", "bbox_TTA/beta_cls"} <= results.keys()
         assert "bbox_TTA/beta_img" not in results
@@ -321,7 +313,7 @@ class TestTraining:
         tiny_cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
         tiny_cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
         tiny_cfg.SOLVER.MAX_ITER = 2
-        train(tiny_cfg)
+        train(CorrdetTrainer(tiny_cfg))
         results = curve(tiny_cfg.OUTPUT_DIR)[2]
         assert "bbox/AP" in results and "bbox/beta_img" not in results
 
@@ -332,7 +324,7 @@ class TestNotFinite:
         tiny_cfg.SOLVER.BASE_LR = 1e30
         tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 1
         with pytest.raises(FloatingPointError) as raised:
-            train(tiny_cfg)
+            train(CorrdetTrainer(tiny_cfg))
         message = str(raised.value)
         assert "training stopped at iteration 1: loss_cls is " in message
         assert message.count(".jpg") == tiny_cfg.SOLVER.IMS_PER_BATCH
@@ -367,7 +359,7 @@ class TestBadData:
 
         rewrite(tiny_cfg, tmp_path, change)
         with pytest.raises(ImageReadError, match=r"(?s)broken.jpg.*DATASETS.SKIP_UNREADABLE"):
-            train(tiny_cfg)
+            train(CorrdetTrainer(tiny_cfg))
 
     def test_an_unreadable_image_is_skipped_when_asked(self, tiny_cfg, tmp_path, caplog):
         broken = tmp_path / "broken.jpg"
@@ -376,7 +368,7 @@ class TestBadData:
             tiny_cfg, tmp_path, lambda content: content["images"][5].update(file_name=str(broken))
         )
         tiny_cfg.DATASETS.SKIP_UNREADABLE = True
-        train(tiny_cfg)
+        train(CorrdetTrainer(tiny_cfg))
         assert "broken.jpg" in caplog.text
 
     def test_a_degenerate_box_is_named(self, tiny_cfg, tmp_path):
@@ -387,9 +379,9 @@ class TestBadData:
         with pytest.raises(
             AnnotationError, match=r"changed_.*1 bad annotation.*\n.*\(5, 5, 0, 10\)"
         ):
-            train(tiny_cfg)
+            train(CorrdetTrainer(tiny_cfg))
         tiny_cfg.DATASETS.SKIP_BAD_ANNOTATIONS = True
-        train(tiny_cfg)
+        train(CorrdetTrainer(tiny_cfg))
 
     def test_a_box_outside_of_its_image_is_named(self, tiny_cfg, tmp_path):
         def change(content):
@@ -397,13 +389,13 @@ class TestBadData:
 
         rewrite(tiny_cfg, tmp_path, change)
         with pytest.raises(AnnotationError, match=r"\(500, 5, 10, 10\)"):
-            train(tiny_cfg)
+            train(CorrdetTrainer(tiny_cfg))
 
     def test_batches_without_any_object_are_trained_on(self, tiny_cfg, tmp_path):
         rewrite(tiny_cfg, tmp_path, lambda content: content["annotations"].clear())
         tiny_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
         tiny_cfg.SOLVER.MAX_ITER = 20
-        train(tiny_cfg)
+        train(CorrdetTrainer(tiny_cfg))
         written = curve(tiny_cfg.OUTPUT_DIR)[19]
         assert written["loss_box_reg"] == written["loss_correlation"] == 0
         assert 0 < written["loss_cls"] < math.inf
@@ -411,7 +403,7 @@ class TestBadData:
     def test_no_object_at_all_is_an_error(self, tiny_cfg, tmp_path):
         rewrite(tiny_cfg, tmp_path, lambda content: content["annotations"].clear())
         with pytest.raises(ValueError, match="no image of changed_.* has an object"):
-            train(tiny_cfg)
+            train(CorrdetTrainer(tiny_cfg))
 
     def test_what_is_evaluated_on(self, tiny_cfg, tmp_path):
         broken = tmp_path / "broken.jpg"

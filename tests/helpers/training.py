@@ -43,5 +43,9 @@ def train(trainer, resume: bool = False):
 
 def written(cfg) -> dict:
     """Iteration -> what was written of it."""
-    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
-    return {line["iteration"]: line for line in map(json.loads, lines)}
+    return {line["iteration"]: line for line in lines_in(cfg.OUTPUT_DIR)}
+
+
+def lines_in(output: str | os.PathLike) -> list[dict]:
+    """What an output folder's metrics.json has, line by line."""
+    return [json.loads(line) for line in (Path(output) / "metrics.json").read_text().splitlines()]
