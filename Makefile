@@ -25,7 +25,7 @@ CUDA_BUILT = $(BIN)/python -c 'import sys, torch, corrdet._C as c; sys.exit(not 
 # ninja, ruff and clang-format are called from the environment, activated or not.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo compare test fast lint types format docs-tables cuda-report sanitize fuzz benchmark clean
+.PHONY: help setup demo compare test test-pure fast lint types format docs-tables cuda-report sanitize fuzz benchmark clean
 .DELETE_ON_ERROR:
 
 help:
@@ -54,6 +54,15 @@ compare: setup
 test: lint
 	@if $(CUDA_BUILT); then $(MAKE) --no-print-directory cuda-report; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	$(MAKE) --no-print-directory test-pure
+
+# The operators' and losses' tests once more as they run without the extension, in a minute. Left out
+# is what says nothing of it: emulated kernels, what is computed ten times over, all compositions.
+test-pure: setup
+	CORRDET_BACKEND=torch OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal \
+	    -m 'not slow and not cuda' -k 'not emulated and not repeats and not composition' \
+	    tests/ops tests/losses --ignore=tests/losses/test_global_batch.py \
+	    --ignore=tests/losses/test_imports.py
 
 # What is marked slow takes most of the time.
 fast: lint

@@ -50,12 +50,22 @@ def _cuda() -> list[tuple[str, str]]:
 
 def _extension() -> list[tuple[str, str]]:
     try:
-        # The extension finds torch's libraries once torch has loaded them.
-        importlib.import_module("torch")
-        info = importlib.import_module("corrdet._C").build_info()
+        torch = importlib.import_module("torch")
+        backends = importlib.import_module("corrdet.ops._backend")
+        devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+        rows = []
+        for device in devices:
+            chosen = backends.backend(device)
+            reason = backends.why_no_extension(torch.device(device))
+            if chosen == "torch" and reason:
+                chosen = f"torch, as corrdet._C cannot be used: {reason}"
+            rows.append((f"corrdet.ops on {device}", chosen))
+        if backends.extension is not None:
+            info = backends.extension.build_info()
+            rows += [(f"corrdet._C: {key}", str(value)) for key, value in info.items()]
+        return rows
     except Exception as error:
-        return [("corrdet._C", _reason(error))]
-    return [(f"corrdet._C: {key}", str(value)) for key, value in info.items()]
+        return [("corrdet.ops", _reason(error))]
 
 
 def _detectron2() -> str:
