@@ -35,10 +35,11 @@ def build_once(cfg, models):
         torch.manual_seed(0)
         models[key.dump()] = build_model(cfg)
     model = models[key.dump()]
-    # Region-based detectors have it in their box head, Sparse R-CNN in each of its stages.
+    # Region-based detectors have it in their box heads, Sparse R-CNN in each of its stages.
     parts = getattr(model, "stages", [model])
     if hasattr(model, "roi_heads"):
-        parts = [model.roi_heads.box_predictor]
+        predictor = model.roi_heads.box_predictor
+        parts = predictor if isinstance(predictor, torch.nn.ModuleList) else [predictor]
     for part in parts:
         part.criterion = architecture.build_criterion(cfg)
     return model

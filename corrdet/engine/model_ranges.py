@@ -80,7 +80,12 @@ _ANCHORS_ON = {
     "CorrdetYOLACT": "MODEL.YOLACT.IN_FEATURES",
 }
 _RPNS = ("RPN", "CorrdetRPN")
-_STANDARD_HEADS = ("StandardROIHeads", "CorrdetROIHeads")
+_STANDARD_HEADS = (
+    "StandardROIHeads",
+    "CascadeROIHeads",
+    "CorrdetROIHeads",
+    "CorrdetCascadeROIHeads",
+)
 _STAGES = ("res2", "res3", "res4", "res5")
 # Backbones of Detectron2 by what MODEL.RESNETS.DEPTH says.
 _DETECTRON2S = (

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+from corrdet.config_keys import LATER
 from corrdet.errors import ConfigError
 from corrdet.options import Key, OptionError, Range
 
 from .criterion import COMPOSITION_OPTIONS, Criterion
+from .declaration import OTHER_KEYS
 from .registry import (
     CLASSIFICATION_LOSSES,
     COUPLINGS,
@@ -67,6 +69,9 @@ _NAMES_OF_COUPLINGS = Range(
     lambda v: isinstance(v, list | tuple) and all(name in COUPLINGS for name in v),
 )
 
+OTHER_KEYS.update(_composition_keys(""))
+LATER.append(criterion_sections)
+
 
 def build_criterion(
     cfg,
@@ -77,6 +82,7 @@ def build_criterion(
     has_levels: bool = False,
     key: str = "CRITERION",
     owner: str | None = None,
+    activation_key: str | None = None,
 ) -> Criterion:
     """The Criterion that a config's ``MODEL.CRITERION`` describes.
 
@@ -88,6 +94,7 @@ def build_criterion(
         has_levels: whether its positives are on levels of a pyramid.
         key: of the node in ``MODEL``.
         owner: whose losses they are, for messages; None for the meta-architecture.
+        activation_key: full name of the key that could say another activation, for messages.
 
     Raises:
         ConfigError: an unknown loss (with the nearest valid name), an option that the loss does not
@@ -98,7 +105,7 @@ def build_criterion(
     owner = owner or cfg.MODEL.META_ARCHITECTURE
     try:
         couplings = distinct_names(node.COUPLINGS)
-        _check_usable(node, couplings, activation, has_deltas, owner)
+        _check_usable(node, couplings, activation, has_deltas, owner, activation_key)
         if node.LOCALIZATION_WEIGHTED_BY == "centerness" and not has_priors:
             raise OptionError(
                 "localization_weighted_by",
@@ -139,7 +146,12 @@ def _weight(name: str, options: dict) -> Weight:
 
 
 def _check_usable(
-    node, couplings: list[str], activation: str, has_deltas: bool, owner: str
+    node,
+    couplings: list[str],
+    activation: str,
+    has_deltas: bool,
+    owner: str,
+    activation_key: str | None,
 ) -> None:
     """
     Raises:
@@ -155,7 +167,8 @@ def _check_usable(
             raise OptionError(
                 argument,
                 f": the {registry.what} {name!r} works on {' or '.join(loss.activations)} heads, "
-                f"but {owner} has a {activation} head",
+                f"but {owner} has a {activation} head"
+                + (f": set {activation_key} to {loss.activations[0]!r}" if activation_key else ""),
             )
         if loss.needs_deltas and not has_deltas:
             raise OptionError(

@@ -6,9 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from corrdet.activation import ACTIVATIONS, num_classes, probabilities
 from corrdet.ops import elementwise_iou
-
-ACTIVATIONS = ("sigmoid", "softmax")
 
 
 @dataclass
@@ -33,7 +32,8 @@ class MatchedPredictions:
         priors: (P, 4) the boxes that the positives regress from, XYXY in pixels, or None where the
             detector has none.
         levels: (P,) int64, the level of the pyramid that each positive is on, or None.
-        num_images, num_levels: of the batch; None to count them, which waits for the device.
+        num_images, num_levels: of the batch; None to count them, which waits for the device. Losses
+            of each image need num_images, and samples that are image by image, as many of each.
 
     Raises:
         ValueError: shapes that do not fit together, positives out of order, an unknown activation.
@@ -89,7 +89,7 @@ class MatchedPredictions:
     @property
     def num_classes(self) -> int:
         """C, without the background."""
-        return self.logits.shape[1] - (self.activation == "softmax")
+        return num_classes(self.logits, self.activation)
 
     @cached_property
     def classes(self) -> Tensor:
@@ -107,8 +107,7 @@ class MatchedPredictions:
     @cached_property
     def probabilities(self) -> Tensor:
         """(P, C) or, of softmax heads, (P, C + 1): of every class, with gradient to the logits."""
-        logits = self.logits[self.positives]
-        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(dim=1)
+        return probabilities(self.logits[self.positives], self.activation)
 
     @cached_property
     def scores(self) -> Tensor:

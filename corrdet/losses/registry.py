@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+from corrdet.activation import ACTIVATIONS
 from corrdet.names import unknown_name
 from corrdet.options import DeclarationError, Key, OptionError, OptionTypeError, shown
 
@@ -19,7 +20,6 @@ from .declaration import (
     declared_in,
     place,
 )
-from .matched_predictions import ACTIVATIONS
 from .weight import WEIGHT_OPTIONS, Weight
 
 Function = TypeVar("Function", bound=Callable[..., Any])

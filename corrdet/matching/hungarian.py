@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from corrdet.activation import ACTIVATIONS, num_classes
 from corrdet.ops import pairwise_iou
 
 from .common import check_ground_truth, check_same_device, check_tensor, labels_and_boxes
@@ -64,7 +65,7 @@ def hungarian_matching(
     """
     _check_arguments(logits, boxes, gt_boxes, gt_classes, image_sizes, activation)
     num_images, num_predictions = logits.shape[:2]
-    num_classes = logits.shape[2] - (activation == "softmax")
+    background = num_classes(logits, activation)
     logits, boxes = logits.float(), boxes.float()
     class_costs = _class_costs(logits, activation, alpha, gamma)
     costs = []
@@ -86,7 +87,7 @@ def hungarian_matching(
             matched[image, rows] = torch.from_numpy(columns)
     matched = matched.to(logits.device)
     targets = [
-        labels_and_boxes(matched[image], gt_boxes[image], gt_classes[image], num_classes)
+        labels_and_boxes(matched[image], gt_boxes[image], gt_classes[image], background)
         for image in range(num_images)
     ]
     if not targets:
@@ -95,7 +96,7 @@ def hungarian_matching(
 
 
 def _check_arguments(logits, boxes, gt_boxes, gt_classes, image_sizes, activation) -> None:
-    if activation not in ("sigmoid", "softmax"):
+    if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be 'sigmoid' or 'softmax', got {activation!r}")
     floating = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     check_tensor("logits", logits, 3, floating)

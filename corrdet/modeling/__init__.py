@@ -33,7 +33,13 @@ from .deploy import (
     trace_detector,
 )
 from .query import CorrdetDETR, CorrdetSparseRCNN
-from .rcnn import CorrdetRCNN, CorrdetROIHeads, CorrdetRPN, CriterionOutputLayers
+from .rcnn import (
+    CorrdetCascadeROIHeads,
+    CorrdetRCNN,
+    CorrdetROIHeads,
+    CorrdetRPN,
+    CriterionOutputLayers,
+)
 from .ssd import (
     CorrdetDSSD,
     CorrdetRefineDet,
@@ -49,6 +55,7 @@ from .yolact import CorrdetYOLACT, fast_nms
 
 __all__ = [
     "CorrdetATSS",
+    "CorrdetCascadeROIHeads",
     "CorrdetDETR",
     "CorrdetDSSD",
     "CorrdetFCOS",

@@ -2,59 +2,15 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
-from detectron2.utils.events import EventStorage
 
-from corrdet import add_corrdet_config
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from corrdet.losses.registry import refusal
 from tests.helpers.detectors import batch_with_masks as batch
+from tests.helpers.rcnn import rcnn_cfg, step, theirs_of
 
 pytestmark = pytest.mark.slow
-
-
-def rcnn_cfg(masks=False, **criterion):
-    cfg = get_cfg()
-    add_corrdet_config(cfg)
-    name = "mask_rcnn_harmonicdet" if masks else "faster_rcnn_baseline"
-    cfg.merge_from_file(f"configs/quick/{name}.yaml", False)
-    cfg.merge_from_list(
-        [
-            "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
-            "MODEL.FPN.OUT_CHANNELS", 32,
-            "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
-            "MODEL.RPN.POST_NMS_TOPK_TRAIN", 60,
-            "MODEL.RPN.POST_NMS_TOPK_TEST", 60,
-        ]
-    )  # fmt: skip
-    cfg.MODEL.CRITERION.LOCALIZATION = "smooth_l1"
-    cfg.MODEL.CRITERION.COUPLINGS = ()
-    for key, value in criterion.items():
-        cfg.MODEL.CRITERION[key] = value
-    return cfg
-
-
-def theirs_of(cfg, ours):
-    cfg = cfg.clone()
-    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    theirs = build_model(cfg)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    return theirs
-
-
-def step(model, images, logged=None):
-    torch.manual_seed(0)  # regions are sampled
-    model.zero_grad()
-    with EventStorage() as storage:
-        losses = model(images)
-    if logged is not None:
-        logged |= {name: value for name, (value, _) in storage.latest().items()}
-    sum(losses.values()).backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return {name: loss.detach() for name, loss in losses.items()}, gradients
 
 
 @pytest.mark.parametrize("num_objects", [(3, 1), (0, 4), (0, 0)])

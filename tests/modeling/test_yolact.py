@@ -51,6 +51,13 @@ def yolact_cfg(*overrides, name="yolact_baseline"):
     return load_config(Namespace(config_file=path, opts=[*smaller, *overrides]))
 
 
+SIGMOID = (
+    "MODEL.YOLACT.ACTIVATION", "sigmoid",
+    "MODEL.YOLACT.NEGATIVES_PER_POSITIVE", 0.0,
+    "MODEL.CRITERION.CLASSIFICATION", "sigmoid_focal",
+)  # fmt: skip
+
+
 def build(*overrides, name="yolact_baseline"):
     torch.manual_seed(0)
     return build_model(yolact_cfg(*overrides, name=name))
@@ -284,6 +291,20 @@ class TestLosses:
             for branch in ("cls_score", "bbox_pred", "coefficients", "semantic"):
                 gradient = getattr(model.head, branch).weight.grad
                 assert gradient.abs().sum() > 0, (branch, quality, localization, couplings)
+
+    def test_of_a_sigmoid_all_scores_start_low(self):
+        model = build(*SIGMOID, "MODEL.YOLACT.PRIOR_PROB", 0.2).eval()
+        assert model.head.cls_score.out_channels == 6 * 10
+        images = with_masks(batch((3, 2)))
+        with torch.no_grad():
+            scores = torch.cat(model.scores(model.predict(images)[2]), dim=1)
+            # With a sigmoid, scores of positives can change places for the bounds of AP.
+            model.image_bounds = True
+            outputs = model(images)
+        assert scores.shape[2] == 10 and scores.mean().item() == pytest.approx(0.2, abs=0.05)
+        for output in outputs:
+            assert {"instances", "instances_upper", "instances_lower", "positives"} == output.keys()
+            assert output["instances_upper"].has("pred_masks")
 
     def test_half_precision(self):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -793,7 +814,10 @@ class TestRefusals:
         "overrides, message",
         [
             (("MODEL.MASK_ON", False), "MODEL.MASK_ON must be True for CorrdetYOLACT.*got False"),
-            (("TEST.IMAGE_BOUNDS", True), "TEST.IMAGE_BOUNDS .* expected False for CorrdetYOLACT"),
+            (
+                ("TEST.IMAGE_BOUNDS", True),
+                "TEST.IMAGE_BOUNDS .* which with MODEL.YOLACT.ACTIVATION 'softmax' cannot",
+            ),
             (("MODEL.YOLACT.QUALITY", "masks"), "YOLACT.QUALITY: .*'masks'; did you mean 'mask'"),
             (("MODEL.YOLACT.NORM", "BN"), "MODEL.YOLACT.NORM: unknown name 'BN'"),
             (("MODEL.YOLACT.NMS", "fats"), "MODEL.YOLACT.NMS: .*'fats'; did you mean 'fast'"),
@@ -810,7 +834,8 @@ class TestRefusals:
             ),
             (
                 ("MODEL.CRITERION.CLASSIFICATION", "sigmoid_focal"),
-                "works on sigmoid heads, but CorrdetYOLACT has a softmax head",
+                "works on sigmoid heads, but CorrdetYOLACT has a softmax head: set "
+                "MODEL.YOLACT.ACTIVATION to 'sigmoid'",
             ),
         ],
     )

@@ -85,12 +85,14 @@ def detach(value):
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
+@pytest.mark.slow
 def test_opcheck(operator, device, backend):
     arguments = arguments_on(device, operator, 50)
     operators = getattr(torch.ops, NAMESPACES[backend])
     torch.library.opcheck(getattr(operators, operator), tuple(arguments))
 
 
+@pytest.mark.slow
 def test_opcheck_of_derivatives(device, backend):
     operators = getattr(torch.ops, NAMESPACES[backend])
     boxes = [random_boxes(7, device=device, seed=seed).requires_grad_() for seed in (0, 1)]
@@ -103,6 +105,7 @@ def test_opcheck_of_derivatives(device, backend):
     torch.library.opcheck(operators.weighted_rows, (grad[0, :2], grad[:2], torch.float32))
 
 
+@pytest.mark.slow
 def test_compile(operator, device, backend):
     arguments = arguments_on(device, operator, 60)
     function = getattr(corrdet.ops, operator)

@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from corrdet.config_keys import check_keys
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, build_criterion
+from corrdet.names import config_value
 
 from ..backbones.pyramids import check_p6
 from .config_checks import check_replaced_keys, check_unset
@@ -22,6 +23,8 @@ class Detector:
 
     Attributes:
         num_classes_key: full name of the key that says how many classes are detected.
+        activation_key: full name of the key that says what the activation of the class scores is;
+            None where it is a sigmoid and nothing else.
         sections: of the config, those that it reads and that were declared by
             :func:`corrdet.config.declare`; their values are checked.
         replaced_keys: a node of Detectron2's, and pairs of its keys for losses and of ours below
@@ -37,6 +40,7 @@ class Detector:
     """
 
     num_classes_key: ClassVar[str]
+    activation_key: ClassVar[str | None] = None
     sections: ClassVar[tuple[str, ...]] = ()
     replaced_keys: ClassVar[tuple[str, tuple[tuple[str, str], ...]] | None] = None
     regresses_deltas: ClassVar[bool] = True
@@ -50,7 +54,7 @@ class Detector:
     @classmethod
     def activation_of(cls, cfg: CfgNode) -> str:
         """The activation of the class scores: "sigmoid", or "softmax" with background."""
-        return "sigmoid"
+        return config_value(cfg, cls.activation_key) if cls.activation_key else "sigmoid"
 
     @classmethod
     def criterion_keys(cls, cfg: CfgNode) -> tuple[str, ...]:
@@ -76,6 +80,12 @@ class Detector:
                 "TEST.IMAGE_BOUNDS True needs the ground truth at evaluation: expected "
                 "TEST.BETA_IMG True, got False"
             )
+        if cfg.TEST.IMAGE_BOUNDS and cls.activation_of(cfg) == "softmax":
+            raise ConfigError(
+                "TEST.IMAGE_BOUNDS permutes the scores of a class, which with "
+                f"{cls.activation_key} 'softmax' cannot change alone: expected one of them to be "
+                "False or 'sigmoid'"
+            )
         if cls.replaced_keys is not None:
             theirs, keys = cls.replaced_keys
             check_replaced_keys(cfg, theirs, "MODEL.CRITERION", keys, cls.__name__)
@@ -95,6 +105,7 @@ class Detector:
             has_deltas=cls.regresses_deltas,
             has_priors=cls.has_priors,
             has_levels=cls.has_levels,
+            activation_key=cls.activation_key,
         )
 
     @classmethod

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
+from corrdet.activation import num_classes
 from corrdet.losses import Criterion, MatchedPredictions
 from corrdet.losses.correlation import (
     average_ranks,
@@ -153,8 +154,7 @@ def gather_boxes(
 
 
 def _positives(logits: Tensor, labels: Tensor, activation: str) -> Tensor:
-    num_classes = logits.shape[1] - (activation == "softmax")
-    return torch.nonzero((labels >= 0) & (labels != num_classes))[:, 0]
+    return torch.nonzero((labels >= 0) & (labels != num_classes(logits, activation)))[:, 0]
 
 
 def image_extents(image_sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from corrdet.activation import class_scores, num_logits
 from corrdet.losses import Criterion, MatchedPredictions
 
-from ..core.activation import class_scores, num_logits
 from ..core.bounds import bound_logits
 from ..core.detector import Detector
 from ..core.training import (

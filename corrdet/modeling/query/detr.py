@@ -15,13 +15,13 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from corrdet.activation import class_scores
 from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import MatchedPredictions
 from corrdet.matching import hungarian_matching
 from corrdet.options import NOT_NEGATIVE, Key, at_least
 
-from ..core.activation import class_scores
 from ..core.detector import Detector
 from ..core.training import add_positives, batch_images, gather_boxes, ground_truth, image_extents
 from .costs import matching_costs

@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from corrdet.activation import initialize_bias
 from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, MatchedPredictions, smooth_l1_loss
@@ -176,7 +177,7 @@ class DynamicStage(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        initialize_bias(self.cls_score, "sigmoid", prior_prob)
 
     def forward(self, proposals: Tensor, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """

@@ -1,7 +1,14 @@
-"""Detectors of two stages: Faster and Mask R-CNN."""
+"""Detectors of regions: Faster, Mask and Cascade R-CNN."""
 
+from .output_layers import CriterionOutputLayers
 from .rcnn import CorrdetRCNN
-from .roi_heads import CorrdetROIHeads, CriterionOutputLayers
+from .roi_heads import CorrdetCascadeROIHeads, CorrdetROIHeads
 from .rpn import CorrdetRPN
 
-__all__ = ["CorrdetRCNN", "CorrdetROIHeads", "CorrdetRPN", "CriterionOutputLayers"]
+__all__ = [
+    "CorrdetCascadeROIHeads",
+    "CorrdetRCNN",
+    "CorrdetROIHeads",
+    "CorrdetRPN",
+    "CriterionOutputLayers",
+]

@@ -7,15 +7,36 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from corrdet.activation import initialize_bias
+from corrdet.config_keys import declare
+from corrdet.errors import ConfigError
 from corrdet.losses import Criterion, build_criterion
+from corrdet.options import BOOL, PROBABILITY, Key
 
 from ..core.config_checks import check_replaced_keys
-from ..core.training import gather
+from ..core.training import BatchPositives, gather
 
 # A key of Detectron2's for losses, and ours for the same.
 _REPLACED_KEYS = (
     ("SMOOTH_L1_BETA", "SMOOTH_L1.BETA"),
     ("BBOX_REG_LOSS_TYPE", "LOCALIZATION"),
+)
+
+declare(
+    "MODEL.RPN",
+    "of CorrdetRPN, beside Detectron2's keys",
+    SAMPLE=Key(
+        True,
+        BOOL,
+        "whether BATCH_SIZE_PER_IMAGE anchors of an image, chosen at random, are trained on; "
+        "False: all, as ranking and focal losses want it, and sums are divided by the number of "
+        "positives",
+    ),
+    PRIOR_PROB=Key(
+        0.5,
+        PROBABILITY,
+        "what all scores of objects are before training; 0.01 for focal losses on all anchors",
+    ),
 )
 
 
@@ -27,19 +48,40 @@ class CorrdetRPN(RPN):
     """
 
     @configurable
-    def __init__(self, *, criterion: Criterion, **kwargs):
+    def __init__(
+        self, *, criterion: Criterion, samples: bool = True, prior_prob: float = 0.5, **kwargs
+    ):
         """
         Args:
             criterion: the losses, for a sigmoid head with deltas.
+            samples: whether anchors that are chosen at random are trained on; if not, all.
+            prior_prob: what scores are about before training; 0.5 is what any head starts with.
             kwargs: as detectron2's RPN.
+
+        Raises:
+            ConfigError: another prior probability, and a head without ``objectness_logits``.
         """
         super().__init__(**kwargs)
         self.criterion = criterion
+        self.normalizer = None if samples else BatchPositives()
+        if prior_prob != 0.5:
+            classifier = getattr(self.rpn_head, "objectness_logits", None)
+            if classifier is None:
+                raise ConfigError(
+                    "MODEL.RPN.PRIOR_PROB is for heads with 'objectness_logits', as Detectron2's: "
+                    f"expected 0.5 for {type(self.rpn_head).__name__}, got {prior_prob}"
+                )
+            initialize_bias(classifier, "sigmoid", prior_prob)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         parameters = super().from_config(cfg, input_shape)
-        return {**parameters, "criterion": cls.build_criterion(cfg)}
+        return {
+            **parameters,
+            "criterion": cls.build_criterion(cfg),
+            "samples": cfg.MODEL.RPN.SAMPLE,
+            "prior_prob": cfg.MODEL.RPN.PRIOR_PROB,
+        }
 
     @staticmethod
     def build_criterion(cfg) -> Criterion:
@@ -59,6 +101,10 @@ class CorrdetRPN(RPN):
         )
         check_replaced_keys(cfg, "MODEL.RPN", "MODEL.RPN_CRITERION", _REPLACED_KEYS, "CorrdetRPN")
         return criterion
+
+    def _subsample_labels(self, label: Tensor) -> Tensor:
+        """As detectron2's, which changes the labels in place; or all of them."""
+        return label if self.normalizer is not None else super()._subsample_labels(label)
 
     def losses(
         self,
@@ -94,7 +140,9 @@ class CorrdetRPN(RPN):
         )
         storage = get_event_storage()
         storage.put_scalar("rpn/num_pos_anchors", len(matched.positives) / len(gt_labels))
-        normalizer = self.batch_size_per_image * len(gt_labels)
+        normalizer: float | Tensor = self.batch_size_per_image * len(gt_labels)
+        if self.normalizer is not None:
+            normalizer = self.normalizer(len(matched.positives), objectness.device)
         losses = self.criterion(matched, normalizer, storage.iter)
         losses["loss_loc"] = losses.pop("loss_box_reg")
         losses = {name.replace("loss_", "loss_rpn_"): loss for name, loss in losses.items()}

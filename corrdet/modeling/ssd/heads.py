@@ -1,6 +1,5 @@
 """Heads of SSD (Liu et al. 2016), DSSD (Fu et al. 2017) and RefineDet (Zhang et al. 2018)."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +7,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
+
+from corrdet.activation import initialize_bias
 
 from ..dense.detector import DensePredictions
 
@@ -52,7 +53,7 @@ class SSDHead(nn.Module):
         self.bbox_pred = _predictors(channels, [count * 4 for count in num_priors])
         if prior_prob is not None:
             for conv in self.cls_score:
-                nn.init.constant_(conv.bias, -math.log((1 - prior_prob) / prior_prob))
+                initialize_bias(conv, "sigmoid", prior_prob)
 
     def forward(self, features: list[Tensor]) -> DensePredictions:
         """``features``: per level, (N, channels, H, W)."""

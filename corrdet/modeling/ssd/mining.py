@@ -6,9 +6,9 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
+from corrdet.activation import background_losses, num_classes
 from corrdet.matching import hard_negative_mining
 
-from ..core.activation import background_losses
 from ..dense.detector import Assignment, Samples
 
 
@@ -61,11 +61,10 @@ def mined_labels(
     """
     if not negatives_per_positive:
         return labels
-    num_classes = logits.shape[1] - (activation == "softmax")
     keep = hard_negative_mining(
         background_losses(logits.float(), activation).view(num_images, -1),
         labels.view(num_images, -1),
-        num_classes,
+        num_classes(logits, activation),
         negatives_per_positive,
     )
     return torch.where(keep.flatten(), labels, -1)

@@ -10,14 +10,13 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
+from corrdet.activation import activation_keys, num_logits
 from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
-from corrdet.losses.matched_predictions import ACTIVATIONS
 from corrdet.matching import ssd_matching
 from corrdet.options import (
     NOT_NEGATIVE,
     POSITIVE,
-    PROBABILITY,
     SHARE,
     SHARE_BELOW_1,
     Key,
@@ -25,10 +24,8 @@ from corrdet.options import (
     at_least,
     default_of,
     numbers,
-    one_of,
 )
 
-from ..core.activation import num_logits
 from ..core.config_checks import NORM, build_features
 from ..core.training import BatchPositives
 from ..dense.detector import DenseDetector, MatchImages
@@ -63,13 +60,7 @@ declare(
         "norm of the stages of build_ssd_resnet_backbone and of the heads of DSSD and RefineDet; "
         "those of SSD have none; as published, DSSD has 'BN', RefineDet none",
     ),
-    ACTIVATION=Key(
-        "softmax",
-        one_of(ACTIVATIONS),
-        "'softmax' over the classes and the background, as published, or 'sigmoid' of each class, "
-        "for losses that need it",
-    ),
-    PRIOR_PROB=Key(0.01, PROBABILITY, "with a sigmoid, what all scores are before training"),
+    **activation_keys("softmax"),
     IMAGE_SIZE=Key(
         300, POSITIVE, "of the default boxes (Sec. 2.2 and 3.1): side of the images they are for"
     ),
@@ -122,19 +113,7 @@ class SSDFamily(DenseDetector):
 
     num_classes_key = "MODEL.SSD.NUM_CLASSES"
     sections = ("MODEL.SSD",)
-
-    @classmethod
-    def activation_of(cls, cfg) -> str:
-        return cfg.MODEL.SSD.ACTIVATION
-
-    @classmethod
-    def check_values(cls, cfg) -> None:
-        super().check_values(cfg)
-        if cfg.TEST.IMAGE_BOUNDS and cfg.MODEL.SSD.ACTIVATION == "softmax":
-            raise ConfigError(
-                "TEST.IMAGE_BOUNDS permutes the scores of a class, which with MODEL.SSD.ACTIVATION "
-                "'softmax' cannot change alone: expected one of them to be False or 'sigmoid'"
-            )
+    activation_key = "MODEL.SSD.ACTIVATION"
 
     @classmethod
     def parts(

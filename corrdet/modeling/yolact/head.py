@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from corrdet.activation import initialize_bias, num_logits
+
 from ..dense.detector import group_norm
 
 
@@ -11,7 +13,7 @@ class MaskPredictions(NamedTuple):
     """What YOLACT's head predicts; N images, A anchors of a location, C classes, K prototypes.
 
     Attributes:
-        logits: per level (N, A x (C + 1), H, W), the background last.
+        logits: per level (N, A x C, H, W), or A x (C + 1) for a softmax.
         deltas: per level (N, A x 4, H, W).
         coefficients: per level (N, A x K, H, W).
         prototypes: (N, K, 2 H, 2 W), of the first level.
@@ -38,6 +40,8 @@ class YOLACTHead(nn.Module):
         num_prototypes: int,
         protonet_dim: int,
         norm: str = "",
+        activation: str = "softmax",
+        prior_prob: float = 0.01,
     ):
         """
         Args:
@@ -46,6 +50,8 @@ class YOLACTHead(nn.Module):
             num_classes: C.
             num_prototypes: K.
             protonet_dim: channels of the layers that the prototypes come from.
+            activation: of the class scores, "softmax" or "sigmoid".
+            prior_prob: what scores are about before training, with a sigmoid.
             norm: of the layers before the predictions and the prototypes; "" for none, "GN".
         """
         super().__init__()
@@ -59,7 +65,7 @@ class YOLACTHead(nn.Module):
 
         # Fig. 4.
         self.tower = layer(channels, channels)
-        self.cls_score = conv(channels, num_anchors * (num_classes + 1))
+        self.cls_score = conv(channels, num_anchors * num_logits(activation, num_classes))
         self.bbox_pred = conv(channels, num_anchors * 4)
         self.coefficients = conv(channels, num_anchors * num_prototypes)
         # Fig. 3.
@@ -77,6 +83,7 @@ class YOLACTHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        initialize_bias(self.cls_score, activation, prior_prob)
 
     def forward(self, features: list[Tensor]) -> MaskPredictions:
         """``features``: per level, (N, channels, H, W), the largest first."""

@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Instances
 
+from corrdet.activation import activation_keys
 from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
@@ -47,6 +48,7 @@ declare(
         "norm of the head and of the layers before the prototypes: '', or 'GN' to train from "
         "scratch",
     ),
+    **activation_keys("softmax"),
     IOU_THRESHOLDS=Key(
         (0.4, 0.5),
         Range("two ascending numbers in (0, 1]", _are_thresholds),
@@ -58,7 +60,10 @@ declare(
         "weights of the deltas: the inverse of SSD's variances",
     ),
     NEGATIVES_PER_POSITIVE=Key(
-        3.0, NOT_NEGATIVE, "of each image, the hardest negatives that are trained on"
+        3.0,
+        NOT_NEGATIVE,
+        "of each image, the hardest negatives that are trained on; 0 for all of them, as focal and "
+        "ranking losses want it",
     ),
     MASK_WEIGHT=Key(6.125, NOT_NEGATIVE, "weight of the loss of masks (Sec. 5)"),
     MAX_MASKS=Key(100, at_least(1), "of an image, so many masks at most are trained on"),
@@ -96,22 +101,13 @@ class CorrdetYOLACT(DenseDetector):
 
     num_classes_key = "MODEL.YOLACT.NUM_CLASSES"
     sections = ("MODEL.YOLACT",)
+    activation_key = "MODEL.YOLACT.ACTIVATION"
     # Neither merging of views nor export knows masks.
-    has_image_bounds = False
     supports_test_time_augmentation = False
     exportable = False
 
     @classmethod
-    def activation_of(cls, cfg) -> str:
-        return "softmax"
-
-    @classmethod
     def check_values(cls, cfg) -> None:
-        if cfg.TEST.IMAGE_BOUNDS:
-            raise ConfigError(
-                "TEST.IMAGE_BOUNDS permutes the logits of classes, which of a softmax head are not "
-                "scores: expected False for CorrdetYOLACT"
-            )
         super().check_values(cfg)
         if not cfg.MODEL.MASK_ON:
             raise ConfigError(
@@ -143,6 +139,8 @@ class CorrdetYOLACT(DenseDetector):
             num_prototypes=node.NUM_PROTOTYPES,
             protonet_dim=node.PROTONET_DIM,
             norm=node.NORM,
+            activation=node.ACTIVATION,
+            prior_prob=node.PRIOR_PROB,
         )
         matcher = GroundTruthMatcher(node.IOU_THRESHOLDS, node.NUM_CLASSES)
         is_fast = node.NMS == "fast"
@@ -152,7 +150,7 @@ class CorrdetYOLACT(DenseDetector):
             "head_in_features": node.IN_FEATURES,
             "anchor_generator": anchor_generator,
             "box2box_transform": Box2BoxTransform(weights=node.BBOX_REG_WEIGHTS),
-            "matcher": MinedMatcher(matcher, "softmax", node.NEGATIVES_PER_POSITIVE),
+            "matcher": MinedMatcher(matcher, node.ACTIVATION, node.NEGATIVES_PER_POSITIVE),
             "num_classes": node.NUM_CLASSES,
             "criterion": criterion,
             "normalizer": BatchPositives(),
@@ -170,7 +168,8 @@ class CorrdetYOLACT(DenseDetector):
                 quality=node.QUALITY,
                 mask_targets=node.MASK_TARGETS,
             ),
-            "activation": "softmax",
+            "activation": node.ACTIVATION,
+            "image_bounds": cfg.TEST.IMAGE_BOUNDS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
