@@ -19,14 +19,16 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
 # They describe the package and compile nothing, so they must work without torch or a compiler.
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "clean", "--name", "--version"}
 
-# Data-center GPUs of the last two generations; used where no GPU is visible.
-DEFAULT_ARCHITECTURES = "8.0;9.0"
+# Data-center GPUs of two generations, and code that drivers translate for later ones; used where no
+# GPU is visible.
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
 # One folder whatever the command, so that `pip install -e .` after an edit compiles only what
 # changed. setuptools gives editable installs a temporary folder, lost with all objects in it.
@@ -71,8 +73,8 @@ def find_torch():
     fail(
         f"no torch in the environment of {sys.executable}. The extension is compiled against the "
         "torch that will load it: install torch first, then run this again. If torch is "
-        "installed and the build runs in an isolated virtual environment (uv does that), build "
-        "with --no-build-isolation."
+        "installed and the build runs in an isolated virtual environment, build without: "
+        "`python -m build --no-isolation`, or --no-build-isolation of pip and uv."
     )
 
 
@@ -178,6 +180,17 @@ def prefer_own_ninja():
         os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
 
 
+class BuildPython(build_py):
+    """Puts configs/ into wheels, where corrdet.configs looks for them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "corrdet", "configs_installed")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "configs", target)
+
+
 def source_files(*suffixes):
     """Return the files of csrc/ with these suffixes, relative to this folder, sorted."""
     files = (ROOT / "csrc").glob("**/*")
@@ -187,7 +200,8 @@ def source_files(*suffixes):
 def describe_extension():
     """Return setup()'s arguments for commands that compile nothing."""
     sources = source_files(".cpp", ".cu")
-    return {"ext_modules": [Extension("corrdet._C", sources, depends=source_files(".h", ".cuh"))]}
+    extension = Extension("corrdet._C", sources, depends=source_files(".h", ".cuh"))
+    return {"ext_modules": [extension], "cmdclass": {"build_py": BuildPython}}
 
 
 def build_extension():
@@ -242,7 +256,8 @@ def build_extension():
             super().run()
 
     print(f"corrdet: compiling {len(extension.sources)} files with {macros}", flush=True)
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    commands = {"build_ext": BuildExtension, "build_py": BuildPython}
+    return {"ext_modules": [extension], "cmdclass": commands}
 
 
 if __name__ == "__main__":

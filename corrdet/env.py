@@ -4,8 +4,6 @@ import importlib
 import importlib.metadata
 import platform
 
-from tabulate import tabulate
-
 
 def collect_env() -> str:
     """Return a table of versions and build options, then Detectron2's own report.
@@ -20,7 +18,9 @@ def collect_env() -> str:
         *_cuda(),
         *_extension(),
     ]
-    return f"{tabulate(rows)}\nDetectron2's report:\n{_detectron2()}"
+    width = max(len(name) for name, _ in rows)
+    table = "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+    return f"{table}\n\nDetectron2's report:\n{_detectron2()}"
 
 
 def _reason(error: BaseException) -> str:
@@ -77,5 +77,9 @@ def _detectron2() -> str:
         return f"not available: {_reason(error)}"
 
 
-if __name__ == "__main__":
+def main() -> None:
     print(collect_env())
+
+
+if __name__ == "__main__":
+    main()

@@ -68,8 +68,9 @@ def project(tmp_path: Path) -> Path:
     (project / "csrc").mkdir()
     (project / "csrc" / "corrdet.cpp").write_text(EXTENSION_SOURCE)
     (project / "README.md").touch()
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "train_net.py", "LICENSE"):
         shutil.copy(ROOT / name, project)
+    shutil.copytree(ROOT / "configs/quick", project / "configs/quick")
     return project
 
 
@@ -160,6 +161,29 @@ def test_metadata_needs_neither_torch_nor_compiler(project, bare_python):
         assert any(name.endswith("csrc/corrdet.cpp") for name in archive.getnames())
 
 
+def test_a_source_distribution_has_all_that_is_in_the_repository(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path]
+    # egg_info writes beside what it describes.
+    source = tmp_path / "source"
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True
+    ).stdout.splitlines()
+    for name in filter(lambda name: (ROOT / name).is_file(), listed):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    assert run_shown(command, os.environ, source).returncode == 0
+    (sdist,) = tmp_path.glob("corrdet-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    left_out = {name for name in listed if not name.startswith(".")} - packed
+    assert left_out == set()
+
+
+def test_losses_and_operators_need_torch_and_numpy_alone():
+    metadata = (ROOT / "pyproject.toml").read_text()
+    assert '\ndependencies = ["torch>=2.4", "numpy>=1.24"]\n' in metadata
+
+
 def repack(name: str, folder: Path) -> None:
     """Write an installed distribution back into a wheel, so that pip needs no registry."""
     distribution = importlib.metadata.distribution(name)
@@ -192,6 +216,7 @@ def test_isolated_build_uses_the_environments_torch(project, tmp_path):
     (wheel,) = (project / "dist").glob("corrdet-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
+    assert (tmp_path / "installed/corrdet/configs_installed/quick").is_dir()
     script = "import torch, corrdet._C; print(corrdet._C.torch, corrdet._C.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     result = run_shown([sys.executable, "-c", script], environment, tmp_path)
@@ -284,7 +309,7 @@ def test_toolkit_is_found_on_path(setup_py, monkeypatch, tmp_path):
 
 
 def test_architectures(setup_py, monkeypatch):
-    assert setup_py.architectures(fake_torch("13.0")) == "8.0;9.0"
+    assert setup_py.architectures(fake_torch("13.0")) == "8.0;9.0+PTX"
     assert setup_py.architectures(fake_torch("13.0", ((9, 0), (8, 6), (9, 0)))) == "8.6;9.0"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.0+PTX")
     assert setup_py.architectures(fake_torch("13.0", ((9, 0),))) == "7.5 8.0+PTX"
