@@ -4,8 +4,10 @@ pip builds in isolation: `import torch` does not find the environment's torch th
 that pip fetched for the build could differ from the one that loads the result. So torch is no
 build requirement, and the environment's own is found beside the interpreter.
 
-Environment variables: CORRDET_CUDA (auto, 0 or 1), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS,
-and CORRDET_SANITIZE=1 for tools/sanitize.sh.
+Environment variables: CORRDET_EXTENSION=0 for a package without it, whose operators run in
+PyTorch's own operations and which needs neither torch nor a compiler to be built; CORRDET_CUDA
+(auto, 0 or 1), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS, and CORRDET_SANITIZE=1 for
+tools/sanitize.sh.
 """
 
 import os
@@ -29,6 +31,12 @@ METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "clean", "--name", "--ver
 # Data-center GPUs of two generations, and code that drivers translate for later ones; used where no
 # GPU is visible.
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+
+# Of messages that say what is missing.
+OR_WITHOUT = (
+    "Or set CORRDET_EXTENSION=0 to do without the extension: the operators then run in PyTorch's "
+    "own operations, slower."
+)
 
 # One folder whatever the command, so that `pip install -e .` after an edit compiles only what
 # changed. setuptools gives editable installs a temporary folder, lost with all objects in it.
@@ -74,7 +82,7 @@ def find_torch():
         f"no torch in the environment of {sys.executable}. The extension is compiled against the "
         "torch that will load it: install torch first, then run this again. If torch is "
         "installed and the build runs in an isolated virtual environment, build without: "
-        "`python -m build --no-isolation`, or --no-build-isolation of pip and uv."
+        f"`python -m build --no-isolation`, or --no-build-isolation of pip and uv. {OR_WITHOUT}"
     )
 
 
@@ -86,7 +94,7 @@ def find_compiler():
             return choice
     fail(
         f"no C++ compiler: looked for {', '.join(choices)}. Install one (on Debian and Ubuntu: "
-        "apt-get install g++) or name one in the environment variable CXX."
+        f"apt-get install g++) or name one in the environment variable CXX. {OR_WITHOUT}"
     )
 
 
@@ -260,6 +268,16 @@ def build_extension():
     return {"ext_modules": [extension], "cmdclass": commands}
 
 
-if __name__ == "__main__":
+def describe_package():
+    """Return setup()'s arguments for the command of this process."""
+    wanted = os.environ.get("CORRDET_EXTENSION", "1")
+    if wanted not in ("0", "1"):
+        fail(f"CORRDET_EXTENSION is {wanted!r}; it can be 0 or 1.")
+    if wanted == "0":
+        return {"cmdclass": {"build_py": BuildPython}}
     compiles = METADATA_COMMANDS.isdisjoint(sys.argv[1:])
-    setup(**(build_extension() if compiles else describe_extension()))
+    return build_extension() if compiles else describe_extension()
+
+
+if __name__ == "__main__":
+    setup(**describe_package())

@@ -152,6 +152,21 @@ def test_install_without_torch_says_what_to_do(project, bare_python):
     assert "Traceback" not in result.stdout
 
 
+def test_a_package_without_the_extension_needs_neither_torch_nor_compiler(project, bare_python):
+    command = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", "dist", "."]
+    script = (
+        f"import os, runpy, sys; os.chdir({str(project)!r}); sys.argv = {['pip', *command[2:]]}"
+    )
+    script += "; runpy.run_module('pip', run_name='__main__')"
+    result = bare_python.run("-c", script, CXX="none", CORRDET_EXTENSION="0")
+    assert result.returncode == 0
+    (wheel,) = (project / "dist").glob("corrdet-*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "corrdet/configs_installed/quick/retinanet_concordance.yaml" in names
+    assert not any("_C" in name for name in names)
+
+
 def test_metadata_needs_neither_torch_nor_compiler(project, bare_python):
     script = f"import os, runpy, sys; os.chdir({str(project)!r}); sys.argv = ['setup.py', 'sdist']"
     script += "; runpy.run_path('setup.py', run_name='__main__')"

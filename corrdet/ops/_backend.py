@@ -97,10 +97,13 @@ def why_no_extension(device: torch.device) -> str:
     return _why_not_on_gpu(device.index)
 
 
-@torch.compiler.assume_constant_result
 def _why_not_on_gpu(index: int | None) -> str:
     built = extension.build_info()["architectures"] if extension is not None else []
     return why_not_on_architecture(torch.cuda.get_device_capability(index), built)
+
+
+# As torch.compiler.assume_constant_result marks it, which imports the compiler, for seconds.
+_why_not_on_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_not_on_architecture(capability: tuple[int, int], built: list[str]) -> str:
