@@ -4,8 +4,10 @@ pip builds in isolation: `import torch` does not find the environment's torch th
 that pip fetched for the build could differ from the one that loads the result. So torch is no
 build requirement, and the environment's own is found beside the interpreter.
 
-Environment variables: CORRDET_CUDA (auto, 0 or 1), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS,
-and CORRDET_SANITIZE=1 for tools/sanitize.sh.
+Environment variables: CORRDET_EXTENSION=0 for a package without it, whose operators run in
+PyTorch's own operations and which needs neither torch nor a compiler to be built; CORRDET_CUDA
+(auto, 0 or 1), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS, and CORRDET_SANITIZE=1 for
+tools/sanitize.sh.
 """
 
 import os
@@ -19,14 +21,22 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
 # They describe the package and compile nothing, so they must work without torch or a compiler.
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "clean", "--name", "--version"}
 
-# Data-center GPUs of the last two generations; used where no GPU is visible.
-DEFAULT_ARCHITECTURES = "8.0;9.0"
+# Data-center GPUs of two generations, and code that drivers translate for later ones; used where no
+# GPU is visible.
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+
+# Of messages that say what is missing.
+OR_WITHOUT = (
+    "Or set CORRDET_EXTENSION=0 to do without the extension: the operators then run in PyTorch's "
+    "own operations, slower."
+)
 
 # One folder whatever the command, so that `pip install -e .` after an edit compiles only what
 # changed. setuptools gives editable installs a temporary folder, lost with all objects in it.
@@ -71,8 +81,8 @@ def find_torch():
     fail(
         f"no torch in the environment of {sys.executable}. The extension is compiled against the "
         "torch that will load it: install torch first, then run this again. If torch is "
-        "installed and the build runs in an isolated virtual environment (uv does that), build "
-        "with --no-build-isolation."
+        "installed and the build runs in an isolated virtual environment, build without: "
+        f"`python -m build --no-isolation`, or --no-build-isolation of pip and uv. {OR_WITHOUT}"
     )
 
 
@@ -84,7 +94,7 @@ def find_compiler():
             return choice
     fail(
         f"no C++ compiler: looked for {', '.join(choices)}. Install one (on Debian and Ubuntu: "
-        "apt-get install g++) or name one in the environment variable CXX."
+        f"apt-get install g++) or name one in the environment variable CXX. {OR_WITHOUT}"
     )
 
 
@@ -178,6 +188,17 @@ def prefer_own_ninja():
         os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
 
 
+class BuildPython(build_py):
+    """Puts configs/ into wheels, where corrdet.configs looks for them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "corrdet", "configs_installed")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "configs", target)
+
+
 def source_files(*suffixes):
     """Return the files of csrc/ with these suffixes, relative to this folder, sorted."""
     files = (ROOT / "csrc").glob("**/*")
@@ -187,7 +208,8 @@ def source_files(*suffixes):
 def describe_extension():
     """Return setup()'s arguments for commands that compile nothing."""
     sources = source_files(".cpp", ".cu")
-    return {"ext_modules": [Extension("corrdet._C", sources, depends=source_files(".h", ".cuh"))]}
+    extension = Extension("corrdet._C", sources, depends=source_files(".h", ".cuh"))
+    return {"ext_modules": [extension], "cmdclass": {"build_py": BuildPython}}
 
 
 def build_extension():
@@ -242,9 +264,20 @@ def build_extension():
             super().run()
 
     print(f"corrdet: compiling {len(extension.sources)} files with {macros}", flush=True)
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    commands = {"build_ext": BuildExtension, "build_py": BuildPython}
+    return {"ext_modules": [extension], "cmdclass": commands}
+
+
+def describe_package():
+    """Return setup()'s arguments for the command of this process."""
+    wanted = os.environ.get("CORRDET_EXTENSION", "1")
+    if wanted not in ("0", "1"):
+        fail(f"CORRDET_EXTENSION is {wanted!r}; it can be 0 or 1.")
+    if wanted == "0":
+        return {"cmdclass": {"build_py": BuildPython}}
+    compiles = METADATA_COMMANDS.isdisjoint(sys.argv[1:])
+    return build_extension() if compiles else describe_extension()
 
 
 if __name__ == "__main__":
-    compiles = METADATA_COMMANDS.isdisjoint(sys.argv[1:])
-    setup(**(build_extension() if compiles else describe_extension()))
+    setup(**describe_package())

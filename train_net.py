@@ -105,5 +105,10 @@ def write_reports(cfg, evaluators, results):
             print(f"report: {path}")
 
 
-if __name__ == "__main__":
+def command():
+    """Of the shell: corrdet-train."""
     run_command(main, argument_parser().parse_args())
+
+
+if __name__ == "__main__":
+    command()

@@ -25,11 +25,12 @@ from tqdm import tqdm
 from benchmarks import loops, report
 from corrdet import losses
 from corrdet.files import atomic_write
-from corrdet.ops import pairwise_iou, soft_rank
+from corrdet.ops import pairwise_iou, set_backend, soft_rank
 from corrdet.ops.kernels import OPERATORS
 
 SECTIONS = (
-    "ap", "rank_sort", "alrp", "ape", "sigmoid", "iou", "soft_rank", "twins", "growth", "memory"
+    "ap", "rank_sort", "alrp", "ape", "sigmoid", "pure", "iou", "soft_rank", "twins", "growth",
+    "memory",
 )  # fmt: skip
 
 # Times that a fast function is called; one that takes longer than SLOW seconds is called 3 times.
@@ -107,6 +108,9 @@ LOSSES = {
     ),
 }
 EASY_DEMANDED = 15
+# Of the operators in PyTorch's operations: at least so much faster than the loop, at most so much
+# slower than the kernels.
+PURE_DEMANDED, PURE_ALLOWED = 5, 20
 NEGATIVES_GROWTH = 2.2
 # Of the examples on which operators are compared with their twins.
 TWINS_SIZE = 2000
@@ -224,6 +228,33 @@ def compare_loss(loss: Loss, device: str, scale: int) -> list[dict]:
             _, exact = loss.loop(samples.logits.double(), samples)
             rows[-1]["gradient_error"] = error = relative_error(gradient, exact)
             rows[-1]["ok"] = rows[-1]["ok"] and error < 1e-5
+    return rows
+
+
+def compare_pure(device: str, scale: int) -> list[dict]:
+    """What runs without the extension, against the loops and the kernels."""
+    rows = []
+    positives, negatives = 1000 // scale, 1_000_000 // scale
+    for loss in LOSSES.values():
+        for mean in (-1.5, -5.0):
+            samples = make_samples(positives, negatives, mean, device)
+
+            def run(backend, loss=loss, samples=samples):
+                with set_backend(backend):
+                    return forward_backward(loss, samples)
+
+            pure, kernels, loop = interleave(
+                device,
+                lambda f=run: f("torch"),
+                lambda f=run: f("extension"),
+                lambda s=samples, f=loss: f.loop(s.logits, s),
+            )
+            what = f"{loss.title} without the extension" + (
+                ", easy negatives" if mean == -5 else ""
+            )
+            size = f"{positives} x {negatives}"
+            rows.append(row(what, size, pure, "loop over positives", loop, PURE_DEMANDED))
+            rows.append(row(what, size, pure, "the extension", kernels, PURE_ALLOWED, at_most=True))
     return rows
 
 
@@ -419,6 +450,8 @@ def measure(device: str, quick: bool, only: Sequence[str], threads: int) -> dict
         if name in LOSSES:
             results["agreement"][name] = check_agreement(LOSSES[name], device)
             results["comparisons"] += compare_loss(LOSSES[name], device, scale)
+        elif name == "pure":
+            results["comparisons"] += compare_pure(device, scale)
         elif name == "iou":
             results["comparisons"] += compare_iou(device, scale)
         elif name == "soft_rank":

@@ -4,8 +4,6 @@ import importlib
 import importlib.metadata
 import platform
 
-from tabulate import tabulate
-
 
 def collect_env() -> str:
     """Return a table of versions and build options, then Detectron2's own report.
@@ -20,7 +18,9 @@ def collect_env() -> str:
         *_cuda(),
         *_extension(),
     ]
-    return f"{tabulate(rows)}\nDetectron2's report:\n{_detectron2()}"
+    width = max(len(name) for name, _ in rows)
+    table = "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+    return f"{table}\n\nDetectron2's report:\n{_detectron2()}"
 
 
 def _reason(error: BaseException) -> str:
@@ -50,12 +50,22 @@ def _cuda() -> list[tuple[str, str]]:
 
 def _extension() -> list[tuple[str, str]]:
     try:
-        # The extension finds torch's libraries once torch has loaded them.
-        importlib.import_module("torch")
-        info = importlib.import_module("corrdet._C").build_info()
+        torch = importlib.import_module("torch")
+        backends = importlib.import_module("corrdet.ops._backend")
+        devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+        rows = []
+        for device in devices:
+            chosen = backends.backend(device)
+            reason = backends.why_no_extension(torch.device(device))
+            if chosen == "torch" and reason:
+                chosen = f"torch, as corrdet._C cannot be used: {reason}"
+            rows.append((f"corrdet.ops on {device}", chosen))
+        if backends.extension is not None:
+            info = backends.extension.build_info()
+            rows += [(f"corrdet._C: {key}", str(value)) for key, value in info.items()]
+        return rows
     except Exception as error:
-        return [("corrdet._C", _reason(error))]
-    return [(f"corrdet._C: {key}", str(value)) for key, value in info.items()]
+        return [("corrdet.ops", _reason(error))]
 
 
 def _detectron2() -> str:
@@ -67,5 +77,9 @@ def _detectron2() -> str:
         return f"not available: {_reason(error)}"
 
 
-if __name__ == "__main__":
+def main() -> None:
     print(collect_env())
+
+
+if __name__ == "__main__":
+    main()

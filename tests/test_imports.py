@@ -39,6 +39,15 @@ def test_heavy_packages_are_imported_where_they_are_needed(statement, allowed):
     assert imported_with(statement) & HEAVY == allowed
 
 
+def test_the_losses_leave_the_compiler_of_torch_alone():
+    """Its import takes longer than all of theirs."""
+    script = "import sys, torch; before = set(sys.modules); import corrdet.losses"
+    script += "; print(*sorted(set(sys.modules) - before))"
+    added = python("-c", script).stdout.split()
+    foreign = [name for name in added if name.startswith(("torch._dynamo", "sympy"))]
+    assert "corrdet.losses" in added and not foreign
+
+
 def test_the_voc_converter_needs_neither_torch_nor_detectron2():
     finished = python("-X", "importtime", "-m", "corrdet.data.voc", "--help")
     assert "folder with the XML files" in finished.stdout

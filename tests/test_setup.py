@@ -68,8 +68,9 @@ def project(tmp_path: Path) -> Path:
     (project / "csrc").mkdir()
     (project / "csrc" / "corrdet.cpp").write_text(EXTENSION_SOURCE)
     (project / "README.md").touch()
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "train_net.py", "LICENSE"):
         shutil.copy(ROOT / name, project)
+    shutil.copytree(ROOT / "configs/quick", project / "configs/quick")
     return project
 
 
@@ -151,6 +152,21 @@ def test_install_without_torch_says_what_to_do(project, bare_python):
     assert "Traceback" not in result.stdout
 
 
+def test_a_package_without_the_extension_needs_neither_torch_nor_compiler(project, bare_python):
+    command = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", "dist", "."]
+    script = (
+        f"import os, runpy, sys; os.chdir({str(project)!r}); sys.argv = {['pip', *command[2:]]}"
+    )
+    script += "; runpy.run_module('pip', run_name='__main__')"
+    result = bare_python.run("-c", script, CXX="none", CORRDET_EXTENSION="0")
+    assert result.returncode == 0
+    (wheel,) = (project / "dist").glob("corrdet-*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "corrdet/configs_installed/quick/retinanet_concordance.yaml" in names
+    assert not any("_C" in name for name in names)
+
+
 def test_metadata_needs_neither_torch_nor_compiler(project, bare_python):
     script = f"import os, runpy, sys; os.chdir({str(project)!r}); sys.argv = ['setup.py', 'sdist']"
     script += "; runpy.run_path('setup.py', run_name='__main__')"
@@ -158,6 +174,29 @@ def test_metadata_needs_neither_torch_nor_compiler(project, bare_python):
     (sdist,) = (project / "dist").glob("corrdet-*.tar.gz")
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("csrc/corrdet.cpp") for name in archive.getnames())
+
+
+def test_a_source_distribution_has_all_that_is_in_the_repository(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path]
+    # egg_info writes beside what it describes.
+    source = tmp_path / "source"
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True
+    ).stdout.splitlines()
+    for name in filter(lambda name: (ROOT / name).is_file(), listed):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    assert run_shown(command, os.environ, source).returncode == 0
+    (sdist,) = tmp_path.glob("corrdet-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    left_out = {name for name in listed if not name.startswith(".")} - packed
+    assert left_out == set()
+
+
+def test_losses_and_operators_need_torch_and_numpy_alone():
+    metadata = (ROOT / "pyproject.toml").read_text()
+    assert '\ndependencies = ["torch>=2.4", "numpy>=1.24"]\n' in metadata
 
 
 def repack(name: str, folder: Path) -> None:
@@ -192,6 +231,7 @@ def test_isolated_build_uses_the_environments_torch(project, tmp_path):
     (wheel,) = (project / "dist").glob("corrdet-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
+    assert (tmp_path / "installed/corrdet/configs_installed/quick").is_dir()
     script = "import torch, corrdet._C; print(corrdet._C.torch, corrdet._C.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     result = run_shown([sys.executable, "-c", script], environment, tmp_path)
@@ -284,7 +324,7 @@ def test_toolkit_is_found_on_path(setup_py, monkeypatch, tmp_path):
 
 
 def test_architectures(setup_py, monkeypatch):
-    assert setup_py.architectures(fake_torch("13.0")) == "8.0;9.0"
+    assert setup_py.architectures(fake_torch("13.0")) == "8.0;9.0+PTX"
     assert setup_py.architectures(fake_torch("13.0", ((9, 0), (8, 6), (9, 0)))) == "8.6;9.0"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.0+PTX")
     assert setup_py.architectures(fake_torch("13.0", ((9, 0),))) == "7.5 8.0+PTX"

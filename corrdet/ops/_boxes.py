@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import check_device, check_floating, compute_dtype
+from ._checks import check_floating, compute_dtype
 
 # As in csrc/iou/iou.h.
 IOU_KINDS = ("iou", "giou", "diou", "ciou")
@@ -17,7 +17,6 @@ def check_boxes(boxes1: Tensor, boxes2: Tensor) -> None:
         check_floating(name, boxes)
         if boxes.dim() != 2 or boxes.shape[1] != 4:
             raise ValueError(f"{name} must have shape (N, 4), got {tuple(boxes.shape)}")
-        check_device(name, boxes)
     if boxes1.dtype != boxes2.dtype:
         raise TypeError(
             f"boxes1 and boxes2 must have the same dtype, got {boxes1.dtype} and {boxes2.dtype}"

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from ._extension import HAS_CUDA
-
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -22,19 +20,6 @@ def check_floating(name: str, tensor: Tensor) -> None:
             f"{name} must be float16, bfloat16, float32 or float64, got "
             f"{str(tensor.dtype).removeprefix('torch.')}"
         )
-
-
-def check_device(name: str, tensor: Tensor) -> None:
-    """Raise unless there are kernels for the device of `tensor`."""
-    device = tensor.device.type
-    if device == "cuda" and not HAS_CUDA:
-        raise RuntimeError(
-            f"{name} is on {tensor.device}, but corrdet was built without CUDA. Build it again "
-            "with `CORRDET_CUDA=1 pip install -e .`, which needs the CUDA toolkit's nvcc and a "
-            "torch with CUDA, or move the tensors to the CPU."
-        )
-    if device not in ("cpu", "cuda", "meta"):
-        raise ValueError(f"{name} must be on a CPU or CUDA device, got {tensor.device}")
 
 
 def check_positive(name: str, value: float) -> None:

@@ -1,12 +1,14 @@
-"""Loads the compiled extension ``corrdet._C``, which registers ``torch.ops.corrdet``."""
+"""Loads the compiled extension ``corrdet._C``, which registers ``torch.ops.corrdet``, if it can."""
 
 import re
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import torch  # before the extension, which is linked against its libraries
 
-REBUILD = "Build it again with `pip install -e .` in the folder of the source code."
+REBUILD = "build it again with `pip install -e .` in the folder of the source code"
 
 
 def built_with_torch(library: str) -> str:
@@ -21,34 +23,44 @@ def built_with_torch(library: str) -> str:
     return match.group(1).decode() if match else "an unknown version"
 
 
-def load():
+def load() -> tuple[ModuleType | None, str]:
     """Import ``corrdet._C``.
 
-    Raises:
-        ImportError: it is not built, or was built with another torch.
+    Returns:
+        the extension, and nothing; or None, and why in one line and what to do.
     """
-    spec = find_spec("corrdet._C")
-    if spec is None:
-        raise ImportError(
-            "corrdet's compiled extension, corrdet._C, is not built. Build it with "
-            "`pip install -e .` in the folder of the source code."
-        )
-    built = built_with_torch(spec.origin)
-    # What follows a "+" names the variant (cpu, cu130), which may differ and still load.
-    if built.split("+")[0] != torch.__version__.split("+")[0]:
-        raise ImportError(
-            f"corrdet's compiled extension was built with torch {built}, but this is torch "
-            f"{torch.__version__}. {REBUILD}"
-        )
     try:
-        from corrdet import _C
-    except ImportError as error:
-        raise ImportError(
-            f"corrdet's compiled extension does not load: {error}. It was built with torch "
-            f"{built}, and this is torch {torch.__version__}. {REBUILD}"
-        ) from error
-    return _C
+        spec = find_spec("corrdet._C")
+        if spec is None or spec.origin is None:
+            return None, _why_not_found()
+        built = built_with_torch(spec.origin)
+        # What follows a "+" names the variant (cpu, cu130), which may differ and still load.
+        if built.split("+")[0] != torch.__version__.split("+")[0]:
+            return None, (
+                f"it was built with torch {built}, but this is torch {torch.__version__}: {REBUILD}"
+            )
+    except Exception as error:  # whatever is in that folder, the operators run without
+        return None, f"it cannot be read ({_one_line(error)}): {REBUILD}"
+    try:
+        module = import_module("corrdet._C")
+    except Exception as error:
+        return None, (
+            f"it does not load ({_one_line(error)}). It was built with torch {built}, and this is "
+            f"torch {torch.__version__}: {REBUILD}"
+        )
+    return module, ""
 
 
-extension = load()
-HAS_CUDA = extension.build_info()["cuda"] is not None
+def _why_not_found() -> str:
+    files = sorted(path.name for path in Path(__file__).parents[1].glob("_C.*"))
+    if files:
+        return f"it is there for another Python or system alone ({', '.join(files)}): {REBUILD}"
+    return "it is not built: build it with `pip install -e .` in the folder of the source code"
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+extension, WHY_NOT = load()
+HAS_CUDA = extension is not None and extension.build_info()["cuda"] is not None

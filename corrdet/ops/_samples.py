@@ -6,8 +6,8 @@ Their gradients are computed with the loss, in rows, one for each part of it; ba
 import torch
 from torch import Tensor
 
-from ._checks import check_device, check_floating
-from ._transforms import differentiable, refuse
+from ._checks import check_floating
+from ._transforms import differentiable, refuse, register_fake
 
 
 def check_samples(logits: Tensor, targets: Tensor) -> None:
@@ -26,7 +26,6 @@ def check_samples(logits: Tensor, targets: Tensor) -> None:
             f"targets must have the shape of logits, {tuple(logits.shape)}, "
             f"got {tuple(targets.shape)}"
         )
-    check_device("logits", logits)
     if targets.device != logits.device:
         raise ValueError(
             f"targets must be on the device of logits, {logits.device}, got {targets.device}"
@@ -44,7 +43,7 @@ def check_per_positive(name: str, values: Tensor, logits: Tensor) -> None:
         )
 
 
-@torch.library.register_fake("corrdet::weighted_rows")
+@register_fake("weighted_rows")
 def _(grads, gradients, dtype, values=None):
     return gradients.new_empty(gradients.shape[1], dtype=dtype)
 

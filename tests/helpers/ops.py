@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from corrdet.ops import set_backend
 from corrdet.ops._extension import HAS_CUDA
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -16,6 +17,13 @@ def device(request):
     if request.param == "cuda" and not (torch.cuda.is_available() and HAS_CUDA):
         pytest.skip("needs a CUDA GPU and an extension built with CUDA")
     return request.param
+
+
+@pytest.fixture(params=["extension", "torch"])
+def backend(request):
+    """What computes the operators in a test."""
+    with set_backend(request.param):
+        yield request.param
 
 
 def repeats(run):

@@ -7,5 +7,5 @@ from tests.ops import fuzz
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", fuzz.PROPERTIES, ids=lambda check: check.__name__)
-def test_fuzz(check):
+def test_fuzz(check, backend):
     fuzz.run(check, 60, derandomize=True)

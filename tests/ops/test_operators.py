@@ -8,8 +8,9 @@ import torch
 import corrdet.ops
 from corrdet.ops import reference
 from corrdet.ops._extension import HAS_CUDA
+from corrdet.ops._transforms import NAMESPACES
 from corrdet.ops.kernels import OPERATORS
-from tests.helpers.ops import assert_near
+from tests.helpers.ops import assert_near, random_boxes
 
 REGISTERED = [
     name.removeprefix("corrdet::")
@@ -68,7 +69,7 @@ def test_kernels_are_registered(name):
 
 
 @pytest.mark.parametrize("size", (3, 400))
-def test_against_reference(operator, size, device):
+def test_against_reference(operator, size, device, backend):
     arguments = arguments_on(device, operator, size)
     actual = run(getattr(corrdet.ops, operator), arguments)
     wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
@@ -85,13 +86,27 @@ def detach(value):
 
 
 @pytest.mark.slow
-def test_opcheck(operator, device):
+def test_opcheck(operator, device, backend):
     arguments = arguments_on(device, operator, 50)
-    torch.library.opcheck(getattr(torch.ops.corrdet, operator), tuple(arguments))
+    operators = getattr(torch.ops, NAMESPACES[backend])
+    torch.library.opcheck(getattr(operators, operator), tuple(arguments))
 
 
 @pytest.mark.slow
-def test_compile(operator, device):
+def test_opcheck_of_derivatives(device, backend):
+    operators = getattr(torch.ops, NAMESPACES[backend])
+    boxes = [random_boxes(7, device=device, seed=seed).requires_grad_() for seed in (0, 1)]
+    grad = torch.rand(7, 7, dtype=torch.float64, device=device)
+    if backend == "extension":  # opcheck cannot look into torch.func, by which the other does it
+        torch.library.opcheck(operators.pairwise_iou_backward, (grad, *boxes, "giou"))
+        torch.library.opcheck(operators.elementwise_iou_backward, (grad[0], *boxes, "giou"))
+    _, *saved = operators.soft_rank(grad, 0.2)
+    torch.library.opcheck(operators.soft_rank_backward, (grad.sin(), *saved, 0.2))
+    torch.library.opcheck(operators.weighted_rows, (grad[0, :2], grad[:2], torch.float32))
+
+
+@pytest.mark.slow
+def test_compile(operator, device, backend):
     arguments = arguments_on(device, operator, 60)
     function = getattr(corrdet.ops, operator)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")

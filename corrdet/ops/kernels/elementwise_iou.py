@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from .._backend import backend
 from .._boxes import check_boxes, check_kind, check_pairs, example_boxes, reference_iou
-from .._transforms import is_transformed
+from .._transforms import find_operator, is_transformed, register_autograd, register_fake
 
 
 def elementwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
@@ -25,14 +26,13 @@ def elementwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor
     Raises:
         TypeError: not a tensor, not floating point, or the dtypes differ.
         ValueError: wrong shape, different numbers of boxes, different devices, or unknown kind.
-        RuntimeError: CUDA tensors, and corrdet was built without CUDA.
     """
     check_boxes(boxes1, boxes2)
     check_pairs(boxes1, boxes2)
     check_kind(kind)
-    if is_transformed():
+    if is_transformed() or backend(boxes1.device) == "reference":
         return reference(boxes1, boxes2, kind)
-    return torch.ops.corrdet.elementwise_iou(boxes1, boxes2, kind)
+    return find_operator("elementwise_iou", boxes1.device)(boxes1, boxes2, kind)
 
 
 def reference(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
@@ -45,12 +45,12 @@ def example(size: int, seed: int = 0) -> tuple:
     return example_boxes(size, seed).requires_grad_(), example_boxes(size, seed + 1), "ciou"
 
 
-@torch.library.register_fake("corrdet::elementwise_iou")
+@register_fake("elementwise_iou")
 def _(boxes1, boxes2, kind):
     return boxes1.new_empty((boxes1.shape[0],))
 
 
-@torch.library.register_fake("corrdet::elementwise_iou_backward")
+@register_fake("elementwise_iou_backward")
 def _(grad, boxes1, boxes2, kind):
     return boxes1.new_empty(boxes1.shape), boxes2.new_empty(boxes2.shape)
 
@@ -62,11 +62,12 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     boxes1, boxes2 = ctx.saved_tensors
-    grad1, grad2 = torch.ops.corrdet.elementwise_iou_backward(grad, boxes1, boxes2, ctx.kind)
+    operator = find_operator("elementwise_iou_backward", grad.device)
+    grad1, grad2 = operator(grad, boxes1, boxes2, ctx.kind)
     return grad1, grad2, None
 
 
-torch.library.register_autograd("corrdet::elementwise_iou", _backward, setup_context=_setup_context)
+register_autograd("elementwise_iou", _backward, _setup_context)
 
 
 def _setup_backward(ctx, inputs, output):
@@ -82,6 +83,4 @@ def _backward_backward(ctx, grad_grad1, grad_grad2):
     return *pull_back((grad_grad1, grad_grad2)), None
 
 
-torch.library.register_autograd(
-    "corrdet::elementwise_iou_backward", _backward_backward, setup_context=_setup_backward
-)
+register_autograd("elementwise_iou_backward", _backward_backward, _setup_backward)

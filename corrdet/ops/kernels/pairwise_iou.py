@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from .._backend import backend
 from .._boxes import check_boxes, check_kind, example_boxes, reference_iou
-from .._transforms import is_transformed
+from .._transforms import find_operator, is_transformed, register_autograd, register_fake
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
@@ -38,13 +39,12 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
     Raises:
         TypeError: not a tensor, not floating point, or the dtypes differ.
         ValueError: wrong shape, different devices, or unknown kind.
-        RuntimeError: CUDA tensors, and corrdet was built without CUDA.
     """
     check_boxes(boxes1, boxes2)
     check_kind(kind)
-    if is_transformed():
+    if is_transformed() or backend(boxes1.device) == "reference":
         return reference(boxes1, boxes2, kind)
-    return torch.ops.corrdet.pairwise_iou(boxes1, boxes2, kind)
+    return find_operator("pairwise_iou", boxes1.device)(boxes1, boxes2, kind)
 
 
 def reference(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
@@ -58,12 +58,12 @@ def example(size: int, seed: int = 0) -> tuple:
     return example_boxes(size, seed).requires_grad_(), boxes2, "giou"
 
 
-@torch.library.register_fake("corrdet::pairwise_iou")
+@register_fake("pairwise_iou")
 def _(boxes1, boxes2, kind):
     return boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]))
 
 
-@torch.library.register_fake("corrdet::pairwise_iou_backward")
+@register_fake("pairwise_iou_backward")
 def _(grad, boxes1, boxes2, kind):
     return boxes1.new_empty(boxes1.shape)
 
@@ -75,16 +75,17 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     boxes1, boxes2 = ctx.saved_tensors
+    operator = find_operator("pairwise_iou_backward", grad.device)
     grad1 = grad2 = None
     if ctx.needs_input_grad[0]:
-        grad1 = torch.ops.corrdet.pairwise_iou_backward(grad, boxes1, boxes2, ctx.kind)
+        grad1 = operator(grad, boxes1, boxes2, ctx.kind)
     if ctx.needs_input_grad[1]:
         # Every kind is symmetric in its boxes.
-        grad2 = torch.ops.corrdet.pairwise_iou_backward(grad.t(), boxes2, boxes1, ctx.kind)
+        grad2 = operator(grad.t(), boxes2, boxes1, ctx.kind)
     return grad1, grad2, None
 
 
-torch.library.register_autograd("corrdet::pairwise_iou", _backward, setup_context=_setup_context)
+register_autograd("pairwise_iou", _backward, _setup_context)
 
 
 def _setup_backward(ctx, inputs, output):
@@ -100,6 +101,4 @@ def _backward_backward(ctx, grad_grad1):
     return *torch.func.vjp(first_derivative, *ctx.saved_tensors)[1](grad_grad1), None
 
 
-torch.library.register_autograd(
-    "corrdet::pairwise_iou_backward", _backward_backward, setup_context=_setup_backward
-)
+register_autograd("pairwise_iou_backward", _backward_backward, _setup_backward)

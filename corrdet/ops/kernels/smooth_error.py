@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from .._backend import backend
 from .._checks import check_positive, compute_dtype
 from .._samples import (
     attach_gradient,
@@ -20,7 +21,8 @@ from .._samples import (
     spread_gradient,
     weighted_rows,
 )
-from .._transforms import differentiable
+from .._transforms import differentiable, register_fake
+from ..pure.samples import check_count, check_range, split_targets
 
 # As in csrc/smooth_error/smooth_loss.h.
 DISTANCES = ("cross_entropy", "sigmoid")
@@ -66,8 +68,9 @@ def smooth_error(
         too, where a logit that is not ignored, or an IoU, is not finite.
 
     Raises:
-        TypeError, ValueError: an argument is not as described. On CUDA the values of ``targets``
-            and ``ious`` are not looked at beforehand: where they are wrong, the result is NaN.
+        TypeError, ValueError: an argument is not as described. The kernels for CUDA do not look at
+            the values of ``targets`` and ``ious`` beforehand: where they are wrong, the result is
+            NaN.
     """
     check_samples(logits, targets)
     if distance not in DISTANCES:
@@ -79,9 +82,14 @@ def smooth_error(
     if ious is not None:
         check_per_positive("ious", ious, logits)
         ious = ious.detach()
-    return _call(
-        logits, targets, distance, balance, float(lam), float(delta), ious, bool(weight_by_iou)
-    )[0][0]
+    options = distance, balance, float(lam), float(delta), ious, bool(weight_by_iou)
+    if backend(logits.device) == "reference":
+        positive, _ = split_targets(targets, False)
+        if ious is not None:
+            check_count("ious", ious, int(positive.sum()))
+            check_range("ious", ious)
+        return reference(logits, targets, *options)
+    return _call(logits, targets, *options)[0][0]
 
 
 def reference(
@@ -147,7 +155,7 @@ def example(size: int, seed: int = 0) -> tuple:
     return logits.requires_grad_(), labels, "cross_entropy", "rank", 8.0, 0.5, ious, True
 
 
-@torch.library.register_fake("corrdet::smooth_error")
+@register_fake("smooth_error")
 def _(logits, targets, distance, balance, lam, delta, ious, weight_by_iou):
     dtype = compute_dtype(logits)
     values = logits.new_empty(1, dtype=dtype)

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_floating, check_positive
-from .._transforms import differentiable
+from .._backend import backend
+from .._checks import check_floating, check_positive
+from .._transforms import differentiable, register_fake
 
 
 def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
@@ -44,13 +45,13 @@ def soft_rank(values: Tensor, strength: float = 1.0) -> Tensor:
     Raises:
         TypeError: `values` is not a floating point tensor, or `strength` not a number.
         ValueError: `values` has no dimension, or `strength` is not positive and finite.
-        RuntimeError: CUDA tensor, and corrdet was built without CUDA.
     """
     check_floating("values", values)
     if values.dim() == 0:
         raise ValueError("values must have shape (..., n), got a 0-dimensional tensor")
-    check_device("values", values)
     check_positive("strength", strength)
+    if backend(values.device) == "reference":
+        return reference(values, strength)
     return _call(values, float(strength))[0]
 
 
@@ -88,7 +89,7 @@ def example(size: int, seed: int = 0) -> tuple:
     return values.requires_grad_(), 10 / size
 
 
-@torch.library.register_fake("corrdet::soft_rank")
+@register_fake("soft_rank")
 def _(values, strength):
     ranks = values.new_empty(values.shape)
     permutation = values.new_empty(values.shape, dtype=torch.int64)
@@ -96,7 +97,7 @@ def _(values, strength):
     return ranks, permutation, pools
 
 
-@torch.library.register_fake("corrdet::soft_rank_backward")
+@register_fake("soft_rank_backward")
 def _(grad, permutation, pools, strength):
     return grad.new_empty(grad.shape)
 

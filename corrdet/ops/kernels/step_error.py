@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._backend import backend
 from .._checks import check_positive, compute_dtype
 from .._samples import (
     attach_gradient,
@@ -21,7 +22,8 @@ from .._samples import (
     spread_gradient,
     weighted_rows,
 )
-from .._transforms import differentiable
+from .._transforms import differentiable, register_fake
+from ..pure.samples import check_count, split_targets
 
 # As in csrc/step_error/step_loss.h.
 STEP_LOSSES = ("average_precision", "step", "step_negatives", "rank_sort", "alrp")
@@ -76,8 +78,8 @@ def step_error(
         is not ignored is not finite.
 
     Raises:
-        TypeError, ValueError: an argument is not as described. On CUDA the values of ``targets``
-            are not looked at beforehand: where they are wrong, the result is NaN.
+        TypeError, ValueError: an argument is not as described. The kernels for CUDA do not look at
+            the values of ``targets`` beforehand: where they are wrong, the result is NaN.
     """
     check_samples(logits, targets)
     if loss not in STEP_LOSSES:
@@ -90,6 +92,11 @@ def step_error(
         )
     if localization is not None:
         check_per_positive("localization", localization, logits)
+    if backend(logits.device) == "reference":
+        positive, _ = split_targets(targets, loss == "rank_sort")
+        if localization is not None:
+            check_count("localization", localization, int(positive.sum()))
+        return reference(logits, targets, loss, float(delta), localization)
     values = _call(logits, targets, loss, float(delta), localization)[0]
     return values[0], values[1]
 
@@ -238,7 +245,7 @@ def example(size: int, seed: int = 0) -> tuple:
     return logits.requires_grad_(), labels, "alrp", 1.0, ious.requires_grad_()
 
 
-@torch.library.register_fake("corrdet::step_error")
+@register_fake("step_error")
 def _(logits, targets, loss, delta, localization):
     dtype = compute_dtype(logits)
     rows = 2 if loss == "rank_sort" else 1
