@@ -70,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "in 2018 (default: scores)",
     )
     parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="of an image and class that are evaluated (default: 100, as by COCO); where the "
+        "annotations are those of LVIS, of an image (default: 300)",
+    )
+    parser.add_argument(
         "--bootstrap",
         type=int,
         default=1000,
@@ -93,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.bootstrap != 0 and args.bootstrap < MIN_SAMPLES:
         parser.error(f"expected 0 or at least {MIN_SAMPLES} for --bootstrap, got {args.bootstrap}")
+    if args.max_detections is not None and args.max_detections < 1:
+        parser.error(f"expected at least 1 for --max-detections, got {args.max_detections}")
     if args.seed < 0:
         parser.error(f"expected a number of 0 or more for --seed, got {args.seed}")
     path = os.path.join(args.output, "metrics.json")
@@ -116,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             form=args.format,
             skip_bad=args.skip_bad,
             lrp_thresholds=args.lrp_thresholds,
+            max_detections=args.max_detections,
             samples=args.bootstrap,
             seed=args.seed,
         )

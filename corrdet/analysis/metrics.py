@@ -11,6 +11,7 @@ from corrdet.coco import CocoFileError, read_detections, read_ground_truth
 from corrdet.coco.messages import printable
 from corrdet.measures import Bootstrap, Results, bootstrap, measure
 from corrdet.measures.explaining import explain
+from corrdet.measures.matching import MAX_DETECTIONS
 
 CONFIDENCE = 0.95
 # Fewer images or samples say nothing of what another choice of images would have given.
@@ -29,6 +30,7 @@ def analyze(
     form: str = "auto",
     skip_bad: bool = False,
     lrp_thresholds: str = "scores",
+    max_detections: int | None = None,
     samples: int = 1000,
     seed: int = 0,
     progress: bool = True,
@@ -42,6 +44,7 @@ def analyze(
         form: of the results, see :func:`corrdet.coco.detections_from`.
         skip_bad: leave out rows that cannot be used, and note how many.
         lrp_thresholds: "scores", or "grid" for oLRP as it was defined in 2018.
+        max_detections: see :func:`corrdet.measures.match`.
         samples: of the bootstrap; 0 for none.
         seed: of the bootstrap.
         progress: show progress bars.
@@ -69,6 +72,7 @@ def analyze(
                 iou_type=iou_type,
                 name=name,
                 lrp_thresholds=lrp_thresholds,
+                max_detections=max_detections,
             )
             for path, name in zip(paths, names_of(detections), strict=True)
         ]
@@ -111,6 +115,7 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
         "name": result.name,
         "iou_type": result.iou_type,
         "lrp_thresholds": result.lrp_thresholds,
+        "max_detections": result.max_detections,
         "images": len(gt.image_ids),
         "ground_truths": int(result.matches.num_gt[0].sum()),
         "detections": len(result.detections.scores),
@@ -200,6 +205,11 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
             ", ..." if len(absent) > MAX_NAMES else ""
         )
         lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
+    if first.ground_truth.federated is not None:
+        lines.append(
+            "The annotations are federated (neg_category_ids, not_exhaustive_category_ids): "
+            "evaluated by LVIS' rules. APr, APc and APf are of rare, common and frequent classes."
+        )
     lines += [f"Ground truth: {note}" for note in first.ground_truth.notes]
     is_flat = (first.ground_truth.boxes[:, 2:] == 0).any(axis=1) & ~first.ground_truth.is_crowd
     if is_flat.any():
@@ -217,8 +227,7 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
             lines.append(f"{result.name}: {explanation}")
         if result.num_left_out:
             lines.append(
-                f"{result.name}: COCO evaluates the 100 best detections of an image and class; "
-                f"{result.num_left_out} others are left out."
+                f"{result.name}: {_evaluated(result)}; {result.num_left_out} others are left out."
             )
         beyond = _num_beyond(result)
         if beyond > MAX_BEYOND * len(result.detections.scores):
@@ -227,6 +236,19 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
                 "their image. Are they x, y, width, height?"
             )
     return lines
+
+
+def _evaluated(result: Results) -> str:
+    """Which detections are."""
+    limit = result.max_detections
+    if result.ground_truth.federated is not None:
+        return (
+            f"LVIS evaluates the {limit} best detections of an image, and of these the classes "
+            "that are annotated in the image or known to be absent"
+        )
+    if limit == MAX_DETECTIONS:
+        return f"COCO evaluates the {limit} best detections of an image and class"
+    return f"the {limit} best detections of an image and class are evaluated"
 
 
 def _num_beyond(result: Results) -> int:

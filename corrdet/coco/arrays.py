@@ -9,6 +9,7 @@ from pycocotools import mask as mask_utils
 
 from . import columns
 from .completing import completed
+from .federated import Federated, federated_from
 from .masks import for_masks
 from .messages import describe, printable
 from .rules import CocoFileError, check_unique_ids, is_side, is_text, lists_of, side_words
@@ -36,6 +37,7 @@ class GroundTruth:
         areas: (G,) in square pixels, as annotated (of the mask, in COCO).
         is_crowd: (G,) bool.
         masks: G run-length encodings, or None where boxes are compared.
+        federated: which classes were looked for in which images; None where all were, in all.
         notes: sentences on what a reader of measures has to know of the file.
     """
 
@@ -51,6 +53,7 @@ class GroundTruth:
     areas: np.ndarray = field(repr=False)
     is_crowd: np.ndarray = field(repr=False)
     masks: list[dict] | None = field(default=None, repr=False)
+    federated: Federated | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
 
@@ -108,19 +111,39 @@ def ground_truth_from_coco(
     categories, category_ids = _by_id(categories, "categories", source)
     fields: dict[str, Any] = {
         "image_ids": image_ids,
-        "file_names": _texts(images, "file_name", "images", source, lambda image: ""),
+        "file_names": _texts(images, "file_name", "images", source, _name_in_url),
         "sizes": _image_sizes(images, source),
         "category_ids": category_ids,
         "category_names": _texts(
             categories, "name", "categories", source, lambda category: str(category["id"])
         ),
     }
+    federated = federated_from(images, categories, category_ids, source)
     values, notes = without_bad_rows(
         lambda rows: _annotated(rows, iou_type, fields, source), annotations, skip_bad=skip_bad
     )
+    if federated is not None:
+        values = _by_lvis(values, notes)
     if iou_type == "bbox" and columns.have_masks_alone(annotations):
         notes.append(AROUND_MASKS)
-    return GroundTruth(**fields, **values, notes=tuple(notes))
+    return GroundTruth(**fields, **values, federated=federated, notes=tuple(notes))
+
+
+def _by_lvis(values: dict, notes: list[str]) -> dict:
+    """Columns of annotations as lvis reads them: crowds are objects, what has no area is none."""
+    has_area = values["areas"] > 0
+    if not has_area.all():
+        notes.append(f"Annotations without area, left out as by LVIS: {(~has_area).sum()}.")
+    masks = values["masks"]
+    kept = {key: column[has_area] for key, column in values.items() if key != "masks"}
+    kept["masks"] = masks and [masks[row] for row in np.flatnonzero(has_area)]
+    return {**kept, "is_crowd": np.zeros_like(kept["is_crowd"])}
+
+
+def _name_in_url(image: dict) -> str:
+    """LVIS names the files of its images by their addresses alone: folder and file."""
+    url = image.get("coco_url")
+    return "/".join(str(url).split("/")[-2:]) if is_text(url) else ""
 
 
 def _annotated(annotations: list, iou_type: str, fields: dict, source: str) -> dict:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from .masks import MAX_REACH, MaskError, check_encodings, check_polygon, encode
+from .masks import MAX_REACH, MaskError, are_drawable, check_encodings, check_polygon, encode
 from .messages import describe, short
+from .polygons import Outlines, is_packed
 from .rules import (
     MAX_COORDINATE,
     are_numbers,
@@ -24,6 +25,8 @@ from .rules import (
 
 # Scores in float32 may be rounded to just above 1.
 SCORE_TOLERANCE = 1e-6
+# Of annotations whose polygons are looked at together.
+ROWS = 10_000
 
 
 def indices(
@@ -218,8 +221,35 @@ def crowd_flags(rows: list, what: str, source: str) -> np.ndarray:
     return np.array([bool(flag) for flag in flags], dtype=bool)
 
 
-def annotated_masks(rows: list[dict], sizes: np.ndarray, what: str, source: str) -> list[dict]:
+def check_annotated_masks(rows: list[dict], sizes: np.ndarray, what: str, source: str) -> None:
+    """Whether masks can be compared; what is sure to be is not encoded, which takes long.
+
+    Raises:
+        RowError: see :func:`annotated_masks`.
+    """
+    are_good = np.zeros(len(rows), dtype=bool)
+    for start in range(0, len(rows), ROWS):
+        packed = [
+            index
+            for index in range(start, min(start + ROWS, len(rows)))
+            if is_packed(rows[index].get("segmentation"))
+        ]
+        if packed:
+            outlines = Outlines([rows[index]["segmentation"] for index in packed])
+            are_good[packed] = are_drawable(outlines, sizes[packed])
+    annotated_masks(rows, sizes, what, source, np.flatnonzero(~are_good))
+
+
+def annotated_masks(
+    rows: list[dict],
+    sizes: np.ndarray,
+    what: str,
+    source: str,
+    only: Sequence[int] | np.ndarray | None = None,
+) -> list[dict]:
     """Run-length encodings of polygons, and of masks with or without compression.
+
+    ``only``: indices of the rows whose masks are asked for.
 
     Raises:
         RowError: a row has none.
@@ -235,7 +265,8 @@ def annotated_masks(rows: list[dict], sizes: np.ndarray, what: str, source: str)
         row = rows[index]
         return f"{reason} (id {row.get('id')}, image_id {row['image_id']})"
 
-    return _masks(len(rows), encoded, sizes, what, source, named)
+    wanted = range(len(rows)) if only is None else only
+    return _masks(wanted, encoded, sizes[wanted], what, source, named)
 
 
 def found_masks(rows: list[dict], sizes: np.ndarray, what: str, source: str) -> list[dict]:
@@ -245,13 +276,12 @@ def found_masks(rows: list[dict], sizes: np.ndarray, what: str, source: str) -> 
         RowError: a row has none.
     """
     given = [row.get("segmentation") for row in rows]
-    return _masks(
-        len(rows), lambda index: given[index], sizes, what, source, lambda _, reason: reason
-    )
+    everything = range(len(rows))
+    return _masks(everything, given.__getitem__, sizes, what, source, lambda _, reason: reason)
 
 
 def _masks(
-    count: int,
+    rows: Sequence[int] | np.ndarray,
     encoded: Callable[[int], Any],
     sizes: np.ndarray,
     what: str,
@@ -259,17 +289,17 @@ def _masks(
     named: Callable[[int, str], str],
 ) -> list[dict]:
     try:
-        masks = [encoded(index) for index in range(count)]
+        masks = [encoded(row) for row in rows]
         check_encodings(masks, sizes)
         return masks
     except MaskError:
         pass
     bad, reasons = [], []
-    for index in range(count):
+    for row, size in zip(rows, sizes, strict=True):
         try:
-            check_encodings([encoded(index)], sizes[index : index + 1])
+            check_encodings([encoded(row)], size[None])
         except MaskError as error:
-            bad.append(index)
+            bad.append(row)
             reasons.append(error.reason)
     raise row_error(source, what, bad, "segmentation", named(bad[0], reasons[0]))
 

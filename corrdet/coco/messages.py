@@ -11,6 +11,8 @@ MAX_LISTED = 10
 
 def short(value: Any, limit: int = 80) -> str:
     """A text of at most ``limit`` characters, on one line."""
+    if hasattr(value, "tolist"):  # an array, of a polygon
+        value = value.tolist()
     try:
         text = "nothing" if value is None else repr(value)
     except RecursionError:

@@ -1,6 +1,7 @@
 """Files in COCO's format, each parsed once and handed on."""
 
 import contextlib
+import gc
 import gzip
 import io
 import json
@@ -18,9 +19,11 @@ from pycocotools.coco import COCO
 from corrdet.files import reading
 
 from .arrays import Detections, GroundTruth, detections_from_coco, ground_truth_from_coco
+from .columns import check_annotated_masks
 from .completing import completed, results_with_whole_ids, with_whole_ids
 from .foreign import FORMATS, as_coco_rows
 from .naming import has_file_name
+from .polygons import pack
 from .rules import CocoFileError
 
 Opener = Callable[[Any, Any], IO]
@@ -34,7 +37,7 @@ class CocoFile:
     Attributes:
         path: of the file.
         content: of the file, which nobody changes; its ids are whole numbers or texts where they
-            can be.
+            can be, its polygons arrays, see :func:`.polygons.pack`.
     """
 
     def __init__(self, path: str, content: Any):
@@ -63,6 +66,19 @@ class CocoFile:
                 source=self.path,
             )
         return self._ground_truths[iou_type]
+
+    def check(self, iou_type: str) -> None:
+        """Whether detections can be compared with the objects: see :func:`ground_truth_from_coco`.
+
+        Raises:
+            CocoFileError: they cannot.
+        """
+        if iou_type != "segm" or iou_type in self._ground_truths:
+            self.ground_truth(iou_type)
+        else:  # encoding masks takes long, and is not needed yet
+            objects = self.ground_truth()
+            sizes = objects.sizes[objects.images]
+            check_annotated_masks(self.completed["annotations"], sizes, "annotations", self.path)
 
     def api(self) -> COCO:
         """pycocotools' object of this content, completed."""
@@ -224,6 +240,18 @@ def detections_from(
     return replace(found, notes=(*notes, *found.notes))
 
 
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """In the block, no cycles are looked for, which takes long among millions of new objects."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _parse(path: str | os.PathLike, opener: Opener | None = None) -> Any:
     try:
         with reading(), (opener or open)(path, "rb") as file:
@@ -231,7 +259,8 @@ def _parse(path: str | os.PathLike, opener: Opener | None = None) -> Any:
         if data[:2] == GZIP:
             data = gzip.decompress(data)
         # Files from Windows may begin with a mark of their encoding.
-        return json.loads(data.decode("utf-8-sig"))
+        with without_collecting():
+            return json.loads(data.decode("utf-8-sig"), object_hook=pack)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CocoFileError(f"{path}: expected JSON, compressed by gzip: {error}") from error
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from detectron2.data.build import (
 )
 from detectron2.data.detection_utils import check_metadata_consistency
 
+from corrdet.coco.reading import without_collecting
 from corrdet.config_keys import declare
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.names import kind_of
@@ -74,6 +75,11 @@ def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict
         DatasetTypeError: it is not a list of dicts.
         KeyError: it is not registered.
     """
+    with without_collecting():
+        return _load_dataset(cfg, name, is_train)
+
+
+def _load_dataset(cfg: CfgNode, name: str, is_train: bool) -> list[dict]:
     skip_bad_annotations = cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False)
     dicts = load_registered(
         name, skip_bad_annotations=skip_bad_annotations, masks=cfg.MODEL.MASK_ON

@@ -1,5 +1,6 @@
 """Correlation Loss as a coupling: of a batch, or of each of its images or levels."""
 
+import logging
 import math
 from typing import Annotated
 
@@ -132,9 +133,21 @@ def _correlation(
         scores, ious, _ = scores_and_ious(matched, None, global_batch, memory, state, gradient)
         return correlation_loss(scores, ious, coefficient, strength, gradient, unbiased, soft_both)
     own_groups, num_groups = matched.groups(over)
+    keeps_number = memory and matched.num_levels is not None
+    if keeps_number and "groups" in state and len(state.get("levels", ())) != num_groups:
+        logging.getLogger(__name__).warning(
+            "what MEMORY has kept is not of the %d feature levels of this model: it begins anew",
+            num_groups,
+        )
+        state.clear()
     scores, ious, groups = scores_and_ious(
         matched, own_groups, global_batch, memory, state, gradient
     )
+    if keeps_number and "levels" not in state:
+        # Their number is its length, which is known without waiting for a device.
+        state["levels"] = torch.zeros(num_groups)
+    if matched.num_levels is None and len(groups):  # it was counted in this batch alone
+        num_groups = max(num_groups, int(groups.max()) + 1)
     return grouped_correlation_loss(
         scores,
         ious,

@@ -174,9 +174,9 @@ def _boxes(sample: _Sample) -> Iterator[_Supposition]:
     scales = SCALES[np.abs(np.log(SCALES)) > 0.1]
     shares = np.array([sample.share(boxes * scale, any_class=True) for scale in scales])
     # Of those that find nearly as many, the one in the middle.
-    scale = float(np.exp(np.log(scales[shares >= shares.max() - 0.02]).mean()))
-    cause = f"the boxes are those of images about {1 / scale:.2f} times as large"
-    yield _Supposition(cause, remedy, boxes * scale)
+    middle = float(np.exp(np.log(scales[shares >= 0.9 * shares.max()]).mean()))
+    cause = f"the boxes are those of images about {1 / middle:.1f} times as large"
+    yield _Supposition(cause, remedy, boxes * middle)
 
 
 def _of_classes(sample: _Sample, boxes: np.ndarray) -> tuple[str, str]:

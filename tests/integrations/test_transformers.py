@@ -267,8 +267,10 @@ def test_refusals():
     assert outputs_of(model, batch()).loss.isfinite()
 
 
-def test_trainer(tmp_path):
+def test_trainer(tmp_path, monkeypatch):
     """transformers' Trainer: some steps, a lower loss, and the losses of an evaluation."""
+    # It would take Detectron2's folder datasets/ for the package of that name.
+    monkeypatch.setattr(transformers.trainer, "is_datasets_available", lambda: False)
     data = batch()
     samples = [
         {"pixel_values": pixels, "labels": labels}

@@ -216,7 +216,7 @@ VALUES = torch.zeros(3)
         ((VALUES, -1), ValueError, "got -1"),
         ((VALUES, float("nan")), ValueError, "got nan"),
         ((VALUES, float("inf")), ValueError, "got inf"),
-        ((VALUES, None), TypeError, "strength must be a float, got NoneType"),
+        ((VALUES, None), TypeError, "strength must be a number, got NoneType"),
         ((VALUES, True), TypeError, "got bool"),
         ((VALUES, torch.tensor(1.0)), TypeError, "got Tensor"),
     ],

@@ -118,7 +118,7 @@ LOGITS, LABELS, ONE = torch.zeros(3), torch.tensor([1, 0, -1]), torch.ones(1)
     [
         ("ap", 1.0, None, ValueError, "loss must be one of .* got 'ap'"),
         ("step", 0, None, ValueError, "delta must be positive.* got 0"),
-        ("step", "1", None, TypeError, "delta must be a float, got str"),
+        ("step", "1", None, TypeError, "delta must be a number, got str"),
         ("step", 1.0, ONE, ValueError, "for, and needed by"),
         ("alrp", 1.0, None, ValueError, "localization None"),
         ("alrp", 1.0, torch.ones(2), ValueError,
