@@ -25,7 +25,7 @@ CUDA_BUILT = $(BIN)/python -c 'import sys, torch, corrdet._C as c; sys.exit(not 
 # ninja, ruff and clang-format are called from the environment, activated or not.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo compare test test-pure fast lint types format docs-tables cuda-report sanitize fuzz benchmark wheel clean
+.PHONY: help setup demo compare test test-pure fast lint types format docs docs-tables cuda-report sanitize fuzz benchmark wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make setup        set up $(VENV): torch, Detectron2, corrdet'
 	@echo 'make lint         style and type checks alone'
 	@echo 'make format       rewrite the code in style'
+	@echo 'make docs         build the site of the documentation into build/site'
 	@echo 'make docs-tables  write the tables of the docs that are made from the code'
 	@echo 'make cuda-report  registers and spills of the CUDA kernels; fails on spills'
 	@echo 'make sanitize     tests of the operators, their CPU code built with GCC sanitizers'
@@ -81,6 +82,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(if $(NATIVE),$(BIN)/clang-format -i $(NATIVE))
+
+# The packages that build the site are installed when it is first built: 45 MB, a minute.
+docs: setup
+	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) install --no-build-isolation -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 docs-tables: setup
 	$(BIN)/python tools/docs_tables.py

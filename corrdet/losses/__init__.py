@@ -21,6 +21,7 @@ from .correlation import (
 from .correlation_coupling import grouped_correlation_loss
 from .criterion import Criterion
 from .distributional_ranking import dr_loss
+from .example import example_predictions
 from .focal import quality_focal_loss, sigmoid_focal_loss, varifocal_loss
 from .from_config import build_criterion
 from .gradient_harmonizing import ghm_c_loss, ghm_r_loss
@@ -63,6 +64,7 @@ __all__ = [
     "correlation_loss",
     "diou_loss",
     "dr_loss",
+    "example_predictions",
     "ghm_c_loss",
     "ghm_r_loss",
     "giou_loss",

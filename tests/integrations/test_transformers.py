@@ -198,6 +198,19 @@ def test_couplings_are_in_the_sum(name):
     torch.testing.assert_close(after.loss, before.loss + sum(added))
 
 
+@pytest.mark.parametrize("name", ["rt_detr", "detr"])
+def test_the_localization_loss_is_the_criterions(name):
+    """In all layers, with the weight that the model's config has for GIoU."""
+    classification = MODELS[name][1]().classification.name
+    giou, harmonic = (
+        outputs_of(built(name, Criterion(classification, localization)), batch()).loss_dict
+        for localization in ("giou", "harmonic_iou")
+    )
+    own = [key for key in giou if key.startswith("loss_giou")]
+    assert len(own) >= 2
+    assert all(not torch.isclose(giou[key], harmonic[key]) for key in own)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_an_image_without_objects(name):
     model = built(name, MODELS[name][1]())

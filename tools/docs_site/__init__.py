@@ -1,0 +1,1 @@
+"""What of the documentation's site is made from the code: a page of each loss, its pictures."""
