@@ -10,6 +10,7 @@ from tqdm import tqdm
 from corrdet.coco import CocoFileError, read_detections, read_ground_truth
 from corrdet.coco.messages import printable
 from corrdet.measures import Bootstrap, Results, bootstrap, measure
+from corrdet.measures.bootstrap import SIGNIFICANT, costs_of
 from corrdet.measures.explaining import explain
 from corrdet.measures.matching import MAX_DETECTIONS
 
@@ -17,6 +18,8 @@ CONFIDENCE = 0.95
 # Fewer images or samples say nothing of what another choice of images would have given.
 MIN_IMAGES = 20
 MIN_SAMPLES = 100
+# Below, intervals are noted to be too narrow.
+MANY_IMAGES = 200
 # More boxes than this share reach beyond their images: they may be in another format.
 MAX_BEYOND = 0.1
 MAX_NAMES = 5
@@ -122,6 +125,14 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
         "detections_left_out": result.num_left_out,
         **result.as_dict(),
     }
+    if result.errors is not None:
+        entry["errors"] = {
+            name: {
+                "count": result.errors.counts[name],
+                "cost": cost if math.isfinite(cost) else None,
+            }
+            for name, cost in result.errors.cost.items()
+        }
     if samples:
         keys = samples.samples
         entry["bootstrap"] = {
@@ -134,14 +145,19 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
             entry["bootstrap"]["differences"] = {
                 key: _interval(samples.difference(key, file, 0, CONFIDENCE)) for key in keys
             }
+            corrected = samples.corrected_p_values()
+            entry["bootstrap"]["p_values"] = {key: _defined(corrected[key, file]) for key in keys}
     if file:
-        differences = {
-            key: value - results[0].measures[key] for key, value in result.measures.items()
-        }
+        values, first = ({**r.measures, **costs_of(r)} for r in (result, results[0]))
+        differences = {key: value - first[key] for key, value in values.items()}
         entry["differences"] = {
             key: value if math.isfinite(value) else None for key, value in differences.items()
         }
     return entry
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _interval(bounds: tuple[float, float]) -> list[float] | None:
@@ -151,15 +167,18 @@ def _interval(bounds: tuple[float, float]) -> list[float] | None:
 def table(results: Sequence[Results], samples: Bootstrap | None) -> str:
     """All measures, a column for each file, then one for each difference from the first."""
     rows = []
-    for key, first in results[0].measures.items():
+    p_values = samples.corrected_p_values() if samples else {}
+    values = [{**result.measures, **costs_of(result)} for result in results]
+    for key, first in values[0].items():
         is_count = isinstance(first, int)
         row = [key]
-        for file, result in enumerate(results):
+        for file in range(len(results)):
             bounds = samples.interval(key, file) if samples and key in samples.samples else None
-            row.append(_cell(result.measures[key], bounds, is_count=is_count))
-        for file, result in enumerate(results[1:], 1):
+            row.append(_cell(values[file][key], bounds, is_count=is_count))
+        for file in range(1, len(results)):
             bounds = samples.difference(key, file) if samples and key in samples.samples else None
-            row.append(_cell(result.measures[key] - first, bounds, "+", is_count=is_count))
+            cell = _cell(values[file][key] - first, bounds, "+", is_count=is_count)
+            row.append(f"{cell} *" if p_values.get((key, file), 1) < SIGNIFICANT else cell)
         rows.append(row)
     names = [result.name for result in results]
     headers = ["", *names, *(f"{name} - {names[0]}" for name in names[1:])]
@@ -174,25 +193,32 @@ def _cell(value: float, bounds, sign: str = "", *, is_count: bool = False) -> st
     text = f"{value:{sign}.2f}"
     if bounds is not None and math.isfinite(bounds[0]):
         text += f"  [{bounds[0]:{sign}.2f}, {bounds[1]:{sign}.2f}]"
-        if sign and (bounds[0] > 0 or bounds[1] < 0):
-            text += " *"
     return text
 
 
 def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
     """What a reader of the table has to know."""
-    lines = ["In percent. oLRP and its parts: lower is better."]
+    lines = ["In percent. oLRP and its parts, dAP50 and its types: lower is better."]
     if samples:
         lines.append(
             f"[low, high]: {100 * CONFIDENCE:.0f} % intervals of a bootstrap over images "
             f"({len(samples.samples['AP'][0])} samples)."
         )
         if len(results) > 1:
-            lines.append("*: the interval of the difference, on the same images, excludes 0.")
+            tests = len(samples.values) * (len(results) - 1)
+            lines.append(
+                "*: more than the choice of images explains (paired differences, p below "
+                f"{SIGNIFICANT} after Holm's correction for {tests} tests)."
+            )
     first = results[0]
     num_images = len(first.ground_truth.image_ids)
     if num_images < MIN_IMAGES:
         lines.append(f"No confidence intervals: {num_images} images are fewer than {MIN_IMAGES}.")
+    elif samples and num_images < MANY_IMAGES:
+        lines.append(
+            f"With {num_images} images the intervals are too narrow: in simulations, those of 95 % "
+            "held AP 83 to 88 times of 100 with 20 images, and 90 times with 120."
+        )
     absent = [
         name
         for name, count in zip(

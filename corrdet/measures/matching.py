@@ -189,6 +189,37 @@ def box_ious(boxes: np.ndarray, gt_boxes: np.ndarray, is_crowd: np.ndarray) -> n
     return np.divide(intersection, union, out=np.zeros(len(boxes)), where=overlaps)
 
 
+class PairIous:
+    """IoUs of any detections with any objects, of masks where both have masks."""
+
+    def __init__(self, ground_truth: GroundTruth, detections: Detections):
+        self._gt, self._detections = ground_truth, detections
+        self._masks, self._gt_masks = detections.masks, ground_truth.masks
+
+    def matrix(self, rows: np.ndarray, columns: np.ndarray, *, crowd: bool) -> np.ndarray:
+        """(n, m) IoUs of n detections with m objects.
+
+        Args:
+            rows: n of ``Detections``.
+            columns: m of ``GroundTruth``.
+            crowd: the area of the detection takes the place of the union's.
+        """
+        shape = len(rows), len(columns)
+        if 0 in shape:
+            return np.zeros(shape)
+        if self._masks is None or self._gt_masks is None:
+            pairs = np.repeat(rows, shape[1]), np.tile(columns, shape[0])
+            boxes, gt_boxes = self._detections.boxes[pairs[0]], self._gt.boxes[pairs[1]]
+            return box_ious(boxes, gt_boxes, np.full(len(boxes), crowd)).reshape(shape)
+        return np.asarray(
+            mask_utils.iou(
+                [self._masks[row] for row in rows],
+                [self._gt_masks[column] for column in columns],
+                [int(crowd)] * shape[1],
+            )
+        ).reshape(shape)
+
+
 def _overlapping_pairs(gt, gt_order, gt_groups, detections, order, groups):
     """Pairs of the same group with an IoU of at least the lowest threshold.
 

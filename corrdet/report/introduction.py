@@ -5,7 +5,7 @@ from html import escape
 
 from corrdet.options import is_number
 
-from .html import excludes_zero, interval, number
+from .html import interval, is_significant, number
 
 
 def introduction(entries: Sequence[Mapping]) -> str:
@@ -28,7 +28,7 @@ def introduction(entries: Sequence[Mapping]) -> str:
         if bounds is not None:
             verdict = (
                 "more than the choice of images explains"
-                if excludes_zero(bounds)
+                if is_significant(entry, "AP")
                 else "which the choice of images alone may explain"
             )
             line += (

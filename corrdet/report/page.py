@@ -91,6 +91,17 @@ figcaption { font-size: .92rem; max-width: 40rem; }
     gap: 1.5rem; align-items: center; }
 }
 details { font-size: .9rem; margin: .35rem 0; }
+.errors details { border-top: 1px solid var(--grid); margin: 0; }
+.errors summary { color: inherit; padding: .45rem 0; }
+.errors summary strong { display: inline-block; min-width: 3rem; }
+.errors .bar { display: flex; align-items: center; gap: .6rem; padding-left: 1rem; }
+.errors .bar i { display: block; height: .8rem; min-width: 2px; border-radius: 2px; flex: none; }
+.errors .track { flex: 1 1 8rem; max-width: 26rem; }
+.errors .bar span { white-space: nowrap; }
+@media (max-width: 40rem) {
+  .errors .bar { flex-wrap: wrap; gap: 0 .6rem; }
+  .errors .track { flex-basis: 100%; max-width: none; }
+}
 summary { cursor: pointer; color: var(--accent); padding: .2rem 0; }
 .picture { position: relative; background: var(--panel); }
 .picture img { display: block; width: 100%; height: auto; }
