@@ -2,14 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
 from corrdet.coco import CocoFileError, read_detections, read_ground_truth
 from corrdet.coco.messages import printable
-from corrdet.measures import Bootstrap, Results, bootstrap, measure
+from corrdet.measures import (
+    Bootstrap,
+    Results,
+    bootstrap,
+    calibration,
+    confusion,
+    measure,
+    operating_points,
+)
 from corrdet.measures.bootstrap import SIGNIFICANT, costs_of
 from corrdet.measures.explaining import explain
 from corrdet.measures.matching import MAX_DETECTIONS
@@ -23,6 +33,8 @@ MANY_IMAGES = 200
 # More boxes than this share reach beyond their images: they may be in another format.
 MAX_BEYOND = 0.1
 MAX_NAMES = 5
+# Of classes that are confused.
+MAX_PAIRS = 20
 
 
 def analyze(
@@ -133,6 +145,7 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
             }
             for name, cost in result.errors.cost.items()
         }
+    entry |= _parts(result, entry["per_class"])
     if samples:
         keys = samples.samples
         entry["bootstrap"] = {
@@ -154,6 +167,52 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
             key: value if math.isfinite(value) else None for key, value in differences.items()
         }
     return entry
+
+
+def _parts(result: Results, per_class: dict) -> dict:
+    """Operating points, calibration and confused classes; those of each class go to theirs."""
+    points, calibrated, confused = operating_points(result), calibration(result), confusion(result)
+    names = list(per_class)
+    for row, name in enumerate(names):
+        best = points.per_class_f1[row]
+        per_class[name] |= {
+            "F1": best and best.f1,
+            "F1_threshold": best and best.threshold,
+            "F1_precision": best and _defined(best.precision),
+            "F1_recall": best and best.recall,
+            **{key: _defined(float(v[row])) for key, v in calibrated.per_class.items()},
+        }
+    fields = ("errors", "calibrated")
+    values = [getattr(calibrated, key) for key in fields]
+    return {
+        "operating_points": {
+            "best_F1": points.best_f1 and _all_defined(asdict(points.best_f1)),
+            "best_LRP": points.best_lrp and _all_defined(asdict(points.best_lrp)),
+            "curves": {k: [_defined(float(x)) for x in v] for k, v in points.curves.items()},
+        },
+        "calibration": {
+            **{key: part and _all_defined(part) for key, part in zip(fields, values, strict=True)},
+            **{
+                key: [_defined(float(x)) for x in getattr(calibrated, key)]
+                for key in ("scores", "precision", "ious")
+            },
+            "counts": calibrated.counts.tolist(),
+        },
+        "confusion": {
+            "threshold": confused.threshold,
+            "pairs": [
+                {"object": names[row], "detected_as": names[column], "count": count}
+                for row, column, count in confused.pairs()[:MAX_PAIRS]
+            ],
+            "right": int(np.trace(confused.counts[:-1, :-1])),
+            "background": int(confused.counts[-1].sum()),
+            "missed": int(confused.counts[:, -1].sum()),
+        },
+    }
+
+
+def _all_defined(values: dict) -> dict:
+    return {key: _defined(value) for key, value in values.items()}
 
 
 def _defined(value: float) -> float | None:

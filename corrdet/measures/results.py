@@ -88,6 +88,10 @@ class Results:
             return None
         return errors_by_type(self.ground_truth, self.detections)
 
+    def scalars(self, prefix: str = "") -> dict[str, float]:
+        """Name -> value of what is defined, flat, as TensorBoard, W&B and other loggers take it."""
+        return {prefix + k: float(v) for k, v in self.measures.items() if math.isfinite(v)}
+
     def as_dict(self) -> dict:
         """Measures, and under ``per_class`` those of each class, for JSON: undefined is None."""
         names = unique_names(self.ground_truth)

@@ -90,8 +90,8 @@ SUMMARY = (
 
 
 NOT_MEASURES = {
-    "name", "iou_type", "lrp_thresholds", "max_detections",
-    "per_class", "bootstrap", "errors", "differences", "others", "notes",
+    "name", "iou_type", "lrp_thresholds", "max_detections", "per_class", "bootstrap", "errors",
+    "differences", "calibration", "confusion", "operating_points", "made", "others", "notes",
 }  # fmt: skip
 
 

@@ -12,16 +12,18 @@ from . import (
     bounds,
     calibration,
     classes,
+    confusion,
     density,
     errors,
     fit,
     glossary,
+    operating,
     pictures,
     precision,
     summary,
 )
 from . import training as training_curves
-from .introduction import introduction
+from .introduction import introduction, made
 from .page import page
 from .training import TrainingRun
 
@@ -69,8 +71,14 @@ def write_report(
     sections = [
         ("summary", "Summary", summary.chapter(entries, notes)),
         ("errors", "Errors by type", ERRORS_HERE),
+        ("operating", "Where to cut off", operating.chapter(entries)),
+        ("confusion", "Confused classes", confusion.chapter(entries)),
         ("density", "Score against IoU", density.chapter(results)),
-        ("calibration", "What a score says about the box", calibration.chapter(results)),
+        (
+            "calibration",
+            "What a score says about the box",
+            f"{calibration.chapter(results)}\n{calibration.errors(entries)}",
+        ),
         ("shares", "How well the boxes fit", fit.chapter(results)),
         ("bounds", "AP and what agreement could make of it", bounds.chapter(results)),
         ("precision", "Precision and recall", precision.chapter(results)),
@@ -84,7 +92,7 @@ def write_report(
     heading = "The most inconsistent detections"
     if images is not None:
         sections.append(("pictures", heading, PICTURES_HERE))
-    text = page(TITLE, verdict, [*sections, words])
+    text = page(TITLE, verdict, [*sections, words], made(metrics))
     # First whatever has no limit, then pictures as long as there is room.
     room = MAX_BYTES - len(text.encode(errors="replace"))
     content, room = errors.chapter(results, entries, images, room, problems)

@@ -23,17 +23,9 @@ from tests.helpers.report import (
     written,
 )
 
-ALWAYS = [
-    "summary",
-    "errors",
-    "density",
-    "calibration",
-    "shares",
-    "bounds",
-    "precision",
-    "classes",
-    "words",
-]
+ALWAYS = (
+    "summary errors operating confusion density calibration shares bounds precision classes words"
+).split()
 
 
 def test_everything_of_two_files(problem, training, tmp_path):
@@ -55,7 +47,9 @@ def test_everything_of_two_files(problem, training, tmp_path):
         assert target in ids
     # Each figure has a text alternative and a caption.
     drawings = [a for a in page.of("div") if a.get("class") == "drawing"]
-    assert len(drawings) == 2 + 3 + 3 + 7 and all(len(a["aria-label"]) > 60 for a in drawings)
+    assert len(drawings) == 2 + 2 + 2 + 3 + 3 + 7 and all(
+        len(a["aria-label"]) > 60 for a in drawings
+    )
     assert len(page.of("figure")) == len(page.of("figcaption"))
     pictures = page.of("img")
     assert len(pictures) > 8 and all("image" in picture["alt"] for picture in pictures)
