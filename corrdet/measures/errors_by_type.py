@@ -17,7 +17,7 @@ has all false positives behind all true ones, FN no object that is not found.
 As in the authors' code, classes without objects that have detections count as an AP of 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 from corrdet.coco import Detections, GroundTruth
 
 from .matching import PairIous
-from .ranking import PrecisionCurves
+from .ranking import true_positives_needed
 
 TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 SPECIAL = ("FP", "FN")
@@ -213,9 +213,9 @@ class CostOfErrors:
             if name == "Cls":
                 classes = np.where(is_it & errors.mended, gt.categories[errors.objects], categories)
             self._curves[name] = _Curve(images, scores, classes, true, kept, num)
-        self._curves["FP"] = _Curve(
-            images, is_true.astype(float), categories, is_true, ~in_crowd, num
-        )
+        # Behind all correct detections, false ones lower nothing; but their classes are there.
+        self._curves["FP"] = _Curve(images, scores, categories, is_true, is_true, num)
+        self._curves["FP"].presence = self._curves[""].presence
 
     def costs(self, counts: np.ndarray) -> dict[str, float]:
         """
@@ -233,14 +233,17 @@ class CostOfErrors:
             )
 
         num_gt = num_of(self._is_object)
-        base = self._curves[""]
-        ap = base.average_precision(counts, num_gt)
-        values = {}
-        for name, curve in self._curves.items():
-            if name:
-                values[name] = curve.average_precision(counts, num_gt) - ap
-        values["Miss"] = base.average_precision(counts, num_gt - num_of(self._missed)) - ap
-        values["FN"] = base.average_precision(counts, num_of(self._found)) - ap
+        objects = {
+            "": [num_gt, num_gt - num_of(self._missed), num_of(self._found)],
+            **{name: [num_gt] for name in self._curves if name},
+        }
+        found = {
+            name: curve.average_precision(counts, objects[name])
+            for name, curve in self._curves.items()
+        }
+        ap, missed, none_missed = found.pop("")
+        values = {name: mended - ap for name, (mended,) in found.items()}
+        values |= {"Miss": missed - ap, "FN": none_missed - ap}
         # Below 0 by the steps of recall alone.
         return {
             name: max(values[name], 0.0) if name in TYPES else values[name]
@@ -249,26 +252,60 @@ class CostOfErrors:
 
 
 class _Curve:
-    """AP50 of a ranking, the mean over the classes that have objects or detections."""
+    """AP50 of a ranking, the mean over the classes that have objects or detections.
+
+    Of the false positives only those between two true ones are counted, by image: a sample is a
+    product of that sparse matrix with the counts of the images.
+    """
 
     def __init__(self, images, scores, categories, is_true, is_kept, num_categories):
+        from scipy.sparse import coo_array
+
         rows = np.flatnonzero(is_kept)
         rows = rows[np.lexsort((-scores[rows], categories[rows]))]
-        self._images, self._categories = images[rows], categories[rows]
-        self._num_categories = num_categories
-        none = np.zeros((1, len(rows)), bool)
-        self._curves = PrecisionCurves(
-            self._categories, is_true[rows][None], none, num_categories, RECALLS
-        )
+        images, categories, is_true = images[rows], categories[rows], is_true[rows]
+        places = np.flatnonzero(is_true)
+        self._images, self._classes = images[places], categories[places]
+        self._bounds = np.searchsorted(self._classes, np.arange(num_categories + 1))
+        false = np.flatnonzero(~is_true)
+        before = np.searchsorted(places, false)
+        # The next true positive, if it is of the same class: behind the last, nothing is lowered.
+        is_before = before < len(places)
+        is_before[is_before] = self._classes[before[is_before]] == categories[false[is_before]]
+        false, before = false[is_before], before[is_before]
+        size = int(images.max(initial=-1)) + 1
+        self._size = size
+        self._false = coo_array(
+            (np.ones(len(false)), (before, images[false])), shape=(len(places), size)
+        ).tocsr()
+        # Which classes are detected at all.
+        self.presence = coo_array(
+            (np.ones(len(images)), (categories, images)), shape=(num_categories, size)
+        ).tocsr()
 
-    def average_precision(self, counts: np.ndarray, num_gt: np.ndarray) -> float:
-        weights = counts[self._images]
-        ap = self._curves.precision(weights, num_gt)[0].mean(axis=1)
-        num_detections = np.bincount(self._categories, weights, minlength=self._num_categories)
-        is_there = (num_gt > 0) | (num_detections > 0)
-        if not is_there.any():
-            return float("nan")
-        return 100 * float(np.where(num_gt > 0, ap, 0)[is_there].mean())
+    def average_precision(self, counts: np.ndarray, num_gt: Sequence[np.ndarray]) -> list[float]:
+        """In percent, for each of several numbers of objects (C,)."""
+        true = np.cumsum(counts[self._images])
+        false = np.cumsum(self._false @ counts[: self._size])
+        starts, false_starts = (np.concatenate([[0], sums])[self._bounds] for sums in (true, false))
+        tp = true - starts[self._classes]
+        precision = tp / (false - false_starts[self._classes] + tp + np.spacing(1))
+        for start, stop in zip(self._bounds[:-1].tolist(), self._bounds[1:].tolist(), strict=True):
+            if stop - start > 1:
+                segment = precision[start:stop][::-1]
+                np.maximum.accumulate(segment, out=segment)
+        precision = np.append(precision, 0.0)
+        is_detected = self.presence @ counts[: self.presence.shape[1]] > 0
+        values = []
+        for number in num_gt:
+            needed = true_positives_needed(number, RECALLS)
+            at = np.searchsorted(true, starts[:-1, None] + needed)
+            is_reached = needed <= np.diff(starts)[:, None]
+            ap = np.where(is_reached, precision[np.minimum(at, len(true))], 0.0).mean(axis=1)
+            is_there = (number > 0) | is_detected
+            mean = np.where(number > 0, ap, 0)[is_there].mean() if is_there.any() else np.nan
+            values.append(100 * float(mean))
+        return values
 
 
 __all__ = ["MAX_DETECTIONS", "SPECIAL", "TYPES", "CostOfErrors", "Errors", "errors_by_type"]

@@ -30,7 +30,6 @@ class PrecisionCurves:
         true_positives: np.ndarray,
         ignored: np.ndarray,
         num_categories: int,
-        recalls: np.ndarray = RECALL_THRESHOLDS,
     ):
         """
         Args:
@@ -38,9 +37,7 @@ class PrecisionCurves:
             true_positives: (T, D) bool.
             ignored: (T, D) bool.
             num_categories: C.
-            recalls: (101,) thresholds.
         """
-        self._recalls = recalls
         self.shape = len(true_positives), num_categories
         size = len(categories)
         starts = np.searchsorted(categories, np.arange(num_categories))
@@ -81,7 +78,7 @@ class PrecisionCurves:
                 segment = precision[start:stop][::-1]
                 np.maximum.accumulate(segment, out=segment)
 
-        needed = _true_positives_needed(num_gt, self._recalls)  # (C, 101)
+        needed = true_positives_needed(num_gt, RECALL_THRESHOLDS)  # (C, 101)
         needed = np.broadcast_to(needed, (num_thresholds, *needed.shape)).reshape(-1, 101)
         reached = needed <= np.diff(before)[:, None]
         at = np.searchsorted(true, before[:-1, None] + needed)
@@ -253,7 +250,7 @@ def _sums_before(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(values)])
 
 
-def _true_positives_needed(num_gt: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+def true_positives_needed(num_gt: np.ndarray, recalls: np.ndarray) -> np.ndarray:
     """(C,) -> (C, 101): the least count, at least 1, whose recall reaches each recall threshold."""
     num_gt = np.maximum(num_gt, 1)[:, None]
     needed = np.ceil(recalls * num_gt)
