@@ -20,7 +20,9 @@ from corrdet.files import ReadError, atomic_write
 from corrdet.measures.ranking import LRP_THRESHOLDS
 from corrdet.report import read_training, write_report
 
+from .export import FORMS, write_tables
 from .metrics import MIN_SAMPLES, analyze, metrics, names_of, table
+from .provenance import provenance
 
 
 def _check_output(folder: str, files: Sequence[str]) -> None:
@@ -96,6 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="DIR",
         help="output folders of trainings, for their curves (Detectron2's metrics.json)",
     )
+    parser.add_argument(
+        "--export",
+        nargs="+",
+        choices=FORMS,
+        default=[],
+        metavar="FORM",
+        help="write the tables to --output too: csv, markdown, latex (with booktabs)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     args = parser.parse_args(arguments)
     if args.bootstrap != 0 and args.bootstrap < MIN_SAMPLES:
@@ -130,9 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=args.seed,
         )
         content = metrics(results, samples)
+        command = sys.argv[1:] if arguments is None else arguments
+        content["made"] = provenance([args.ground_truth, *args.detections], command)
         notes = content["notes"]
         with atomic_write(path) as file:
             json.dump(content, file, indent=1, allow_nan=False)
+        for form in args.export:
+            write_tables(args.output, content, form)
         problems = write_report(
             report,
             results,

@@ -2,14 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
 from corrdet.coco import CocoFileError, read_detections, read_ground_truth
 from corrdet.coco.messages import printable
-from corrdet.measures import Bootstrap, Results, bootstrap, measure
+from corrdet.measures import (
+    Bootstrap,
+    Results,
+    bootstrap,
+    calibration,
+    confusion,
+    measure,
+    operating_points,
+)
+from corrdet.measures.bootstrap import SIGNIFICANT, costs_of
 from corrdet.measures.explaining import explain
 from corrdet.measures.matching import MAX_DETECTIONS
 
@@ -17,9 +28,13 @@ CONFIDENCE = 0.95
 # Fewer images or samples say nothing of what another choice of images would have given.
 MIN_IMAGES = 20
 MIN_SAMPLES = 100
+# Below, intervals are noted to be too narrow.
+MANY_IMAGES = 200
 # More boxes than this share reach beyond their images: they may be in another format.
 MAX_BEYOND = 0.1
 MAX_NAMES = 5
+# Of classes that are confused.
+MAX_PAIRS = 20
 
 
 def analyze(
@@ -122,6 +137,15 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
         "detections_left_out": result.num_left_out,
         **result.as_dict(),
     }
+    if result.errors is not None:
+        entry["errors"] = {
+            name: {
+                "count": result.errors.counts[name],
+                "cost": cost if math.isfinite(cost) else None,
+            }
+            for name, cost in result.errors.cost.items()
+        }
+    entry |= _parts(result, entry["per_class"])
     if samples:
         keys = samples.samples
         entry["bootstrap"] = {
@@ -134,14 +158,65 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
             entry["bootstrap"]["differences"] = {
                 key: _interval(samples.difference(key, file, 0, CONFIDENCE)) for key in keys
             }
+            corrected = samples.corrected_p_values()
+            entry["bootstrap"]["p_values"] = {key: _defined(corrected[key, file]) for key in keys}
     if file:
-        differences = {
-            key: value - results[0].measures[key] for key, value in result.measures.items()
-        }
+        values, first = ({**r.measures, **costs_of(r)} for r in (result, results[0]))
+        differences = {key: value - first[key] for key, value in values.items()}
         entry["differences"] = {
             key: value if math.isfinite(value) else None for key, value in differences.items()
         }
     return entry
+
+
+def _parts(result: Results, per_class: dict) -> dict:
+    """Operating points, calibration and confused classes; those of each class go to theirs."""
+    points, calibrated, confused = operating_points(result), calibration(result), confusion(result)
+    names = list(per_class)
+    for row, name in enumerate(names):
+        best = points.per_class_f1[row]
+        per_class[name] |= {
+            "F1": best and best.f1,
+            "F1_threshold": best and best.threshold,
+            "F1_precision": best and _defined(best.precision),
+            "F1_recall": best and best.recall,
+            **{key: _defined(float(v[row])) for key, v in calibrated.per_class.items()},
+        }
+    fields = ("errors", "calibrated")
+    values = [getattr(calibrated, key) for key in fields]
+    return {
+        "operating_points": {
+            "best_F1": points.best_f1 and _all_defined(asdict(points.best_f1)),
+            "best_LRP": points.best_lrp and _all_defined(asdict(points.best_lrp)),
+            "curves": {k: [_defined(float(x)) for x in v] for k, v in points.curves.items()},
+        },
+        "calibration": {
+            **{key: part and _all_defined(part) for key, part in zip(fields, values, strict=True)},
+            **{
+                key: [_defined(float(x)) for x in getattr(calibrated, key)]
+                for key in ("scores", "precision", "ious")
+            },
+            "counts": calibrated.counts.tolist(),
+        },
+        "confusion": {
+            "threshold": confused.threshold,
+            "pairs": [
+                {"object": names[row], "detected_as": names[column], "count": count}
+                for row, column, count in confused.pairs()[:MAX_PAIRS]
+            ],
+            "right": int(np.trace(confused.counts[:-1, :-1])),
+            "background": int(confused.counts[-1].sum()),
+            "missed": int(confused.counts[:, -1].sum()),
+        },
+    }
+
+
+def _all_defined(values: dict) -> dict:
+    return {key: _defined(value) for key, value in values.items()}
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _interval(bounds: tuple[float, float]) -> list[float] | None:
@@ -151,15 +226,18 @@ def _interval(bounds: tuple[float, float]) -> list[float] | None:
 def table(results: Sequence[Results], samples: Bootstrap | None) -> str:
     """All measures, a column for each file, then one for each difference from the first."""
     rows = []
-    for key, first in results[0].measures.items():
+    p_values = samples.corrected_p_values() if samples else {}
+    values = [{**result.measures, **costs_of(result)} for result in results]
+    for key, first in values[0].items():
         is_count = isinstance(first, int)
         row = [key]
-        for file, result in enumerate(results):
+        for file in range(len(results)):
             bounds = samples.interval(key, file) if samples and key in samples.samples else None
-            row.append(_cell(result.measures[key], bounds, is_count=is_count))
-        for file, result in enumerate(results[1:], 1):
+            row.append(_cell(values[file][key], bounds, is_count=is_count))
+        for file in range(1, len(results)):
             bounds = samples.difference(key, file) if samples and key in samples.samples else None
-            row.append(_cell(result.measures[key] - first, bounds, "+", is_count=is_count))
+            cell = _cell(values[file][key] - first, bounds, "+", is_count=is_count)
+            row.append(f"{cell} *" if p_values.get((key, file), 1) < SIGNIFICANT else cell)
         rows.append(row)
     names = [result.name for result in results]
     headers = ["", *names, *(f"{name} - {names[0]}" for name in names[1:])]
@@ -174,25 +252,32 @@ def _cell(value: float, bounds, sign: str = "", *, is_count: bool = False) -> st
     text = f"{value:{sign}.2f}"
     if bounds is not None and math.isfinite(bounds[0]):
         text += f"  [{bounds[0]:{sign}.2f}, {bounds[1]:{sign}.2f}]"
-        if sign and (bounds[0] > 0 or bounds[1] < 0):
-            text += " *"
     return text
 
 
 def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
     """What a reader of the table has to know."""
-    lines = ["In percent. oLRP and its parts: lower is better."]
+    lines = ["In percent. oLRP and its parts, dAP50 and its types: lower is better."]
     if samples:
         lines.append(
             f"[low, high]: {100 * CONFIDENCE:.0f} % intervals of a bootstrap over images "
             f"({len(samples.samples['AP'][0])} samples)."
         )
         if len(results) > 1:
-            lines.append("*: the interval of the difference, on the same images, excludes 0.")
+            tests = len(samples.values) * (len(results) - 1)
+            lines.append(
+                "*: more than the choice of images explains (paired differences, p below "
+                f"{SIGNIFICANT} after Holm's correction for {tests} tests)."
+            )
     first = results[0]
     num_images = len(first.ground_truth.image_ids)
     if num_images < MIN_IMAGES:
         lines.append(f"No confidence intervals: {num_images} images are fewer than {MIN_IMAGES}.")
+    elif samples and num_images < MANY_IMAGES:
+        lines.append(
+            f"With {num_images} images the intervals are too narrow: in simulations, those of 95 % "
+            "held AP 83 to 88 times of 100 with 20 images, and 90 times with 120."
+        )
     absent = [
         name
         for name, count in zip(

@@ -4,12 +4,15 @@ Every sample weighs the images by how often they were drawn; rankings, matches a
 are the same for all results files, so differences between files are paired.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from .errors_by_type import CostOfErrors
 from .matching import AREA_RANGES
 from .ranking import LocalizationRecallPrecision, PrecisionCurves
 from .results import (
@@ -21,6 +24,12 @@ from .results import (
     threshold_row,
 )
 
+Key = TypeVar("Key", bound=Hashable)
+# p-values below are called more than chance.
+SIGNIFICANT = 0.05
+# Measures that can be negative.
+SIGNED = ("beta_cls", "PCC", "SCC", "KCC")
+
 
 @dataclass(frozen=True)
 class Bootstrap:
@@ -29,6 +38,8 @@ class Bootstrap:
     An interval is the spread of the samples about their mean, laid around the measure. The samples
     themselves lie a little higher in AP and lower in oLRP, as images that are drawn twice repeat
     their objects: at the size of COCO by as much as half of the interval.
+
+    An interval ends where the measure does: at 0 and 100, correlations at -100 and 100.
 
     Attributes:
         seed: of the draws.
@@ -42,7 +53,9 @@ class Bootstrap:
 
     def interval(self, name: str, file: int, confidence: float = 0.95) -> tuple[float, float]:
         """Confidence interval of a measure of a file; NaN where it is not defined."""
-        return _interval(self.values[name][file], self.samples[name][file], confidence)
+        low, high = _interval(self.values[name][file], self.samples[name][file], confidence)
+        least = -100.0 if name in SIGNED else 0.0
+        return max(low, least) if low == low else low, min(high, 100.0) if high == high else high
 
     def difference(
         self, name: str, file: int, other: int = 0, confidence: float = 0.95
@@ -50,6 +63,41 @@ class Bootstrap:
         """Confidence interval of what a file has more than another, on the same images."""
         values, samples = self.values[name], self.samples[name]
         return _interval(values[file] - values[other], samples[file] - samples[other], confidence)
+
+    def p_value(self, name: str, file: int, other: int = 0) -> float:
+        """How often so large a difference would come of the choice of images; two-sided.
+
+        By the normal distribution with the spread of the samples, as a correction for many tests
+        asks for smaller values than a share of the samples can be. NaN where the difference is not
+        defined; 1 without a difference.
+        """
+        values, samples = self.values[name], self.samples[name]
+        value, sampled = values[file] - values[other], samples[file] - samples[other]
+        sampled = sampled[np.isfinite(sampled)]
+        if not len(sampled) or not np.isfinite(value):
+            return float("nan")
+        spread = float(sampled.std())
+        if spread == 0:
+            return 1.0 if value == 0 else 0.0
+        return math.erfc(abs(float(value)) / spread / math.sqrt(2))
+
+    def corrected_p_values(self) -> dict[tuple[str, int], float]:
+        """(name, file) -> p-value of the difference from the first file, by :func:`holm`."""
+        files = range(1, len(next(iter(self.values.values()))))
+        return holm({(n, file): self.p_value(n, file) for n in self.values for file in files})
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """p-values of several tests, corrected so that 1 in 20 *sets* has one below 0.05 by chance.
+
+    Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979. NaN is no test.
+    """
+    defined = sorted(((p, key) for key, p in p_values.items() if p == p), key=lambda pair: pair[0])
+    corrected, largest = dict(p_values), 0.0
+    for number, (p, key) in enumerate(defined):
+        largest = max(largest, min(1.0, (len(defined) - number) * p))
+        corrected[key] = largest
+    return corrected
 
 
 def bootstrap(
@@ -85,9 +133,10 @@ def bootstrap(
         ).astype(np.float64)
         drawn.append([image_sample.measures(counts) for image_sample in image_samples])
     names = drawn[0][0]
+    whole = [{**result.measures, **costs_of(result)} for result in results]
     return Bootstrap(
         seed=seed,
-        values={name: np.array([result.measures[name] for result in results]) for name in names},
+        values={name: np.array([values[name] for values in whole]) for name in names},
         samples={
             name: np.array(
                 [[sample[file][name] for sample in drawn] for file in range(len(results))]
@@ -95,6 +144,17 @@ def bootstrap(
             for name in names
         },
     )
+
+
+def cost_name(error_type: str) -> str:
+    """What the cost of an error is called among the measures."""
+    return f"dAP50_{error_type}"
+
+
+def costs_of(results: Results) -> dict[str, float]:
+    """:func:`cost_name` -> cost in AP50 of each type of errors, in percent."""
+    errors = results.errors
+    return {} if errors is None else {cost_name(name): v for name, v in errors.cost.items()}
 
 
 class ImageSample:
@@ -105,6 +165,9 @@ class ImageSample:
         self._num_categories = len(gt.category_ids)
         self._frequency_groups = frequency_groups(gt)
         self._images = matches.images
+        self._costs = None
+        if results.errors is not None:
+            self._costs = CostOfErrors(gt, results.detections, results.errors)
         low, high = AREA_RANGES["all"]
         is_counted = ~gt.is_crowd & (gt.areas >= low) & (gt.areas <= high)
         self._gt_images, self._gt_categories = gt.images[is_counted], gt.categories[is_counted]
@@ -132,7 +195,8 @@ class ImageSample:
             counts: (I,) how often each image is in the sample.
 
         Returns:
-            name -> value in percent, of the names of ``Results.measures``.
+            name -> value in percent, of the names of ``Results.measures``, and of the costs of
+            errors those of :func:`cost_name`.
         """
         weights = counts[self._images]
         num_gt = np.bincount(
@@ -154,7 +218,10 @@ class ImageSample:
             "PCC": self._overall.pearson(near),
             "SCC": self._overall.spearman(near),
         }
-        return {name: 100 * mean_of_defined(value) for name, value in values.items()}
+        values = {name: 100 * mean_of_defined(value) for name, value in values.items()}
+        if self._costs is not None:
+            values |= {cost_name(name): v for name, v in self._costs.costs(counts).items()}
+        return values
 
 
 class GroupCorrelation:

@@ -77,7 +77,10 @@ def default_max_detections(ground_truth: GroundTruth) -> int:
 
 
 def match(
-    ground_truth: GroundTruth, detections: Detections, max_detections: int | None = None
+    ground_truth: GroundTruth,
+    detections: Detections,
+    max_detections: int | None = None,
+    iou_thresholds: np.ndarray = IOU_THRESHOLDS,
 ) -> Matches:
     """Match detections with ground truth as pycocotools does, for all areas and thresholds.
 
@@ -93,6 +96,7 @@ def match(
         detections: N detections; masks are compared where both have masks.
         max_detections: of an image and category, 100 if not given; of federated annotations of an
             image, 300 if not given.
+        iou_thresholds: (T,) ascending, above 0.
     """
     limit = default_max_detections(ground_truth) if max_detections is None else max_detections
     gt = ground_truth
@@ -115,7 +119,7 @@ def match(
 
     # In group order: pairs that may match, and each detection's best IoU.
     pair_dt, pair_gt, pair_ious, best_ious = _overlapping_pairs(
-        gt, gt_order, gt_groups, detections, order, groups
+        gt, gt_order, gt_groups, detections, order, groups, iou_thresholds[0]
     )
     scores, categories = detections.scores[order], detections.categories[order]
     ranking = np.lexsort((-scores, categories))
@@ -132,6 +136,7 @@ def match(
         targets,
         gt_ignored[:, gt_order],
         gt.is_crowd[gt_order],
+        iou_thresholds,
     )
     areas = detections.areas[order][ranking]
     is_outside = (areas < low) | (areas > high)  # (A, D)
@@ -189,8 +194,39 @@ def box_ious(boxes: np.ndarray, gt_boxes: np.ndarray, is_crowd: np.ndarray) -> n
     return np.divide(intersection, union, out=np.zeros(len(boxes)), where=overlaps)
 
 
-def _overlapping_pairs(gt, gt_order, gt_groups, detections, order, groups):
-    """Pairs of the same group with an IoU of at least the lowest threshold.
+class PairIous:
+    """IoUs of any detections with any objects, of masks where both have masks."""
+
+    def __init__(self, ground_truth: GroundTruth, detections: Detections):
+        self._gt, self._detections = ground_truth, detections
+        self._masks, self._gt_masks = detections.masks, ground_truth.masks
+
+    def matrix(self, rows: np.ndarray, columns: np.ndarray, *, crowd: bool) -> np.ndarray:
+        """(n, m) IoUs of n detections with m objects.
+
+        Args:
+            rows: n of ``Detections``.
+            columns: m of ``GroundTruth``.
+            crowd: the area of the detection takes the place of the union's.
+        """
+        shape = len(rows), len(columns)
+        if 0 in shape:
+            return np.zeros(shape)
+        if self._masks is None or self._gt_masks is None:
+            pairs = np.repeat(rows, shape[1]), np.tile(columns, shape[0])
+            boxes, gt_boxes = self._detections.boxes[pairs[0]], self._gt.boxes[pairs[1]]
+            return box_ious(boxes, gt_boxes, np.full(len(boxes), crowd)).reshape(shape)
+        return np.asarray(
+            mask_utils.iou(
+                [self._masks[row] for row in rows],
+                [self._gt_masks[column] for column in columns],
+                [int(crowd)] * shape[1],
+            )
+        ).reshape(shape)
+
+
+def _overlapping_pairs(gt, gt_order, gt_groups, detections, order, groups, least):
+    """Pairs of the same group with an IoU of at least the lowest threshold, ``least``.
 
     Returns:
         index of the detection in ``order`` and of the ground truth in ``gt_order``, and the IoU,
@@ -220,7 +256,7 @@ def _overlapping_pairs(gt, gt_order, gt_groups, detections, order, groups):
         if len(pair_dt):
             firsts = np.flatnonzero(np.diff(pair_dt, prepend=-1))
             best_ious[pair_dt[firsts]] = np.maximum.reduceat(np.where(is_crowd, 0, ious), firsts)
-        keep = ious >= IOU_THRESHOLDS[0]
+        keep = ious >= least
         found.append((pair_dt[keep], pair_gt[keep], ious[keep]))
         first = last
     if not found:
@@ -246,7 +282,9 @@ def _mask_ious(gt, detections, rows, columns, groups):
     return ious
 
 
-def _match_greedily(pair_dt, pair_gt, pair_ious, groups, targets, gt_ignored, is_crowd):
+def _match_greedily(
+    pair_dt, pair_gt, pair_ious, groups, targets, gt_ignored, is_crowd, iou_thresholds
+):
     """pycocotools' COCOeval.evaluateImg, for all images and categories.
 
     Args:
@@ -257,13 +295,14 @@ def _match_greedily(pair_dt, pair_gt, pair_ious, groups, targets, gt_ignored, is
         targets: (D,) where the results of the detections go.
         gt_ignored: (A, G).
         is_crowd: (G,).
+        iou_thresholds: (T,).
 
     Returns:
         matched with a ground truth that counts (A, T, D), matched with an ignored one (A, T, D),
         ground truth matched over all areas or -1 (T, D), its IoU at the lowest threshold (D,).
     """
     num_areas, num_gt = gt_ignored.shape
-    thresholds = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
+    thresholds = np.minimum(iou_thresholds, 1 - 1e-10)[:, None]
     shape = num_areas, len(thresholds), len(groups)
     is_true, is_ignored = np.zeros(shape, bool), np.zeros(shape, bool)
     matched = np.full(shape[1:], -1, np.int32)

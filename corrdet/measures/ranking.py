@@ -78,7 +78,7 @@ class PrecisionCurves:
                 segment = precision[start:stop][::-1]
                 np.maximum.accumulate(segment, out=segment)
 
-        needed = _true_positives_needed(num_gt)  # (C, 101)
+        needed = true_positives_needed(num_gt, RECALL_THRESHOLDS)  # (C, 101)
         needed = np.broadcast_to(needed, (num_thresholds, *needed.shape)).reshape(-1, 101)
         reached = needed <= np.diff(before)[:, None]
         at = np.searchsorted(true, before[:-1, None] + needed)
@@ -250,11 +250,11 @@ def _sums_before(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(values)])
 
 
-def _true_positives_needed(num_gt: np.ndarray) -> np.ndarray:
+def true_positives_needed(num_gt: np.ndarray, recalls: np.ndarray) -> np.ndarray:
     """(C,) -> (C, 101): the least count, at least 1, whose recall reaches each recall threshold."""
     num_gt = np.maximum(num_gt, 1)[:, None]
-    needed = np.ceil(RECALL_THRESHOLDS * num_gt)
+    needed = np.ceil(recalls * num_gt)
     # The product may be rounded; what counts is the comparison of recalls.
-    needed -= (needed - 1) / num_gt >= RECALL_THRESHOLDS
-    needed += needed / num_gt < RECALL_THRESHOLDS
+    needed -= (needed - 1) / num_gt >= recalls
+    needed += needed / num_gt < recalls
     return np.maximum(needed, 1)

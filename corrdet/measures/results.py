@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from corrdet.coco import Detections, GroundTruth
 from corrdet.coco.federated import FREQUENCIES
 
 from .correlation import correlations, rank_correlation
+from .errors_by_type import Errors, errors_by_type
 from .matching import (
     AREA_RANGES,
     IOU_THRESHOLDS,
@@ -75,6 +77,20 @@ class Results:
     def boxes(self) -> np.ndarray:
         """(D, 4) XYWH of the evaluated detections."""
         return self.detections.boxes[self.matches.detections]
+
+    @cached_property
+    def errors(self) -> Errors | None:
+        """Errors by type, computed when first asked for; None of federated annotations.
+
+        What is not annotated there is no error of any type.
+        """
+        if self.ground_truth.federated is not None:
+            return None
+        return errors_by_type(self.ground_truth, self.detections)
+
+    def scalars(self, prefix: str = "") -> dict[str, float]:
+        """Name -> value of what is defined, flat, as TensorBoard, W&B and other loggers take it."""
+        return {prefix + k: float(v) for k, v in self.measures.items() if math.isfinite(v)}
 
     def as_dict(self) -> dict:
         """Measures, and under ``per_class`` those of each class, for JSON: undefined is None."""

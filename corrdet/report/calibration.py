@@ -1,13 +1,69 @@
 """What a score says about the box: mean scores in bins of IoU."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 
 import numpy as np
 
 from corrdet.measures import Results
 
 from . import svg
-from .html import figure, from_to, legend, names_of, no_detection, number_table
+from .html import (
+    cell,
+    figure,
+    from_to,
+    legend,
+    names_of,
+    no_detection,
+    number,
+    number_table,
+    scroll,
+)
+
+ERRORS = ("D-ECE", "LaECE_0", "LaACE_0", "beta_cls")
+
+
+def errors(entries: Sequence[Mapping]) -> str:
+    """The table of calibration errors, and what scores are worth."""
+    rows = []
+    for entry in entries:
+        for key, title in (("errors", ""), ("calibrated", ", calibrated")):
+            part = entry["calibration"][key]
+            if part is not None:
+                cells = "".join(cell(number(part[name])) for name in ERRORS)
+                rows.append(f'<tr><th scope="row">{escape(entry["name"])}{title}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in ERRORS)
+    table = scroll(
+        "Calibration errors",
+        f'<table><thead><tr><th scope="col">file</th>{head}</tr></thead>\n'
+        f"<tbody>{''.join(rows)}</tbody></table>",
+    )
+    names = [entry["name"] for entry in entries]
+    parts = [entry["calibration"] for entry in entries]
+    scores = [np.array(part["scores"], dtype=float) for part in parts]
+    figures = []
+    for key, label in (("ious", "mean IoU"), ("precision", "precision")):
+        values = [np.array(part[key], dtype=float) for part in parts]
+        what = (
+            "IoU with the matched object, 0 without one"
+            if key == "ious"
+            else "share of correct detections, at an IoU of at least 0.5"
+        )
+        alternative = f"Mean score against {what}, in 25 bins of score. " + " ".join(
+            from_to(name, value, label) for name, value in zip(names, values, strict=True)
+        )
+        caption = f"{what[0].upper()}{what[1:]}, in bins of score. Below the line: too sure."
+        drawing = svg.reliability_curves(scores, values, f"reliability-{key}", label)
+        figures.append(figure(f"reliability-{key}", drawing, alternative, caption))
+    return (
+        "<p>Calibration errors in percent, lower is better: D-ECE compares scores with precision "
+        "(correct: IoU of at least 0.5), LaECE_0 and LaACE_0 with the IoU of the object matched at "
+        "any IoU (tau 0), class by class. <strong>Calibrated</strong> is what isotonic regression "
+        "of each class makes of the scores, learned on the other half of the images. It mends "
+        "calibration and keeps the order of scores, so that beta_cls hardly moves: a detector can "
+        "be calibrated without telling good boxes from better ones.</p>\n"
+        f'{table}\n{legend(names)}<div class="figures">\n' + "\n".join(figures) + "\n</div>"
+    )
 
 
 def chapter(results: Sequence[Results]) -> str:

@@ -7,6 +7,7 @@ from html import escape
 import numpy as np
 
 from corrdet.measures import Results
+from corrdet.measures.bootstrap import SIGNIFICANT
 from corrdet.measures.matching import IOU_THRESHOLDS
 
 from . import svg
@@ -28,8 +29,10 @@ def interval(bounds: Sequence[float] | None, sign: str = "") -> str:
     return f"[{number(bounds[0], sign)}, {number(bounds[1], sign)}]"
 
 
-def excludes_zero(bounds: Sequence[float] | None) -> bool:
-    return bounds is not None and (bounds[0] > 0 or bounds[1] < 0)
+def is_significant(entry: Mapping, key: str) -> bool:
+    """Whether a file's difference from the first is more than chance, after Holm's correction."""
+    p = entry.get("bootstrap", {}).get("p_values", {}).get(key)
+    return p is not None and p < SIGNIFICANT
 
 
 def breakable(name: str) -> str:

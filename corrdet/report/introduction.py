@@ -5,7 +5,7 @@ from html import escape
 
 from corrdet.options import is_number
 
-from .html import excludes_zero, interval, number
+from .html import breakable, interval, is_significant, number
 
 
 def introduction(entries: Sequence[Mapping]) -> str:
@@ -28,7 +28,7 @@ def introduction(entries: Sequence[Mapping]) -> str:
         if bounds is not None:
             verdict = (
                 "more than the choice of images explains"
-                if excludes_zero(bounds)
+                if is_significant(entry, "AP")
                 else "which the choice of images alone may explain"
             )
             line += (
@@ -41,4 +41,19 @@ def introduction(entries: Sequence[Mapping]) -> str:
         f'<p class="muted">{len(entries)} results {"files" if len(entries) > 1 else "file"}, '
         f"{first['images']} images, {first['ground_truths']} objects, {kind} compared.</p>\n"
         f"<ul>\n{items}\n</ul>"
+    )
+
+
+def made(metrics: Mapping) -> str:
+    """When, by what and of which files the report was made, as far as that is told."""
+    found = metrics.get("made")
+    if found is None:
+        return ""
+    files = "".join(
+        f"<li>{breakable(file['path'])}, {file['bytes']} bytes, SHA-256 {file['sha256']}</li>\n"
+        for file in found["files"]
+    )
+    return (
+        f"<p>{escape(found['date'])}, corrdet {escape(found['version'])}:</p>\n"
+        f"<p><code>{escape(found['command'])}</code></p>\n<ul>\n{files}</ul>"
     )

@@ -33,7 +33,8 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.5rem 0 .25rem; }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; padding-top: .5rem;
   border-top: 1px solid var(--grid); }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 .5rem; }
-h1, h2, h3, p, li, dd, figcaption, td, th { overflow-wrap: anywhere; }
+h1, h2, h3, h4, p, li, dd, figcaption, td, th, output, summary { overflow-wrap: anywhere; }
+output { min-width: 0; }
 p, ul, dl { max-width: 48rem; }
 a { color: var(--accent); }
 .skip { position: absolute; left: -99rem; }
@@ -72,6 +73,7 @@ th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--accent)
 th[aria-sort=descending] button::after { content: " \\2193"; color: var(--accent); }
 .filter { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin: .5rem 0; }
 .filter[hidden] { display: none; }
+input[type=range] { flex: 1 1 12rem; max-width: 24rem; padding: 0; }
 input { font: inherit; color: inherit; background: var(--bg); border: 1px solid var(--muted);
   border-radius: 6px; padding: .35rem .6rem; max-width: 100%; }
 .figures { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(100%,
@@ -91,6 +93,18 @@ figcaption { font-size: .92rem; max-width: 40rem; }
     gap: 1.5rem; align-items: center; }
 }
 details { font-size: .9rem; margin: .35rem 0; }
+.errors details { border-top: 1px solid var(--grid); margin: 0; }
+.errors summary { color: inherit; padding: .45rem 0; }
+.errors summary strong { display: inline-block; min-width: 3rem; }
+.errors .bar { display: flex; align-items: center; gap: .6rem; padding-left: 1rem; }
+.errors .bar i { display: block; height: .8rem; min-width: 2px; border-radius: 2px; flex: none; }
+.errors .track { flex: 1 1 8rem; max-width: 26rem; }
+.errors .bar span { white-space: nowrap; }
+@media (max-width: 40rem) {
+  .errors .bar { flex-wrap: wrap; gap: 0 .6rem; }
+  .errors .track { flex-basis: 100%; max-width: none; }
+  .errors .bar span { white-space: normal; }
+}
 summary { cursor: pointer; color: var(--accent); padding: .2rem 0; }
 .picture { position: relative; background: var(--panel); }
 .picture img { display: block; width: 100%; height: auto; }
@@ -125,9 +139,27 @@ footer { margin: 3rem auto 2rem; color: var(--muted); font-size: .9rem; }
 }
 """
 
-# Sorting and filtering of the table of classes. Without a script the table is there all the same.
+# The slider of thresholds, sorting and filtering of the table of classes. Without a script the
+# tables are there all the same.
 SCRIPT = """
 "use strict";
+document.querySelectorAll(".operating").forEach((part) => {
+  const files = JSON.parse(part.dataset.points);
+  const slider = part.querySelector("input");
+  const output = part.querySelector("output");
+  const show = () => {
+    const row = Number(slider.value);
+    const shown = (file) => ["precision", "recall", "F1", "LRP"].map((key) => {
+      const value = file.curves[key][row];
+      return key + " " + (value === null ? "n.d." : value.toFixed(2));
+    }).join(", ");
+    output.textContent = (row / 100).toFixed(2) + ": " + files.map((file) =>
+      (files.length > 1 ? file.name + ": " : "") + shown(file)).join("; ");
+  };
+  slider.addEventListener("input", show);
+  part.hidden = false;
+  show();
+});
 document.querySelectorAll("table.classes").forEach((table) => {
   const body = table.tBodies[0];
   const rows = Array.from(body.rows);
@@ -203,20 +235,24 @@ $links
 <main>
 $sections
 </main>
-<footer>Made by corrdet. docs/measures.md of corrdet has the formulas.</footer>
+<footer>Made by corrdet. docs/measures.md of corrdet has the formulas.
+$made</footer>
 <script>$script</script>
 </body>
 </html>
 """)
 
 
-def page(title: str, introduction: str, sections: Sequence[tuple[str, str, str]]) -> str:
+def page(
+    title: str, introduction: str, sections: Sequence[tuple[str, str, str]], made: str = ""
+) -> str:
     """A whole page.
 
     Args:
         title: as text.
         introduction: as HTML.
         sections: id, heading as text and content as HTML of each.
+        made: of what, as HTML.
     """
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return PAGE.substitute(
@@ -230,6 +266,7 @@ def page(title: str, introduction: str, sections: Sequence[tuple[str, str, str]]
             f'<h2 id="{key}-heading" tabindex="-1">{escape(heading)}</h2>\n{content}\n</section>'
             for key, heading, content in sections
         ),
+        made=made,
         style=STYLE,
         script=SCRIPT,
         script_hash=f"sha256-{digest}",

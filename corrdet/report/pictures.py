@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from corrdet.coco import GroundTruth
 from corrdet.coco.naming import parts_of
 from corrdet.measures import Results
 from corrdet.measures.matching import box_ious
@@ -48,7 +49,7 @@ def chapter(
                 bar.update()
                 try:
                     card = _picture(result, int(row), folder)
-                except _PictureError as error:
+                except PictureError as error:
                     problems.append(str(error))
                     continue
                 size = len(card.encode(errors="replace"))
@@ -94,24 +95,52 @@ def _inconsistent(result: Results, count: int) -> tuple[np.ndarray, np.ndarray]:
     return picked[0], picked[1]
 
 
-class _PictureError(Exception):
+class PictureError(Exception):
     """An image cannot be shown; says which and why."""
 
 
 def _picture(result: Results, row: int, folder: str | os.PathLike) -> str:
-    """A figure of a detection, the objects of its class around it, on a part of their image."""
+    """A figure of a detection, and the objects of its class around it."""
     gt, matches = result.ground_truth, result.matches
     image_row, category = int(matches.images[row]), int(matches.categories[row])
-    file_name = gt.file_names[image_row] or ""
-    image = _open(folder, file_name, gt.sizes[image_row])
     box = result.boxes[row]
     is_near = (gt.images == image_row) & (gt.categories == category) & ~gt.is_crowd
     objects = gt.boxes[is_near]
     # The object that it is about; masks may be nearest to another, which is in the picture too.
     ious = box_ious(np.broadcast_to(box, objects.shape), objects, np.zeros(len(objects), bool))
-    nearest = objects[np.argmax(ious)]
+    score, iou = matches.scores[row], matches.best_ious[row]
+    label = f"{gt.category_names[category]}: score {score:.2f}, IoU {iou:.2f}"
+    return draw(
+        gt, image_row, folder, label, [box], objects, np.stack([box, objects[ious.argmax()]])
+    )
 
-    left, top, right, bottom = _surroundings(np.stack([box, nearest]), image.size)
+
+def draw(
+    gt: GroundTruth,
+    image_row: int,
+    folder: str | os.PathLike,
+    label: str,
+    found: Sequence[np.ndarray],
+    objects: Sequence[np.ndarray],
+    about: np.ndarray,
+) -> str:
+    """A figure of a part of an image, with detections and objects.
+
+    Args:
+        gt: whose image it is.
+        image_row: which.
+        folder: of the images.
+        label: below the picture, as text.
+        found: XYWH boxes of detections.
+        objects: XYWH boxes of objects.
+        about: (n, 4) boxes that have to be seen.
+
+    Raises:
+        PictureError: the image cannot be shown.
+    """
+    file_name = gt.file_names[image_row] or ""
+    image = _open(folder, file_name, gt.sizes[image_row])
+    left, top, right, bottom = _surroundings(about, image.size)
     part = image.crop((left, top, right, bottom))
     part.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     data = io.BytesIO()
@@ -124,10 +153,9 @@ def _picture(result: Results, row: int, folder: str | os.PathLike) -> str:
         # Dark below light: to be seen on any image.
         return f'<rect class="under" {place}/><rect class="{style}" {place}/>'
 
-    shapes = "".join(rectangle(xywh, "object") for xywh in objects) + rectangle(box, "detection")
-    score, iou = matches.scores[row], matches.best_ious[row]
-    label = f"{gt.category_names[category]}: score {score:.2f}, IoU {iou:.2f}"
-    alternative = f"A part of the image {file_name} with a detection and the objects of its class."
+    shapes = "".join(rectangle(xywh, "object") for xywh in objects)
+    shapes += "".join(rectangle(xywh, "detection") for xywh in found)
+    alternative = f"A part of the image {file_name} with detections and objects."
     return (
         f'<figure><div class="picture"><img alt="{escape(alternative)}" width="{part.width}" '
         f'height="{part.height}" src="data:image/jpeg;base64,{encoded}">'
@@ -142,10 +170,10 @@ def _open(folder: str | os.PathLike, file_name: str, size: np.ndarray) -> Image.
     """An image as its annotations see it.
 
     Raises:
-        _PictureError: it is not in the folder, cannot be read, or has another size.
+        PictureError: it is not in the folder, cannot be read, or has another size.
     """
     if not file_name:
-        raise _PictureError("an image has no file name in the annotations")
+        raise PictureError("an image has no file name in the annotations")
     path = _path_in(folder, file_name)
     try:
         with Image.open(path) as opened:
@@ -157,10 +185,10 @@ def _open(folder: str | os.PathLike, file_name: str, size: np.ndarray) -> Image.
                     return image.convert("RGB")
             actual = turned.size
     except FileNotFoundError as error:
-        raise _PictureError(f"{file_name} is missing") from error
+        raise PictureError(f"{file_name} is missing") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _PictureError(f"{file_name} cannot be read ({error})") from error
-    raise _PictureError(
+        raise PictureError(f"{file_name} cannot be read ({error})") from error
+    raise PictureError(
         f"{file_name} has {actual[0]} x {actual[1]} pixels, its annotations are of "
         f"{wanted[0]} x {wanted[1]}"
     )
@@ -170,7 +198,7 @@ def _path_in(folder: str | os.PathLike, file_name: str) -> str:
     """Where a file is, by its path or the end of it: other machines have other folders.
 
     Raises:
-        _PictureError: it is not in the folder. The report may be passed on: what a file of
+        PictureError: it is not in the folder. The report may be passed on: what a file of
             annotations asks for stays in there.
     """
     parts = parts_of(file_name)
@@ -180,7 +208,7 @@ def _path_in(folder: str | os.PathLike, file_name: str) -> str:
             path = os.path.join(folder, *parts[start:])
             if os.path.isfile(path) or not is_absolute:
                 return path
-    raise _PictureError(f"{file_name} is outside of the folder of the images")
+    raise PictureError(f"{file_name} is outside of the folder of the images")
 
 
 def _surroundings(boxes: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from .html import breakable, cell, excludes_zero, interval, number, scroll, undefined_note
+from .html import breakable, cell, interval, is_significant, number, scroll, undefined_note
 
 # Heading, and of each measure its name and what it says. What is not here comes last.
 SUMMARY = (
@@ -90,8 +90,8 @@ SUMMARY = (
 
 
 NOT_MEASURES = {
-    "name", "iou_type", "lrp_thresholds", "max_detections",
-    "per_class", "bootstrap", "differences", "others", "notes",
+    "name", "iou_type", "lrp_thresholds", "max_detections", "per_class", "bootstrap", "errors",
+    "differences", "calibration", "confusion", "operating_points", "made", "others", "notes",
 }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _summary_row(key: str, what: str, entries: Sequence[Mapping]) -> str:
         if key not in entry.get("differences", {}):
             cells.append("<td></td>")
             continue
-        star = " *" if excludes_zero(bounds) else ""
+        star = " *" if is_significant(entry, key) else ""
         cells.append(cell(number(value, "+") + star, interval(bounds, "+")))
     hint = f'<span class="what">{escape(what)}</span>' if what else ""
     return f'<tr><th scope="row">{breakable(key)}{hint}</th>{"".join(cells)}</tr>'

@@ -175,6 +175,35 @@ def precision_curves(curves: Sequence[np.ndarray], name: str) -> str:
     return _svg(draw, name)
 
 
+def operating_curves(curves: Sequence[np.ndarray], best: float, name: str) -> str:
+    """Percentages against the score threshold 0:0.01:1, (101,) each, and the best threshold."""
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        for series, values in enumerate(curves):
+            axes.plot(np.arange(101) / 100, values, **{**_style(series), "marker": ""})
+        axes.axvline(best, color=TEXT, lw=0.8, dashes=(1, 2))
+        axes.set(xlim=(0, 1), ylim=(0, 102), xlabel="score threshold", ylabel="percent")
+
+    return _svg(draw, name)
+
+
+def reliability_curves(
+    scores: Sequence[np.ndarray], values: Sequence[np.ndarray], name: str, label: str
+) -> str:
+    """What detections of a mean score are worth, of each series: on the diagonal if calibrated."""
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=TEXT, lw=0.8, dashes=(4, 3))
+        for series, (x, y) in enumerate(zip(scores, values, strict=True)):
+            is_there = np.isfinite(x)
+            axes.plot(x[is_there], y[is_there], **_style(series))
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean score", ylabel=label)
+
+    return _svg(draw, name)
+
+
 def training_curves(
     curves: Sequence[tuple[np.ndarray, np.ndarray]],
     name: str,

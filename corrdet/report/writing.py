@@ -12,15 +12,18 @@ from . import (
     bounds,
     calibration,
     classes,
+    confusion,
     density,
+    errors,
     fit,
     glossary,
+    operating,
     pictures,
     precision,
     summary,
 )
 from . import training as training_curves
-from .introduction import introduction
+from .introduction import introduction, made
 from .page import page
 from .training import TrainingRun
 
@@ -33,6 +36,8 @@ UNSHOWN = re.compile(
 TITLE = "Do scores tell how good the boxes are?"
 # Pictures are left out rather than making the file larger; the rest has no limit.
 MAX_BYTES = 5_000_000
+# Comments, which no name from a file can be: they are escaped.
+ERRORS_HERE, PICTURES_HERE = "<!--errors-->", "<!--pictures-->"
 
 
 def write_report(
@@ -65,8 +70,15 @@ def write_report(
     entries = [metrics, *metrics["others"]]
     sections = [
         ("summary", "Summary", summary.chapter(entries, notes)),
+        ("errors", "Errors by type", ERRORS_HERE),
+        ("operating", "Where to cut off", operating.chapter(entries)),
+        ("confusion", "Confused classes", confusion.chapter(entries)),
         ("density", "Score against IoU", density.chapter(results)),
-        ("calibration", "What a score says about the box", calibration.chapter(results)),
+        (
+            "calibration",
+            "What a score says about the box",
+            f"{calibration.chapter(results)}\n{calibration.errors(entries)}",
+        ),
         ("shares", "How well the boxes fit", fit.chapter(results)),
         ("bounds", "AP and what agreement could make of it", bounds.chapter(results)),
         ("precision", "Precision and recall", precision.chapter(results)),
@@ -76,15 +88,19 @@ def write_report(
         sections.append(("training", "Training", training_curves.chapter(training)))
     words = ("words", "What the words mean", glossary.chapter())
     verdict = introduction(entries)
-    if images is None:
-        text = page(TITLE, verdict, [*sections, words])
-        problems = []
-    else:
-        heading = "The most inconsistent detections"
-        without = page(TITLE, verdict, [*sections, ("pictures", heading, ""), words])
-        room = MAX_BYTES - len(without.encode(errors="replace"))
-        content, problems = pictures.chapter(results, images, room, progress)
-        text = page(TITLE, verdict, [*sections, ("pictures", heading, content), words])
+    problems: list[str] = []
+    heading = "The most inconsistent detections"
+    if images is not None:
+        sections.append(("pictures", heading, PICTURES_HERE))
+    text = page(TITLE, verdict, [*sections, words], made(metrics))
+    # First whatever has no limit, then pictures as long as there is room.
+    room = MAX_BYTES - len(text.encode(errors="replace"))
+    content, room = errors.chapter(results, entries, images, room, problems)
+    text = text.replace(ERRORS_HERE, content)
+    if images is not None:
+        content, more = pictures.chapter(results, images, room, progress)
+        text = text.replace(PICTURES_HERE, content)
+        problems = list(dict.fromkeys([*problems, *more]))
     text = UNSHOWN.sub(lambda match: printable(match[0]), text)
     with atomic_write(path, newline="\n") as file:
         file.write(text)

@@ -4,7 +4,7 @@ import scipy.stats
 
 from corrdet.coco import detections_from_coco, ground_truth_from_coco
 from corrdet.measures import Bootstrap, bootstrap, measure
-from corrdet.measures.bootstrap import GroupCorrelation, ImageSample
+from corrdet.measures.bootstrap import GroupCorrelation, ImageSample, costs_of, holm
 from tests.helpers.problems import detections, ground_truth, random_problem
 
 
@@ -31,9 +31,10 @@ def test_a_sample_is_what_a_file_with_its_images_gives():
             rows += [
                 {**row, "image_id": number} for row in results if row["image_id"] == ids[place]
             ]
-        expected = results_of(repeated, rows).measures
+        whole = results_of(repeated, rows)
+        expected = {**whole.measures, **costs_of(whole)}
         found = sample.measures(np.bincount(drawn, minlength=len(ids)).astype(float))
-        assert len(found) == 14
+        assert len(found) == 22
         for name, value in found.items():
             assert value == pytest.approx(expected[name], abs=1e-9), name
 
@@ -41,8 +42,9 @@ def test_a_sample_is_what_a_file_with_its_images_gives():
 def test_each_image_once_is_the_measure_itself():
     results = results_of(*random_problem(1))
     counts = np.ones(len(results.ground_truth.image_ids))
+    expected = {**results.measures, **costs_of(results)}
     for name, value in ImageSample(results).measures(counts).items():
-        assert value == pytest.approx(results.measures[name], abs=1e-9), name
+        assert value == pytest.approx(expected[name], abs=1e-9), name
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -89,7 +91,12 @@ def test_files_are_compared_on_the_same_images():
 def test_an_interval_is_the_spread_of_the_samples_around_the_measure():
     samples = np.arange(101.0)  # their mean is 50, which is 10 above the measure
     drawn = Bootstrap(0, {"AP": np.array([40.0])}, {"AP": samples[None]})
-    assert drawn.interval("AP", 0) == pytest.approx((-7.5, 87.5))
+    # Nothing is below 0.
+    assert drawn.interval("AP", 0) == pytest.approx((0, 87.5))
+    signed = Bootstrap(0, {"KCC": np.array([40.0])}, {"KCC": samples[None]})
+    assert signed.interval("KCC", 0) == pytest.approx((-7.5, 87.5))
+    high = Bootstrap(0, {"AP": np.array([90.0])}, {"AP": samples[None]})
+    assert high.interval("AP", 0) == pytest.approx((42.5, 100))
     assert drawn.interval("AP", 0, 0.5) == pytest.approx((15, 65))
     both = Bootstrap(0, {"AP": np.array([40.0, 43])}, {"AP": np.stack([samples, samples + 4])})
     assert both.difference("AP", 1) == (3, 3) and both.difference("AP", 0, 1) == (-3, -3)
@@ -104,6 +111,24 @@ def test_intervals_are_of_the_central_limit_theorem():
     low, high = drawn.interval("oLRP_FN", 0)
     assert (low + high) / 2 == pytest.approx(100 / 3, abs=2)
     assert (high - low) / 2 == pytest.approx(100 * 1.96 * (1 / 3 * 2 / 3 / 60) ** 0.5, rel=0.2)
+
+
+def test_p_values_are_those_of_the_normal_distribution():
+    rng = np.random.default_rng(0)
+    spread = rng.normal(0, 1, 4000)
+    samples = np.stack([np.zeros(4000), spread + 5, np.zeros(4000)])
+    drawn = Bootstrap(0, {"AP": np.array([0, 1.959964, 0.0])}, {"AP": samples})
+    assert drawn.p_value("AP", 1) == pytest.approx(0.05, rel=0.05)
+    assert drawn.p_value("AP", 2) == 1
+    assert set(drawn.corrected_p_values()) == {("AP", 1), ("AP", 2)}
+
+
+def test_holms_correction():
+    # The example: 0.01 x 4, 0.02 x 3, 0.03 x 2, 0.04 x 1, each at least the one before.
+    found = holm({"c": 0.03, "a": 0.01, "x": float("nan"), "d": 0.04, "b": 0.015})
+    assert np.isnan(found.pop("x"))
+    assert found == pytest.approx({"a": 0.04, "b": 0.045, "c": 0.06, "d": 0.06})
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1}
 
 
 def test_not_defined_is_nan():

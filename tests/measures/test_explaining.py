@@ -96,7 +96,7 @@ def shifted_and_within_1(row):
         (scale(0.64), "images whose longer side was resized to 640", "At the scale"),
         (scale(0.64, 640 / HEIGHT, 0.64, 640 / HEIGHT), "resized to 640 x 640", "At the scale"),
         (padded, "images resized and padded to 640 x 640", "At the scale"),
-        (scale(3.0), "images about 3.0", "At the scale"),
+        (scale(3.0), "images about 2.9", "At the scale"),
         (shifted_and_within_1, "the boxes are within 0..1 and class ids are shifted by 1", "With"),
     ],
 )

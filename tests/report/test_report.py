@@ -23,7 +23,9 @@ from tests.helpers.report import (
     written,
 )
 
-ALWAYS = ["summary", "density", "calibration", "shares", "bounds", "precision", "classes", "words"]
+ALWAYS = (
+    "summary errors operating confusion density calibration shares bounds precision classes words"
+).split()
 
 
 def test_everything_of_two_files(problem, training, tmp_path):
@@ -38,14 +40,16 @@ def test_everything_of_two_files(problem, training, tmp_path):
     assert page.sections == [*ALWAYS[:-1], "training", "pictures", "words"]
     assert_alone(page)
     assert "A &lt;note&gt;." in page.text
-    assert len(page.text.encode()) < 1_000_000
+    assert len(page.text.encode()) < 3_000_000  # the images are noise
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for target in re.findall(r'(?:href="|url\()#([^")]*)', page.text):
         assert target in ids
     # Each figure has a text alternative and a caption.
     drawings = [a for a in page.of("div") if a.get("class") == "drawing"]
-    assert len(drawings) == 2 + 3 + 3 + 7 and all(len(a["aria-label"]) > 60 for a in drawings)
+    assert len(drawings) == 2 + 2 + 2 + 3 + 3 + 7 and all(
+        len(a["aria-label"]) > 60 for a in drawings
+    )
     assert len(page.of("figure")) == len(page.of("figcaption"))
     pictures = page.of("img")
     assert len(pictures) > 8 and all("image" in picture["alt"] for picture in pictures)
@@ -58,7 +62,11 @@ def test_everything_of_two_files(problem, training, tmp_path):
     (ap,) = (cells for name, cells in row.items() if re.match(r"AP[A-Z ][a-z]", name))
     assert ap[0] == f"{entries['AP']:.2f}[{low:.2f}, {high:.2f}]"
     low, high = other["bootstrap"]["differences"]["AP"]
-    assert ap[2] == f"{other['differences']['AP']:+.2f} *[{low:+.2f}, {high:+.2f}]" and high < 0
+    assert ap[2] == f"{other['differences']['AP']:+.2f}[{low:+.2f}, {high:+.2f}]" and high < 0
+    # An interval without 0 is not enough where much is compared.
+    p_values = other["bootstrap"]["p_values"]
+    starred = [cells[0] for cells in page.tables["summary"] if cells[-1].count(" *[")]
+    assert len(starred) == sum(p_values[key] < 0.05 for key in p_values if "dAP" not in key) > 0
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -172,6 +180,59 @@ def test_masks(tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
+class TestErrors:
+    def test_each_type_has_a_bar_with_its_cost(self, problem, tmp_path):
+        content, rows = problem
+        results = measured(content, rows, shifted(rows, 4))
+        samples = bootstrap(results, 20)
+        page = written(tmp_path / "report.html", results, samples)
+        entries = metrics(results, samples)
+        other = entries["others"][0]
+        for name, error in entries["errors"].items():
+            start = page.text.index(f'<details id="errors-{name}">')
+            part = page.text[start : page.text.index("</details>", start)]
+            first, second = re.findall(r"width:([\d.]+)%", part)
+            low, high = entries["bootstrap"]["intervals"][f"dAP50_{name}"]
+            assert f"<span>{error['cost']:.2f} [{low:.2f}, {high:.2f}]</span>" in part
+            assert f"; {other['differences'][f'dAP50_{name}']:+.2f}" in part
+            assert f">{error['count']} errors<" in part
+            assert (float(first) > float(second)) == (error["cost"] > other["errors"][name]["cost"])
+        assert not page.of("img")
+
+    def test_each_bar_opens_its_pictures(self, tmp_path):
+        half = (10, 10, 50, 20)
+        content = ground_truth([(1, 1, BOX), (1, 2, (120, 120, 40, 40)), (2, 1, (20, 20, 80, 80))])
+        rows = [
+            (1, 1, BOX, 0.9),
+            (1, 1, (10, 10, 50, 48), 0.8),
+            (1, 1, half, 0.7),
+            (1, 2, half, 0.6),
+            (1, 1, (60, 60, 9, 9), 0.5),
+            (1, 1, (120, 120, 40, 40), 0.4),
+        ]
+        save_images(tmp_path / "images", content)
+        results = measured(content, detections(rows))
+        page = written(tmp_path / "report.html", results, images=tmp_path / "images")
+        for name, expected in (
+            ("Cls", "class 1: score 0.40, object: class 2"),
+            ("Loc", "class 1: score 0.70"),
+            ("Both", "class 2: score 0.60, object: class 1"),
+            ("Dupe", "class 1: score 0.80"),
+            ("Bkg", "class 1: score 0.50"),
+            ("Miss", "class 1, missed"),
+        ):  # fmt: skip
+            start = page.text.index(f'<details id="errors-{name}">')
+            part = page.text[start : page.text.index("</details>", start)]
+            assert part.count("<img") == 1 and f"<strong>{expected}</strong>" in part
+
+    def test_federated_annotations_have_none(self, problem, tmp_path):
+        content, rows = problem
+        content["images"][0]["neg_category_ids"] = []
+        page = written(tmp_path / "report.html", measured(content, rows))
+        assert "Of federated annotations (LVIS) errors have no types" in page.text
+
+
+@pytest.mark.usefixtures("without_figures")
 class TestPictures:
     def test_the_most_inconsistent_are_chosen(self, tmp_path):
         content = ground_truth([(image, 1, BOX) for image in (1, 2, 3)], images=(1, 2, 3))
@@ -184,14 +245,15 @@ class TestPictures:
         save_images(tmp_path / "images", content)
         page = written(tmp_path / "report.html", measured(content, detections(rows)),
                        images=tmp_path / "images")  # fmt: skip
-        labels = re.findall(r"<strong>(class [^<]*score[^<]*)</strong>", page.text)
+        part = page.text[page.text.index('<section id="pictures"') :]
+        labels = re.findall(r"<strong>(class [^<]*score[^<]*)</strong>", part)
         assert labels == [
             "class 1: score 0.90, IoU 0.43",
             "class 1: score 0.05, IoU 0.80",
             "class 1: score 0.90, IoU 0.96",
         ]
-        rectangles = [a for a in page.of("rect") if a.get("class") == "detection"]
-        assert [float(a["width"]) for a in rectangles] == [50, 50, 50]
+        rectangles = re.findall(r'<rect class="detection"[^>]* width="([^"]*)"', part)
+        assert [float(width) for width in rectangles] == [50, 50, 50]
 
     @pytest.mark.parametrize(
         "file_name, expected",
