@@ -1,8 +1,12 @@
 """Cross entropy, and what losses of each logit of a sigmoid head have in common with it."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from corrdet.options import NOT_NEGATIVE
 
 from .matched_predictions import MatchedPredictions
 from .registry import CLASSIFICATION_LOSSES
@@ -24,11 +28,20 @@ def _sigmoid_cross_entropy(matched: MatchedPredictions) -> Tensor:
     "softmax_cross_entropy",
     activations=("softmax",),
     definition="`-log softmax(s)_y`",
-    use="softmax heads: Faster R-CNN, SSD",
+    use="softmax heads: Faster R-CNN, SSD, DETR",
 )
-def _softmax_cross_entropy(matched: MatchedPredictions) -> Tensor:
+def _softmax_cross_entropy(
+    matched: MatchedPredictions,
+    *,
+    background_weight: Annotated[
+        float, NOT_NEGATIVE, "weight of samples that are background; 0.1 in DETR"
+    ] = 1.0,
+) -> Tensor:
     logits, labels = matched.logits, matched.labels
     losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+    if background_weight != 1:
+        is_background = labels == matched.num_classes
+        losses = torch.where(is_background, losses * background_weight, losses)
     # A NaN shows where nothing is trained, too.
     return torch.where(labels < 0, (logits.detach() * 0).sum(dim=1), losses)
 
