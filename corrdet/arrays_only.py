@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from corrdet.names import kind_of
+
 # Booleans, integers, floating-point and complex numbers, and texts of a stated length.
 _PLAIN_TYPE = re.compile(r"[<>=|]?(\?|b1|[iu][1248]|f[248]|f16|c8|c16|[SU]\d{1,9})")
 _KEYS = str | int | float | bytes | None
@@ -114,6 +116,33 @@ class _Type:
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
+class NumberType(_Type):
+    """:class:`_Type` of numbers alone, for readers that call ``__setstate__``, as PyTorch's."""
+
+    def __init__(self, text: Any, *_: Any):
+        super().__init__(text)
+        if self.dtype.kind not in "biufc":
+            raise pickle.UnpicklingError(f"a value of the type {text!r}, expected a number")
+
+    __setstate__ = _Type.set_state
+
+
+def read_number(kind: NumberType, data: bytes) -> np.generic:
+    """In the place of what numpy stores its numbers by."""
+    if type(kind) is not NumberType or type(data) is not bytes:
+        raise pickle.UnpicklingError("a number without a type, or of no bytes")
+    (number,) = np.frombuffer(data, kind.dtype)
+    return number
+
+
+# For torch.serialization.safe_globals: (what is called, the name in the file).
+NUMPY_NUMBERS = (
+    (NumberType, "numpy.dtype"),
+    (read_number, "numpy.core.multiarray.scalar"),
+    (read_number, "numpy._core.multiarray.scalar"),
+)
+
+
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
     """In Python, as the one in C can be made to fill the memory, by a number in ten bytes."""
 
@@ -185,7 +214,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
             # In place, as other places of the file may refer to the array already.
             target.__setstate__((1, shape, kind.dtype, bool(is_fortran), data))
         elif not isinstance(target, OrderedDict):  # whose state is PyTorch's _metadata
-            raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
+            raise pickle.UnpicklingError(f"it sets the state of {kind_of(target)}")
 
     def _load_setitem(self) -> None:
         value = self.stack.pop()
@@ -202,7 +231,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
     def _set_items(self, items: list) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise pickle.UnpicklingError(f"it sets the items of a {type(target).__name__}")
+            raise pickle.UnpicklingError(f"it sets the items of {kind_of(target)}")
         target.update(_pairs(zip(items[::2], items[1::2], strict=True)))
 
     for _name in ("bytearray8", "reduce", "build", "setitem", "setitems", "dict"):
@@ -230,7 +259,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
             raise pickle.UnpicklingError("an array without a type")
         data = data.encode("latin1") if isinstance(data, str) else data  # of Python 2
         if not isinstance(data, bytes | bytearray):
-            raise pickle.UnpicklingError(f"an array of a {type(data).__name__}, expected bytes")
+            raise pickle.UnpicklingError(f"an array of {kind_of(data)}, expected bytes")
         if len(data) != math.prod(shape) * kind.dtype.itemsize:
             raise pickle.UnpicklingError(
                 f"an array {shape} of {kind.dtype} of {len(data)} bytes: it is damaged"
@@ -267,7 +296,7 @@ def _pairs(items: Any) -> dict:
     pairs = []
     for key, value in items:
         if not isinstance(key, _KEYS):
-            raise pickle.UnpicklingError(f"a {type(key).__name__} as a key, expected a text")
+            raise pickle.UnpicklingError(f"{kind_of(key)} as a key, expected a text")
         pairs.append((key, value))
     return dict(pairs)
 

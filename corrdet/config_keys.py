@@ -1,7 +1,7 @@
 """Keys of the config, each declared beside the code that reads it."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from corrdet.names import config_value
@@ -10,6 +10,8 @@ from corrdet.options import Key
 # Full name of a node, such as "MODEL.ATSS" -> its keys, and what they are about.
 SECTIONS: dict[str, dict[str, Key]] = {}
 ABOUT: dict[str, str] = {}
+# Sections that are known when a config is made: those of losses, which users register.
+LATER: list[Callable[[], Mapping[str, Mapping[str, Key]]]] = []
 
 
 def declare(section: str, about: str = "", **keys: Key) -> dict[str, Key]:
@@ -58,11 +60,10 @@ def add_declared_keys(cfg) -> None:
     """
     from detectron2.config import CfgNode as CN
 
-    from corrdet.losses.from_config import criterion_sections
-
-    for section, keys in {**SECTIONS, **criterion_sections()}.items():
-        node = cfg
-        for name in section.split("."):
-            node = node.setdefault(name, CN())
-        for name, key in keys.items():
-            node[name] = copy.deepcopy(key.default)
+    for sections in (SECTIONS, *(later() for later in LATER)):
+        for section, keys in sections.items():
+            node = cfg
+            for name in section.split("."):
+                node = node.setdefault(name, CN())
+            for name, key in keys.items():
+                node[name] = copy.deepcopy(key.default)

@@ -33,6 +33,12 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> str:
     return f"unknown {what} {name!r}; there are: {', '.join(valid) or 'none'}"
 
 
+def kind_of(value: object) -> str:
+    """The type of a value for a message: ``an int``, ``a list``."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' or name == 'ndarray' else 'a'} {name}"
+
+
 def function_of(method: Any) -> Any:
     """The function behind a method of a class; one that is static, or put there, is it itself."""
     return getattr(method, "__func__", method)

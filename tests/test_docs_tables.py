@@ -29,6 +29,7 @@ def tables(tmp_path, monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_they_are_up_to_date():
     """``make docs-tables`` writes them."""
     checked = subprocess.run([sys.executable, TOOL, "--check"], capture_output=True, text=True)

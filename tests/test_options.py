@@ -255,6 +255,7 @@ class TestChecked:
         with pytest.raises(TypeError, match="positional arguments"):
             scaled(torch.ones(2), 8.0, "sum", None, 3, 4)
 
+    @pytest.mark.slow
     def test_it_compiles_without_graph_breaks(self):
         compiled = torch.compile(scaled, fullgraph=True, backend="eager")
         x = torch.rand(3)
@@ -263,6 +264,7 @@ class TestChecked:
                 result = compiled(x, lam, kind, strength=strength)
                 torch.testing.assert_close(result, scaled(x, lam, kind, strength))
 
+    @pytest.mark.slow
     def test_each_function_is_compiled_for_itself(self):
         """There is a limit to how often the same code is compiled, 8 by default."""
 

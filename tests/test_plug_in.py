@@ -12,7 +12,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torchvision.models.detection.retinanet import RetinaNetHead
 
 from corrdet.losses import Criterion
 from tests.helpers.losses import config, matched_predictions
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "plug-in.md"
-SECTIONS = ("plain PyTorch", "torchvision", "Detectron2 ROI head", "loss of your own")
+SECTIONS = ("plain PyTorch", "Detectron2 ROI head", "loss of your own")
 
 
 def run_section(title: str) -> dict:
@@ -46,13 +45,8 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def torchvision_():
-    return run_section(SECTIONS[1])
-
-
-@pytest.fixture(scope="module")
 def detectron2_():
-    return run_section(SECTIONS[2])
+    return run_section(SECTIONS[1])
 
 
 def test_every_program_of_the_page_is_run():
@@ -111,64 +105,6 @@ class TestPlainPyTorch:
         for name, value in plain["same_values"].items():
             expected = [name != "loss_box_reg", name == "loss_box_reg"]
             assert reached(value, model.logits, model.boxes) == expected, name
-
-
-class TestTorchvision:
-    def test_losses_fall(self, torchvision_):
-        names = {"classification", "bbox_regression", "loss_correlation"}
-        assert all(set(step) == names for step in torchvision_["history"])
-        values = totals(torchvision_["history"])
-        assert values[-1] < values[0]
-
-    def test_plain_losses_are_torchvisions(self, torchvision_):
-        model = torchvision_["model"]
-        # Weights load by name.
-        num_anchors = model.anchor_generator.num_anchors_per_location()[0]
-        own_head = RetinaNetHead(model.backbone.out_channels, num_anchors, 3)
-        # Scores of 1/2: otherwise it would not show whether background and ignored anchors count.
-        torch.nn.init.zeros_(own_head.classification_head.cls_logits.bias)
-        model.head.load_state_dict(own_head.state_dict())
-        criterion = model.head.criterion
-        image = torchvision_["images"][:1]
-        boxes = torch.tensor([[10.0, 10.0, 50.0, 60.0], [40.0, 8.0, 90.0, 70.0]])
-        target = [{"boxes": boxes, "labels": torch.tensor([1, 2])}]
-        try:
-            model.head.criterion = Criterion("sigmoid_focal", "smooth_l1")
-            ours = model(image, target)
-            model.head.__class__ = RetinaNetHead
-            theirs = model(image, target)
-        finally:
-            model.head.__class__ = torchvision_["CriterionHead"]
-            model.head.criterion = criterion
-        torch.testing.assert_close(ours, theirs)
-        parameters = list(model.head.parameters())
-        for gradients in zip(
-            *(torch.autograd.grad(sum(losses.values()), parameters) for losses in (ours, theirs)),
-            strict=True,
-        ):
-            torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-
-    def test_correlation_trains_the_classification_head_only(self, torchvision_):
-        model = torchvision_["model"]
-        heads = model.head.classification_head, model.head.regression_head
-        losses = model(torchvision_["images"], torchvision_["targets"])
-        assert reached(losses["loss_correlation"], *heads) == [True, False]
-        assert reached(losses["bbox_regression"], *heads) == [False, True]
-
-    def test_replaced_losses_and_an_image_without_objects(self, torchvision_):
-        model = torchvision_["model"]
-        criterion = model.head.criterion
-        heads = model.head.classification_head, model.head.regression_head
-        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-        try:
-            model.head.criterion = torchvision_["replaced"]
-            losses = model(torchvision_["images"], [torchvision_["targets"][0], nothing])
-        finally:
-            model.head.criterion = criterion
-        assert set(losses) == {"classification", "bbox_regression"}
-        assert all(value.isfinite() and value > 0 for value in losses.values())
-        assert reached(losses["classification"], *heads) == [True, False]
-        assert reached(losses["bbox_regression"], *heads) == [False, True]
 
 
 class TestDetectron2:
@@ -242,7 +178,7 @@ class TestDetectron2:
 
 
 def test_a_loss_of_ones_own():
-    names = run_section(SECTIONS[3])
+    names = run_section(SECTIONS[2])
     assert names["message"] == "gap.power must be > 0, got -1.0"
     matched = matched_predictions()
     loss = names["criterion"](matched)["loss_gap"]

@@ -152,6 +152,7 @@ OF_DETECTRON2 = {
 }
 
 
+@pytest.mark.slow
 def test_detectron2_takes_code_from_files_where_it_is_known():
     folder = Path(detectron2.__file__).parent
     found = {

@@ -7,12 +7,14 @@ tells what the measures mean.
 """
 
 import argparse
+import io
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from corrdet.coco import IOU_TYPES
+from corrdet.coco import FORMATS, IOU_TYPES
 from corrdet.errors import WriteError, errors_in_one_line
 from corrdet.files import ReadError, atomic_write
 from corrdet.measures.ranking import LRP_THRESHOLDS
@@ -49,11 +51,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder for metrics.json and report.html")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox", help="default: bbox")
     parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="auto",
+        help="of the results: auto for COCO's, ultralytics', torchvision's and Hugging Face's; "
+        "coco for COCO's alone; xyxy where boxes are x1, y1, x2, y2 (default: auto)",
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out rows that cannot be used, and count them, in place of an error",
+    )
+    parser.add_argument(
         "--lrp-thresholds",
         choices=LRP_THRESHOLDS,
         default="scores",
         help="what oLRP is a minimum over: every detection's score, or 0:0.01:1 as it was defined "
         "in 2018 (default: scores)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="of an image and class that are evaluated (default: 100, as by COCO); where the "
+        "annotations are those of LVIS, of an image (default: 300)",
     )
     parser.add_argument(
         "--bootstrap",
@@ -79,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.bootstrap != 0 and args.bootstrap < MIN_SAMPLES:
         parser.error(f"expected 0 or at least {MIN_SAMPLES} for --bootstrap, got {args.bootstrap}")
+    if args.max_detections is not None and args.max_detections < 1:
+        parser.error(f"expected at least 1 for --max-detections, got {args.max_detections}")
     if args.seed < 0:
         parser.error(f"expected a number of 0 or more for --seed, got {args.seed}")
     path = os.path.join(args.output, "metrics.json")
@@ -99,7 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.ground_truth,
             args.detections,
             iou_type=args.iou_type,
+            form=args.format,
+            skip_bad=args.skip_bad,
             lrp_thresholds=args.lrp_thresholds,
+            max_detections=args.max_detections,
             samples=args.bootstrap,
             seed=args.seed,
         )
@@ -116,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             training=runs,
             progress=True,
         )
+    # A console that lacks a character shows its number.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(table(results, samples))
     notes += [f"Not drawn: {problem}." for problem in problems]
     print("\n".join(["", *notes, f"All of it, by class too: {path}", f"With figures: {report}"]))

@@ -8,7 +8,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from corrdet.coco import CocoFileError, read_detections, read_ground_truth
+from corrdet.coco.messages import printable
 from corrdet.measures import Bootstrap, Results, bootstrap, measure
+from corrdet.measures.explaining import explain
+from corrdet.measures.matching import MAX_DETECTIONS
 
 CONFIDENCE = 0.95
 # Fewer images or samples say nothing of what another choice of images would have given.
@@ -24,7 +27,10 @@ def analyze(
     detections: Sequence[str],
     *,
     iou_type: str = "bbox",
+    form: str = "auto",
+    skip_bad: bool = False,
     lrp_thresholds: str = "scores",
+    max_detections: int | None = None,
     samples: int = 1000,
     seed: int = 0,
     progress: bool = True,
@@ -35,7 +41,10 @@ def analyze(
         ground_truth: COCO annotation file.
         detections: COCO results files.
         iou_type: "bbox" or "segm".
+        form: of the results, see :func:`corrdet.coco.detections_from`.
+        skip_bad: leave out rows that cannot be used, and note how many.
         lrp_thresholds: "scores", or "grid" for oLRP as it was defined in 2018.
+        max_detections: see :func:`corrdet.measures.match`.
         samples: of the bootstrap; 0 for none.
         seed: of the bootstrap.
         progress: show progress bars.
@@ -48,7 +57,7 @@ def analyze(
         CocoFileError: a file is not what COCO's format has, or there is nothing to find.
         ReadError: a file cannot be read.
     """
-    gt = read_ground_truth(ground_truth, iou_type)
+    gt = read_ground_truth(ground_truth, iou_type, skip_bad=skip_bad)
     if not (~gt.is_crowd).any():
         raise CocoFileError(
             f"{ground_truth}: expected annotations of objects, got "
@@ -59,10 +68,11 @@ def analyze(
         results = [
             measure(
                 gt,
-                read_detections(path, gt, iou_type),
+                read_detections(path, gt, iou_type, form=form, skip_bad=skip_bad),
                 iou_type=iou_type,
                 name=name,
                 lrp_thresholds=lrp_thresholds,
+                max_detections=max_detections,
             )
             for path, name in zip(paths, names_of(detections), strict=True)
         ]
@@ -77,6 +87,7 @@ def names_of(paths: Sequence[str]) -> list[str]:
     Paths that are the same are numbered. Characters that cannot be printed are question marks.
     """
     paths = ["".join(c if c.isprintable() else "?" for c in path) for path in paths]
+    paths = [path.removesuffix(".gz") for path in paths]
     parts = [Path(path).with_suffix("").absolute().parts for path in paths]
     for length in range(1, max(map(len, parts), default=0) + 1):
         ends = [part[-length:] for part in parts]
@@ -104,6 +115,7 @@ def _entry(results: Sequence[Results], file: int, samples: Bootstrap | None) -> 
         "name": result.name,
         "iou_type": result.iou_type,
         "lrp_thresholds": result.lrp_thresholds,
+        "max_detections": result.max_detections,
         "images": len(gt.image_ids),
         "ground_truths": int(result.matches.num_gt[0].sum()),
         "detections": len(result.detections.scores),
@@ -189,8 +201,16 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
         if not count
     ]
     if absent:
-        named = ", ".join(absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
+        named = ", ".join(map(printable, absent[:MAX_NAMES])) + (
+            ", ..." if len(absent) > MAX_NAMES else ""
+        )
         lines.append(f"Classes without ground truth, left out: {len(absent)} ({named}).")
+    if first.ground_truth.federated is not None:
+        lines.append(
+            "The annotations are federated (neg_category_ids, not_exhaustive_category_ids): "
+            "evaluated by LVIS' rules. APr, APc and APf are of rare, common and frequent classes."
+        )
+    lines += [f"Ground truth: {note}" for note in first.ground_truth.notes]
     is_flat = (first.ground_truth.boxes[:, 2:] == 0).any(axis=1) & ~first.ground_truth.is_crowd
     if is_flat.any():
         lines.append(f"Annotated boxes without area, which nothing can find: {is_flat.sum()}.")
@@ -200,12 +220,14 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
             "here it can be found, so AP may be a little higher."
         )
     for result in results:
+        lines += [f"{result.name}: {note}" for note in result.detections.notes]
         if not len(result.detections.scores):
             lines.append(f"{result.name} holds no detection.")
+        if (explanation := explain(result)) is not None:
+            lines.append(f"{result.name}: {explanation}")
         if result.num_left_out:
             lines.append(
-                f"{result.name}: COCO evaluates the 100 best detections of an image and class; "
-                f"{result.num_left_out} others are left out."
+                f"{result.name}: {_evaluated(result)}; {result.num_left_out} others are left out."
             )
         beyond = _num_beyond(result)
         if beyond > MAX_BEYOND * len(result.detections.scores):
@@ -214,6 +236,19 @@ def notes(results: Sequence[Results], samples: Bootstrap | None) -> list[str]:
                 "their image. Are they x, y, width, height?"
             )
     return lines
+
+
+def _evaluated(result: Results) -> str:
+    """Which detections are."""
+    limit = result.max_detections
+    if result.ground_truth.federated is not None:
+        return (
+            f"LVIS evaluates the {limit} best detections of an image, and of these the classes "
+            "that are annotated in the image or known to be absent"
+        )
+    if limit == MAX_DETECTIONS:
+        return f"COCO evaluates the {limit} best detections of an image and class"
+    return f"the {limit} best detections of an image and class are evaluated"
 
 
 def _num_beyond(result: Results) -> int:

@@ -2,7 +2,10 @@
 
 - :mod:`~corrdet.coco.reading`: files, each parsed once and handed on.
 - :mod:`~corrdet.coco.rules`: what the format asks of a row.
-- :mod:`~corrdet.coco.arrays`: annotations and results as arrays, checked row by row.
+- :mod:`~corrdet.coco.arrays`: annotations and results as arrays.
+- :mod:`~corrdet.coco.columns`: a key of every row as an array, checked.
+- :mod:`~corrdet.coco.skipping`: rows that cannot be used, left out and counted.
+- :mod:`~corrdet.coco.foreign`, :mod:`~corrdet.coco.naming`: results of other frameworks.
 - :mod:`~corrdet.coco.completing`: what annotations may leave out.
 - :mod:`~corrdet.coco.masks`: polygons and run lengths, checked and encoded.
 - :mod:`~corrdet.coco.checking`: everything that is wrong with a file, for who corrects it.
@@ -17,11 +20,20 @@ from .arrays import (
     ground_truth_from_coco,
 )
 from .checking import check_coco_file, mask_problem, polygon_problems
+from .foreign import FORMATS
 from .masks import MaskError
-from .reading import CocoFile, read, read_detections, read_ground_truth, read_once
+from .reading import (
+    CocoFile,
+    detections_from,
+    read,
+    read_detections,
+    read_ground_truth,
+    read_once,
+)
 from .rules import AnnotationError, CocoFileError
 
 __all__ = [
+    "FORMATS",
     "IOU_TYPES",
     "AnnotationError",
     "CocoFile",
@@ -30,6 +42,7 @@ __all__ = [
     "GroundTruth",
     "MaskError",
     "check_coco_file",
+    "detections_from",
     "detections_from_coco",
     "ground_truth_from_coco",
     "mask_problem",

@@ -1,32 +1,23 @@
 """Annotations and results in COCO's format, as arrays, checked row by row."""
 
-import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from . import columns
 from .completing import completed
-from .masks import MaskError, check_encodings, encode, for_masks
-from .messages import describe
-from .rules import (
-    MAX_COORDINATE,
-    CocoFileError,
-    are_numbers,
-    check_unique_ids,
-    is_box,
-    is_crowd_flag,
-    is_number,
-    is_side,
-    is_text,
-    lists_of,
-    side_words,
-)
+from .federated import Federated, federated_from
+from .masks import for_masks
+from .messages import describe, printable
+from .rules import CocoFileError, check_unique_ids, is_side, is_text, lists_of, side_words
+from .skipping import without_bad_rows
 
 IOU_TYPES = ("bbox", "segm")
-# Scores in float32 may be rounded to just above 1.
-SCORE_TOLERANCE = 1e-6
+MAX_NAMED = 5
+AROUND_MASKS = "There are masks and no boxes: boxes are those around the masks."
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,8 @@ class GroundTruth:
         areas: (G,) in square pixels, as annotated (of the mask, in COCO).
         is_crowd: (G,) bool.
         masks: G run-length encodings, or None where boxes are compared.
+        federated: which classes were looked for in which images; None where all were, in all.
+        notes: sentences on what a reader of measures has to know of the file.
     """
 
     image_ids: list[Hashable]
@@ -60,6 +53,8 @@ class GroundTruth:
     areas: np.ndarray = field(repr=False)
     is_crowd: np.ndarray = field(repr=False)
     masks: list[dict] | None = field(default=None, repr=False)
+    federated: Federated | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,7 @@ class Detections:
         boxes: (N, 4) XYWH in pixels.
         areas: (N,) of the boxes, or of the masks where there are masks.
         masks: N run-length encodings, or None where boxes are compared.
+        notes: sentences on what a reader of measures has to know of the file.
     """
 
     images: np.ndarray
@@ -81,21 +77,27 @@ class Detections:
     boxes: np.ndarray
     areas: np.ndarray
     masks: list[dict] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def ground_truth_from_coco(
-    content: dict, iou_type: str = "bbox", *, source: str = "the annotations"
+    content: dict,
+    iou_type: str = "bbox",
+    *,
+    source: str = "the annotations",
+    skip_bad: bool = False,
 ) -> GroundTruth:
     """Arrays of the content of an annotation file.
 
     As for pycocotools, crowds are what ``iscrowd`` says, and a key ``ignore`` has no effect. What
     annotations leave out is what :func:`~corrdet.coco.completing.completed` says; one without
-    ``id`` gets a number.
+    ``id`` gets a number; where all have masks alone, boxes are those around these.
 
     Args:
         content: an object with the lists images, annotations and categories.
         iou_type: "bbox" or "segm".
         source: where it is from, for messages.
+        skip_bad: leave out annotations that cannot be used, and note how many.
 
     Raises:
         CocoFileError: a list, id, box or mask is missing; an id occurs twice or is unknown; a box
@@ -107,27 +109,68 @@ def ground_truth_from_coco(
     images, annotations, categories = lists_of(completed(content), source)
     images, image_ids = _by_id(images, "images", source)
     categories, category_ids = _by_id(categories, "categories", source)
-    arrays = _rows(annotations, "annotations", source, image_ids, category_ids, iou_type)
-    ids = [annotation.get("id", index) for index, annotation in enumerate(annotations, 1)]
-    check_unique_ids(ids, "annotations", source)
-    sizes = _image_sizes(images, source)
-    masks = None
-    if iou_type == "segm":
-        masks = _ground_truth_masks(annotations, sizes[arrays["images"]], source)
-    return GroundTruth(
-        image_ids=image_ids,
-        file_names=_texts(images, "file_name", "images", source, lambda image: ""),
-        sizes=sizes,
-        category_ids=category_ids,
-        category_names=_texts(
+    fields: dict[str, Any] = {
+        "image_ids": image_ids,
+        "file_names": _texts(images, "file_name", "images", source, _name_in_url),
+        "sizes": _image_sizes(images, source),
+        "category_ids": category_ids,
+        "category_names": _texts(
             categories, "name", "categories", source, lambda category: str(category["id"])
         ),
-        ids=np.array(ids),
-        areas=_areas(annotations, source),
-        is_crowd=_is_crowd(annotations, source),
-        masks=masks,
-        **arrays,
+    }
+    federated = federated_from(images, categories, category_ids, source)
+    values, notes = without_bad_rows(
+        lambda rows: _annotated(rows, iou_type, fields, source), annotations, skip_bad=skip_bad
     )
+    if federated is not None:
+        values = _by_lvis(values, notes)
+    if iou_type == "bbox" and columns.have_masks_alone(annotations):
+        notes.append(AROUND_MASKS)
+    return GroundTruth(**fields, **values, federated=federated, notes=tuple(notes))
+
+
+def _by_lvis(values: dict, notes: list[str]) -> dict:
+    """Columns of annotations as lvis reads them: crowds are objects, what has no area is none."""
+    has_area = values["areas"] > 0
+    if not has_area.all():
+        notes.append(f"Annotations without area, left out as by LVIS: {(~has_area).sum()}.")
+    masks = values["masks"]
+    kept = {key: column[has_area] for key, column in values.items() if key != "masks"}
+    kept["masks"] = masks and [masks[row] for row in np.flatnonzero(has_area)]
+    return {**kept, "is_crowd": np.zeros_like(kept["is_crowd"])}
+
+
+def _name_in_url(image: dict) -> str:
+    """LVIS names the files of its images by their addresses alone: folder and file."""
+    url = image.get("coco_url")
+    return "/".join(str(url).split("/")[-2:]) if is_text(url) else ""
+
+
+def _annotated(annotations: list, iou_type: str, fields: dict, source: str) -> dict:
+    """The columns of annotations."""
+    where = "annotations", source
+    images = columns.indices(annotations, "image_id", fields["image_ids"], "images", *where)
+    categories = columns.indices(
+        annotations, "category_id", fields["category_ids"], "categories", *where
+    )
+    sizes = fields["sizes"][images]
+    if columns.have_masks_alone(annotations):
+        boxes = columns.boxes_around_masks(annotations, sizes, *where)
+    else:
+        boxes = columns.boxes(annotations, *where)
+    ids = [annotation.get("id", index) for index, annotation in enumerate(annotations, 1)]
+    check_unique_ids(ids, "annotations", source)
+    return {
+        "ids": np.array(ids),
+        "images": images,
+        "categories": categories,
+        "boxes": boxes,
+        "areas": columns.areas(annotations, *where),
+        "is_crowd": columns.crowd_flags(annotations, *where),
+        "masks": columns.annotated_masks(annotations, sizes, *where)
+        if iou_type == "segm"
+        else None,
+    }
 
 
 def detections_from_coco(
@@ -137,16 +180,21 @@ def detections_from_coco(
     *,
     source: str = "the detections",
     check_values: bool = True,
+    leave_out_other_classes: bool = False,
+    skip_bad: bool = False,
 ) -> Detections:
     """Arrays of the content of a results file; an empty one is no error.
 
     Args:
         content: objects with image_id, category_id, score and bbox, or segmentation (run-length
-            encoded) for "segm".
+            encoded) for "segm"; without any box, boxes are those around the masks.
         ground_truth: of the same data set.
         iou_type: "bbox" or "segm".
         source: where it is from, for messages.
         check_values: refuse scores and boxes that no detector should output.
+        leave_out_other_classes: do so with rows of classes that the ground truth lacks, and note
+            how many.
+        skip_bad: leave out rows that cannot be used, and note how many.
 
     Raises:
         CocoFileError: not a list; a key is missing; an image or category is not in the ground
@@ -157,41 +205,75 @@ def detections_from_coco(
     if not isinstance(content, list):
         hint = ""
         if isinstance(content, dict) and "annotations" in content:
-            hint = " (it looks like an annotation file)"
+            hint = " (it looks like an annotation file: its annotations have no scores)"
         raise CocoFileError(
             f"{source}: expected a list of detections, got {describe(content)}{hint}"
         )
-    arrays = _rows(
+    values, notes = without_bad_rows(
+        lambda rows: _found(
+            rows, ground_truth, iou_type, source, check_values, leave_out_other_classes
+        ),
         content,
-        "detections",
-        source,
-        ground_truth.image_ids,
-        ground_truth.category_ids,
-        iou_type,
-        check_boxes=check_values,
+        skip_bad=skip_bad,
     )
-    scores = _numbers(content, "score", "detections", source)
-    if check_values:
-        # Negated, so that NaN is bad as well.
-        bad = np.flatnonzero(~((scores >= 0) & (scores <= 1 + SCORE_TOLERANCE)))
-        if len(bad):
-            raise CocoFileError(
-                f"{source}: detections[{bad[0]}]: expected a score in [0, 1], got "
-                f"{scores[bad[0]]}{_more(bad)}"
-            )
-    areas = arrays["boxes"][:, 2] * arrays["boxes"][:, 3]
+    if leave_out_other_classes and (values["categories"] < 0).any():
+        values, note = _of_known_classes(**values)
+        notes.append(note)
+    values.pop("category_ids")
+    if iou_type == "bbox" and columns.have_masks_alone(content):
+        notes.append(AROUND_MASKS)
+    return Detections(**values, notes=tuple(notes))
+
+
+def _of_known_classes(category_ids: list, **values) -> tuple[dict, str]:
+    """Columns without the rows of classes that the ground truth lacks, and a sentence on these."""
+    is_known = values["categories"] >= 0
+    absent = [category_ids[row] for row in np.flatnonzero(~is_known)]
+    labels = [printable(str(label)) for label in dict.fromkeys(absent)]
+    listed = ", ".join(labels[:MAX_NAMED]) + (", ..." if len(labels) > MAX_NAMED else "")
+    kept: dict = {key: None if column is None else column[is_known]
+                  for key, column in values.items() if key != "masks"}  # fmt: skip
+    masks = values["masks"]
+    kept["masks"] = masks and [masks[row] for row in np.flatnonzero(is_known)]
+    return {**kept, "category_ids": None}, (
+        f"{len(absent)} of {len(is_known)} rows are of classes that the ground truth lacks, and "
+        f"are left out, as by COCO: {listed}."
+    )
+
+
+def _found(
+    rows: list, gt: GroundTruth, iou_type: str, source: str, check: bool, any_class: bool
+) -> dict:
+    """The columns of detections."""
+    where = "detections", source
+    images = columns.indices(rows, "image_id", gt.image_ids, "images", *where)
+    categories = columns.indices(
+        rows, "category_id", gt.category_ids, "categories", *where, allow_unknown=any_class
+    )
+    sizes = gt.sizes[images]
     masks = None
-    if iou_type == "segm":
-        masks = [row.get("segmentation") for row in content]
-        try:
-            check_encodings(masks, ground_truth.sizes[arrays["images"]])
-        except MaskError as error:
-            where = f"{source}: detections[{error.index}]"
-            raise CocoFileError(f"{where}: {error.reason}") from None
+    if iou_type == "bbox":
+        if columns.have_masks_alone(rows):
+            boxes = columns.boxes_around_masks(rows, sizes, *where)
+        else:
+            boxes = columns.boxes(rows, *where, check=check)
+    scores = columns.scores(rows, *where, check=check)
+    if iou_type == "bbox":
+        areas = boxes[:, 2] * boxes[:, 3]
+    else:
+        masks = columns.found_masks(rows, sizes, *where)
         areas = for_masks(mask_utils.area, masks, 1)[:, 0]
         # What the results say of boxes, if anything, is another head's.
-        arrays["boxes"] = for_masks(mask_utils.toBbox, masks, 4)
-    return Detections(scores=scores, areas=areas, masks=masks, **arrays)
+        boxes = for_masks(mask_utils.toBbox, masks, 4)
+    return {
+        "images": images,
+        "categories": categories,
+        "scores": scores,
+        "boxes": boxes,
+        "areas": areas,
+        "masks": masks,
+        "category_ids": [row["category_id"] for row in rows] if (categories < 0).any() else None,
+    }
 
 
 def _check_iou_type(iou_type: str) -> None:
@@ -217,101 +299,6 @@ def _by_id(rows: list, what: str, source: str) -> tuple[list[dict], list]:
     return rows, [row["id"] for row in rows]
 
 
-def _rows(
-    rows: list,
-    what: str,
-    source: str,
-    image_ids: list,
-    category_ids: list,
-    iou_type: str,
-    *,
-    check_boxes: bool = True,
-) -> dict[str, np.ndarray]:
-    """What annotations and detections have in common: images, categories and boxes."""
-    columns = {}
-    for key, known, name in (
-        ("image_id", image_ids, "images"),
-        ("category_id", category_ids, "categories"),
-    ):
-        rows_by_id = {value: index for index, value in enumerate(known)}
-        try:
-            values = [row[key] for row in rows]
-            column = np.fromiter(
-                (rows_by_id.get(value, -1) for value in values), np.int64, len(rows)
-            )
-            # True is 1 for a dict.
-            is_bad = bool in set(map(type, values))
-        except (KeyError, TypeError, AttributeError):
-            is_bad = True
-        if is_bad:
-            index, row = next(
-                (index, row)
-                for index, row in enumerate(rows)
-                if not isinstance(row, dict) or not (is_number(row.get(key)) or _is_text(row, key))
-            )
-            if isinstance(row, dict) and key in row:
-                expected, came = f"a number or a text under {key}", row[key]
-            else:
-                expected, came = f"an object with {key}", row
-            raise CocoFileError(
-                f"{source}: {what}[{index}]: expected {expected}, got {describe(came)}"
-            )
-        unknown = np.flatnonzero(column < 0)
-        if len(unknown):
-            raise CocoFileError(
-                f"{source}: {what}[{unknown[0]}]: expected {key} to be of the {len(known)} {name} "
-                f"of the ground truth, got {rows[unknown[0]][key]!r}{_more(unknown)}"
-            )
-        columns[name] = column
-    columns["boxes"] = _boxes(rows, what, source, iou_type, check=check_boxes)
-    return columns
-
-
-def _boxes(rows: list, what: str, source: str, iou_type: str, *, check: bool) -> np.ndarray:
-    """(n, 4) XYWH; of detections by masks 0, as they have the boxes around these."""
-    if iou_type == "segm" and what == "detections":
-        return np.zeros((len(rows), 4))
-    try:
-        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
-        sides = itertools.chain.from_iterable(row["bbox"] for row in rows)
-        if boxes.shape != (len(rows), 4) or not are_numbers(sides):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, OverflowError):
-        if not rows:
-            return np.zeros((0, 4))
-        index, row = next(
-            (index, row) for index, row in enumerate(rows) if not is_box(row.get("bbox"))
-        )
-        hint = ""
-        if "bbox" not in row and "segmentation" in row:
-            hint = " (it has a segmentation: is the IoU type segm?)"
-        raise CocoFileError(
-            f"{source}: {what}[{index}]: expected four numbers under bbox, got "
-            f"{describe(row.get('bbox'))}{hint}"
-        ) from None
-    if check:
-        is_finite = np.all(np.abs(boxes) <= MAX_COORDINATE, axis=1)
-        bad = np.flatnonzero(~is_finite | (boxes[:, 2] < 0) | (boxes[:, 3] < 0))
-        if len(bad):
-            expected = "no negative width or height" if is_finite[bad[0]] else "finite numbers"
-            raise CocoFileError(
-                f"{source}: {what}[{bad[0]}]: expected {expected} in bbox, got "
-                f"{boxes[bad[0]].tolist()}{_more(bad)}"
-            )
-    return boxes
-
-
-def _numbers(rows: list, key: str, what: str, source: str) -> np.ndarray:
-    values = [row.get(key) for row in rows]
-    if not all(map(is_number, values)):
-        index = next(index for index, value in enumerate(values) if not is_number(value))
-        raise CocoFileError(
-            f"{source}: {what}[{index}]: expected a number under {key}, got "
-            f"{describe(values[index])}"
-        )
-    return np.array(values, dtype=np.float64)
-
-
 def _texts(
     rows: list[dict], key: str, what: str, source: str, default: Callable[[dict], str]
 ) -> list[str]:
@@ -325,10 +312,6 @@ def _texts(
     return [row[key] if key in row else default(row) for row in rows]
 
 
-def _is_text(row: dict, key: str) -> bool:
-    return isinstance(row.get(key), str)
-
-
 def _image_sizes(images: list[dict], source: str) -> np.ndarray:
     """(I, 2) width and height, 0 where the file has none."""
     sizes = [[image.get(key) or 0 for key in ("width", "height")] for image in images]
@@ -340,52 +323,3 @@ def _image_sizes(images: list[dict], source: str) -> np.ndarray:
                     f"{describe(side)}"
                 )
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
-
-
-def _areas(annotations: list[dict], source: str) -> np.ndarray:
-    areas = _numbers(annotations, "area", "annotations", source)
-    # Negated, so that NaN is bad as well.
-    bad = np.flatnonzero(~((areas >= 0) & np.isfinite(areas)))
-    if len(bad):
-        raise CocoFileError(
-            f"{source}: annotations[{bad[0]}]: expected a finite area, not negative, got "
-            f"{areas[bad[0]]}{_more(bad)}"
-        )
-    return areas
-
-
-def _is_crowd(annotations: list[dict], source: str) -> np.ndarray:
-    flags = [annotation.get("iscrowd") for annotation in annotations]
-    for index, flag in enumerate(flags):
-        if not is_crowd_flag(flag):
-            raise CocoFileError(
-                f"{source}: annotations[{index}]: expected iscrowd to be 0 or 1, got "
-                f"{describe(flag)}"
-            )
-    return np.array([bool(flag) for flag in flags], dtype=bool)
-
-
-def _ground_truth_masks(
-    annotations: list[dict], image_sizes: np.ndarray, source: str
-) -> list[dict]:
-    """Run-length encodings of polygons, and of masks with or without compression."""
-    try:
-        given = [annotation.get("segmentation") for annotation in annotations]
-        masks = [
-            mask
-            if isinstance(mask, dict) and isinstance(mask.get("counts"), str | bytes)
-            else encode(index, mask, size)
-            for index, (mask, size) in enumerate(zip(given, image_sizes, strict=True))
-        ]
-        check_encodings(masks, image_sizes)
-    except MaskError as error:
-        annotation = annotations[error.index]
-        identity = f"id {annotation.get('id')}, image_id {annotation['image_id']}"
-        raise CocoFileError(
-            f"{source}: annotations[{error.index}]: {error.reason} ({identity})"
-        ) from None
-    return masks
-
-
-def _more(bad: np.ndarray) -> str:
-    return f" (and {len(bad) - 1} more such rows)" if len(bad) > 1 else ""

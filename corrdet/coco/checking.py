@@ -5,13 +5,14 @@ look at all rows, and say which image an object is of.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
 from .masks import MaskError, check_encodings, encode
 from .messages import MAX_LISTED, describe, listing, short
+from .polygons import Outlines, is_packed
 from .reading import CocoFile
 from .rules import CocoFileError, has_corners, is_box, is_id, is_number, is_text, lists_of
 
@@ -64,7 +65,7 @@ def polygon_problems(file: CocoFile) -> list[str]:
     problems = []
     for annotation in file.content.get("annotations", ()):
         segmentation = annotation.get("segmentation")
-        if not segmentation or isinstance(segmentation, dict):
+        if not segmentation or isinstance(segmentation, dict) or is_packed(segmentation):
             continue
         reason = next(filter(None, map(_polygon_problem, segmentation)), None)
         if reason and annotation["image_id"] in file_names:
@@ -93,6 +94,28 @@ def mask_problem(segmentation, width: float, height: float) -> str:
     except (KeyError, TypeError, ValueError):
         pass
     return NO_SEGMENTATION
+
+
+def have_no_problem(masks: Sequence, sizes: Sequence[tuple]) -> np.ndarray:
+    """Of which of n masks :func:`mask_problem` says nothing, (n,) bool.
+
+    It may be False of others that are good, such as run lengths: they are left to that function.
+
+    Args:
+        masks: of n objects.
+        sizes: width and height of their images.
+    """
+    good = np.zeros(len(masks), dtype=bool)
+    rows = [row for row, mask in enumerate(masks) if is_packed(mask)]
+    if rows:
+        outlines = Outlines([masks[row] for row in rows])
+        images = np.array([sizes[row] for row in rows], dtype=np.float64)[outlines.masks]
+        is_within = np.all((outlines.low < images) & (outlines.high > 0), axis=1)
+        is_finite = np.isfinite(outlines.low + outlines.high).all(axis=1)
+        # A little more than a pixel, as mask_problem's sums are rounded otherwise.
+        is_seen = outlines.sum(outlines.areas) > 1.001
+        good[rows] = outlines.any(is_within) & outlines.all(is_finite) & is_seen
+    return good
 
 
 def has_plain_rows(file: CocoFile) -> bool:
@@ -171,7 +194,9 @@ def _is_segmentation(segmentation) -> bool:
     """Whether Detectron2's loader can read it."""
     if not isinstance(segmentation, dict):
         is_list = isinstance(segmentation, list)
-        return not segmentation or is_list and all(isinstance(part, list) for part in segmentation)
+        return not segmentation or (
+            is_list and all(isinstance(part, list | np.ndarray) for part in segmentation)
+        )
     counts = segmentation.get("counts")
     if isinstance(counts, list):
         try:
@@ -199,7 +224,8 @@ def _shape_problem(polygons: list, width: float, height: float) -> str:
         reason = _polygon_problem(polygon)
         if reason:
             return reason
-        if not all(map(is_number, polygon)) or not np.isfinite(polygon).all():
+        is_array = isinstance(polygon, np.ndarray)
+        if not (is_array or all(map(is_number, polygon))) or not np.isfinite(polygon).all():
             return "a polygon of its mask is not finite"
         x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
         within |= x.min() < width and x.max() > 0 and y.min() < height and y.max() > 0

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_utils
 from corrdet.errors import CorrdetError
 
 from .messages import short
+from .polygons import Outlines
 from .rules import has_corners, is_number
 
 # Digits of a compressed run length: five bits each, so this many are more than an image can have.
@@ -171,25 +172,49 @@ def encode(index: int, segmentation, image_size: Sequence[float] | np.ndarray) -
     if not isinstance(segmentation, list) or not segmentation:
         raise MaskError(index, f"expected polygons or a mask, got {short(segmentation)}")
     for polygon in segmentation:
-        _check_polygon(index, polygon, MAX_REACH * max(width, height))
+        check_polygon(index, polygon, MAX_REACH * max(width, height))
     return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
 
 
-def _check_polygon(index: int, polygon, reach: float) -> None:
-    is_list = isinstance(polygon, list | tuple) and all(map(is_number, polygon))
+def are_drawable(outlines: Outlines, image_sizes: np.ndarray) -> np.ndarray:
+    """Which of n masks of polygons :func:`encode` takes, (n,) bool.
+
+    Args:
+        outlines: of the n masks.
+        image_sizes: (n, 2) width and height of their images.
+    """
+    pixels = image_sizes.prod(axis=1)
+    reach = MAX_REACH * image_sizes.max(axis=1)[outlines.masks, None]
+    # NaN is in no range.
+    is_near = ((outlines.low >= -reach) & (outlines.high <= reach)).all(axis=1)
+    are_good = outlines.all(is_near & (outlines.lengths <= MAX_OUTLINE))
+    return are_good & (pixels > 0) & (pixels <= MAX_PIXELS)
+
+
+def check_polygon(index: int, polygon, reach: float) -> None:
+    """Whether a polygon is x1, y1, x2, y2, ... of numbers within ``reach``.
+
+    Raises:
+        MaskError: of the mask ``index``.
+    """
+    is_list = isinstance(polygon, np.ndarray) or (
+        isinstance(polygon, list | tuple) and all(map(is_number, polygon))
+    )
     if not is_list or not has_corners(polygon):
         raise MaskError(
             index,
             f"expected polygons of at least three points x1, y1, x2, y2, ..., got {short(polygon)}",
         )
     # Negated, so that NaN is bad as well.
-    corners = np.array(polygon, dtype=np.float64)
+    corners = np.asarray(polygon, dtype=np.float64)
     if not np.all(np.abs(corners) <= reach):
         raise MaskError(
             index,
             f"expected finite coordinates of at most {reach:g}, {MAX_REACH} sides of its image, "
             f"got {short(polygon)}",
         )
+    if len(corners) * reach <= MAX_OUTLINE:  # from one corner to the next it is twice that at most
+        return
     corners = corners.reshape(-1, 2)
     if np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() > MAX_OUTLINE:
         raise MaskError(

@@ -1,12 +1,16 @@
 """Files in COCO's format, each parsed once and handed on."""
 
 import contextlib
+import gc
+import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import IO, Any
 from weakref import WeakValueDictionary
 
@@ -15,10 +19,16 @@ from pycocotools.coco import COCO
 from corrdet.files import reading
 
 from .arrays import Detections, GroundTruth, detections_from_coco, ground_truth_from_coco
+from .columns import check_annotated_masks
 from .completing import completed, results_with_whole_ids, with_whole_ids
+from .foreign import FORMATS, as_coco_rows
+from .naming import has_file_name
+from .polygons import pack
 from .rules import CocoFileError
 
 Opener = Callable[[Any, Any], IO]
+# How a file that is compressed by gzip begins.
+GZIP = b"\x1f\x8b"
 
 
 class CocoFile:
@@ -27,7 +37,7 @@ class CocoFile:
     Attributes:
         path: of the file.
         content: of the file, which nobody changes; its ids are whole numbers or texts where they
-            can be.
+            can be, its polygons arrays, see :func:`.polygons.pack`.
     """
 
     def __init__(self, path: str, content: Any):
@@ -56,6 +66,19 @@ class CocoFile:
                 source=self.path,
             )
         return self._ground_truths[iou_type]
+
+    def check(self, iou_type: str) -> None:
+        """Whether detections can be compared with the objects: see :func:`ground_truth_from_coco`.
+
+        Raises:
+            CocoFileError: they cannot.
+        """
+        if iou_type != "segm" or iou_type in self._ground_truths:
+            self.ground_truth(iou_type)
+        else:  # encoding masks takes long, and is not needed yet
+            objects = self.ground_truth()
+            sizes = objects.sizes[objects.images]
+            check_annotated_masks(self.completed["annotations"], sizes, "annotations", self.path)
 
     def api(self) -> COCO:
         """pycocotools' object of this content, completed."""
@@ -117,43 +140,129 @@ def read(path: str | os.PathLike, opener: Opener | None = None) -> CocoFile:
     return file
 
 
-def read_ground_truth(path: str | os.PathLike, iou_type: str = "bbox") -> GroundTruth:
+def read_ground_truth(
+    path: str | os.PathLike, iou_type: str = "bbox", *, skip_bad: bool = False
+) -> GroundTruth:
     """Read an annotation file as arrays.
 
     Args:
-        path: the file.
+        path: the file; it may be compressed by gzip.
         iou_type: "bbox" or "segm".
+        skip_bad: leave out annotations that cannot be used, and note how many.
 
     Raises:
         CocoFileError: not JSON, or not in the format, see :func:`ground_truth_from_coco`.
         ReadError: the file cannot be read.
     """
-    return read(path).ground_truth(iou_type)
+    file = read(path)
+    if not skip_bad:
+        return file.ground_truth(iou_type)
+    return ground_truth_from_coco(file.content, iou_type, source=file.path, skip_bad=True)
 
 
 def read_detections(
-    path: str | os.PathLike, ground_truth: GroundTruth, iou_type: str = "bbox"
+    path: str | os.PathLike,
+    ground_truth: GroundTruth,
+    iou_type: str = "bbox",
+    *,
+    form: str = "auto",
+    skip_bad: bool = False,
 ) -> Detections:
     """Read a results file as arrays.
 
     Args:
-        path: the file.
+        path: the file; it may be compressed by gzip.
         ground_truth: of the same data set.
         iou_type: "bbox" or "segm".
+        form: see :func:`detections_from`.
+        skip_bad: leave out rows that cannot be used, and note how many.
 
     Raises:
         CocoFileError: not JSON, or not in the format, see :func:`detections_from_coco`.
         ReadError: the file cannot be read.
     """
-    content = results_with_whole_ids(_parse(path))
-    return detections_from_coco(content, ground_truth, iou_type, source=str(path))
+    return detections_from(
+        _parse(path), ground_truth, iou_type, form=form, source=str(path), skip_bad=skip_bad
+    )
+
+
+def detections_from(
+    content: Any,
+    ground_truth: GroundTruth,
+    iou_type: str = "bbox",
+    *,
+    form: str = "auto",
+    source: str = "the detections",
+    skip_bad: bool = False,
+) -> Detections:
+    """Arrays of the content of a results file, whichever framework wrote it.
+
+    Args:
+        content: COCO's rows, or what :mod:`~corrdet.coco.foreign` recognises.
+        ground_truth: of the same data set.
+        iou_type: "bbox" or "segm".
+        form: "auto"; "coco" for COCO's rows and nothing else; "xyxy" where boxes of flat rows are
+            x1, y1, x2, y2.
+        source: where it is from, for messages.
+        skip_bad: leave out rows that cannot be used, and note how many.
+
+    Raises:
+        CocoFileError: not recognised, or see :func:`detections_from_coco`.
+        ValueError: another ``form``.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"expected a form of {', '.join(FORMATS)}, got {form!r}")
+    content = results_with_whole_ids(content)
+    names_files = isinstance(content, list) and content and has_file_name(content[0])
+    if form == "coco" or (form == "auto" and not names_files):
+        # Most files are in COCO's form, and a second look takes its time.
+        try:
+            return detections_from_coco(
+                content,
+                ground_truth,
+                iou_type,
+                source=source,
+                leave_out_other_classes=form == "coco",
+                skip_bad=skip_bad and form == "coco",
+            )
+        except CocoFileError:
+            if form == "coco":
+                raise
+    rows, notes = as_coco_rows(content, ground_truth, form, source=source)
+    found = detections_from_coco(
+        rows,
+        ground_truth,
+        iou_type,
+        source=source,
+        leave_out_other_classes=True,
+        skip_bad=skip_bad,
+    )
+    return replace(found, notes=(*notes, *found.notes))
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """In the block, no cycles are looked for, which takes long among millions of new objects."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _parse(path: str | os.PathLike, opener: Opener | None = None) -> Any:
     try:
-        # Files from Windows may begin with a mark of their encoding.
         with reading(), (opener or open)(path, "rb") as file:
-            return json.load(io.TextIOWrapper(file, encoding="utf-8-sig"))
+            data = file.read()
+        if data[:2] == GZIP:
+            data = gzip.decompress(data)
+        # Files from Windows may begin with a mark of their encoding.
+        with without_collecting():
+            return json.loads(data.decode("utf-8-sig"), object_hook=pack)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CocoFileError(f"{path}: expected JSON, compressed by gzip: {error}") from error
     except UnicodeDecodeError as error:
         raise CocoFileError(f"{path}: expected JSON in UTF-8: {error}") from error
     except RecursionError as error:

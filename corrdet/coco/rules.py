@@ -5,7 +5,7 @@ wrong, so rules for single values are plain functions of them.
 """
 
 import numbers
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 from corrdet.errors import CorrdetError
@@ -29,6 +29,28 @@ class AnnotationError(CorrdetError, ValueError):
 
 class CocoFileError(AnnotationError):
     """A file is not what COCO's format has; the message names file, row and reason."""
+
+
+class RowError(CocoFileError):
+    """Rows of a list are not what they should be, all for one reason.
+
+    Attributes:
+        rows: all of them, ascending; the message names the first.
+        key: under which it is.
+        reason: of the first: what was expected, and what came.
+    """
+
+    def __init__(self, message: str, *, rows: Sequence[int] = (), key: str = "", reason: str = ""):
+        super().__init__(message)
+        self.rows, self.key, self.reason = rows, key, reason
+
+
+def row_error(source: str, what: str, rows: Sequence[int], key: str, reason: str) -> RowError:
+    """The error of rows of ``what``, of which there is at least one."""
+    more = f" (and {len(rows) - 1} more such rows)" if len(rows) > 1 else ""
+    return RowError(
+        f"{source}: {what}[{rows[0]}]: {reason}{more}", rows=rows, key=key, reason=reason
+    )
 
 
 def lists_of(content: Any, source: str) -> tuple[list, list, list]:
@@ -56,21 +78,18 @@ def check_unique_ids(ids: list, what: str, source: str) -> None:
     Raises:
         CocoFileError: names the first row that has none.
     """
-    for index, value in enumerate(ids):
-        if not is_id(value):
-            raise CocoFileError(
-                f"{source}: {what}[{index}]: expected a whole number or a text as id, got "
-                f"{describe(value)}"
-            )
+    if not set(map(type, ids)) <= {int, str}:
+        bad = [index for index, value in enumerate(ids) if not is_id(value)]
+        if bad:
+            came = describe(ids[bad[0]])
+            reason = f"expected a whole number or a text as id, got {came}"
+            raise row_error(source, what, bad, "id", reason)
     if len(set(ids)) != len(ids):
         seen: dict[int | str, int] = {}
-        for index, value in enumerate(ids):
-            if value in seen:
-                raise CocoFileError(
-                    f"{source}: {what}[{index}]: expected an id of its own, got {value!r}, that of "
-                    f"{what}[{seen[value]}]"
-                )
-            seen[value] = index
+        again = [i for i, value in enumerate(ids) if seen.setdefault(value, i) != i]
+        value = ids[again[0]]
+        reason = f"expected an id of its own, got {value!r}, that of {what}[{seen[value]}]"
+        raise row_error(source, what, again, "id", reason)
 
 
 def is_id(value: Any) -> bool:

@@ -4,6 +4,7 @@ A box without width, or a class that the model does not have, otherwise shows up
 NaN or a CUDA assertion that names neither image nor annotation.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from corrdet.coco.messages import MAX_LISTED, listing, short
 from corrdet.coco.rules import OVERHANG_TOLERANCE
 from corrdet.names import config_value
 
+from .glances import Glance, look_at
 from .image_checks import check_readable, filter_unreadable
 from .keypoints import keypoint_problem
 
@@ -104,10 +106,13 @@ def _check_annotations(
     problems: list[str] = []
     counts: dict[str, int] = {}
     clipped = 0
-    shares = _boxes_are_shares(name, dataset_dicts)
+    glances = list(look_at(dataset_dicts, num_classes, _is_in_first_pixel, check_masks=check_masks))
+    shares = _boxes_are_shares(name, glances)
+    are_good = itertools.chain.from_iterable(glance.good(shares) for glance in glances)
     for record in dataset_dicts:
         annotations = record.get("annotations")
-        if not annotations:
+        all_good = all([*itertools.islice(are_good, len(annotations or ()))])
+        if not annotations or (all_good and num_keypoints is None):
             checked.append(record)
             continue
         kept = []
@@ -211,15 +216,10 @@ def _format_box(box) -> str:
         return "None" if box is None else short(box)
 
 
-def _boxes_are_shares(name: str, dataset_dicts: Sequence[dict]) -> bool:
+def _boxes_are_shares(name: str, glances: Sequence[Glance]) -> bool:
     """Whether boxes are in 0..1, shares of width and height: if at least half lie in a pixel."""
-    inside, total = 0, 0
-    for record in dataset_dicts:
-        if min(record.get("width") or 0, record.get("height") or 0) <= 1:
-            continue
-        for annotation in record.get("annotations") or ():
-            total += 1
-            inside += _is_in_first_pixel(annotation)
+    inside = sum(int(glance.are_in_first_pixel.sum()) for glance in glances)
+    total = sum(glance.counted for glance in glances)
     if 0 < 2 * inside < total:
         logger.warning(
             f"{name}: {inside} of {total} boxes lie in the first pixel of their image; as they are "

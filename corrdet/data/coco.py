@@ -28,6 +28,7 @@ from corrdet.coco import (
 from corrdet.coco.checking import has_plain_rows
 from corrdet.coco.masks import encode
 from corrdet.coco.messages import describe, listing
+from corrdet.coco.polygons import is_packed
 from corrdet.coco.rules import (
     are_numbers,
     check_unique_ids,
@@ -292,6 +293,8 @@ def _segmentation(segmentation: Any) -> Any:
     Raises:
         Exception: of many types, for what is neither.
     """
+    if is_packed(segmentation):
+        return list(segmentation)
     if not isinstance(segmentation, dict):
         return [polygon for polygon in segmentation if has_corners(polygon)]
     if isinstance(segmentation["counts"], list):

@@ -9,17 +9,19 @@ from detectron2.data.build import (
 )
 from detectron2.data.detection_utils import check_metadata_consistency
 
+from corrdet.coco.reading import without_collecting
 from corrdet.config_keys import declare
 from corrdet.errors import ConfigError, CorrdetError
+from corrdet.names import kind_of
 from corrdet.options import BOOL, Key, Range
 
-from .augmentation import fixed_size
 from .checks import check_dataset, check_mask_format, check_num_classes
 from .classes import follow_classes
 from .coco import classes_of, load_registered
 from .image_checks import check_image_headers, check_images_exist
 from .keypoints import check_keypoints, flip_indices
 from .proposals import add_proposals
+from .resizing import ways
 
 IMAGE_CHECKS = ("none", "header", "whole")
 declare(
@@ -73,14 +75,17 @@ def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict
         DatasetTypeError: it is not a list of dicts.
         KeyError: it is not registered.
     """
+    with without_collecting():
+        return _load_dataset(cfg, name, is_train)
+
+
+def _load_dataset(cfg: CfgNode, name: str, is_train: bool) -> list[dict]:
     skip_bad_annotations = cfg.DATASETS.get("SKIP_BAD_ANNOTATIONS", False)
     dicts = load_registered(
         name, skip_bad_annotations=skip_bad_annotations, masks=cfg.MODEL.MASK_ON
     )
     if not isinstance(dicts, list):
-        raise DatasetTypeError(
-            f"data set {name!r} is a {type(dicts).__name__}, not a list of dicts"
-        )
+        raise DatasetTypeError(f"data set {name!r} is {kind_of(dicts)}, not a list of dicts")
     if not dicts:
         raise EmptyDatasetError(f"data set {name!r} has no images")
     check_num_classes(cfg, name)
@@ -93,8 +98,8 @@ def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict
         check_images_exist(name, dicts)
     how = cfg.DATASETS.get("CHECK_IMAGES", "header")
     if how != "none":
-        shapes = _shapes(cfg, is_train)
-        dicts = check_image_headers(name, dicts, skip=skip_unreadable, shapes=shapes)
+        steps = ways(cfg, is_train)
+        dicts = check_image_headers(name, dicts, skip=skip_unreadable, steps=steps)
     if not dicts:
         raise EmptyDatasetError(f"no image of data set {name!r} can be used")
     return check_dataset(
@@ -106,15 +111,6 @@ def load_dataset(cfg: CfgNode, name: str, *, is_train: bool = True) -> list[dict
         check_masks=cfg.MODEL.MASK_ON,
         num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else None,
     )
-
-
-def _shapes(cfg: CfgNode, is_train: bool) -> list[tuple[int, int]]:
-    """(shortest edge, longest edge) of what images are resized to."""
-    if fixed_size(cfg, is_train):
-        return []
-    if not is_train:
-        return [(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-    return [(size, cfg.INPUT.MAX_SIZE_TRAIN) for size in cfg.INPUT.MIN_SIZE_TRAIN]
 
 
 def in_training_order(cfg: CfgNode, name: str, dicts: list[dict]) -> list[dict]:

@@ -1,5 +1,6 @@
 """Checks of image files before training and evaluation: there, readable, of the stated size."""
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from corrdet.coco.rules import is_side, side_words
 from corrdet.errors import CorrdetError
 
 from .images import TURNED, UPRIGHT, Header, read_header, read_image
+from .resizing import Step, nothing_left
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,11 @@ def check_images_exist(name: str, dataset_dicts: Sequence[dict]) -> None:
 
 
 def check_image_headers(
-    name: str, dataset_dicts: list[dict], *, skip: bool = False, shapes: Sequence[tuple] = ()
+    name: str,
+    dataset_dicts: list[dict],
+    *,
+    skip: bool = False,
+    steps: Sequence[Sequence[Step]] = (),
 ) -> list[dict]:
     """Compare image files with what the data set says of them, by their headers.
 
@@ -73,15 +79,15 @@ def check_image_headers(
         dataset_dicts: not changed; files at addresses such as s3://... are not looked at.
         skip: leave out images instead of raising, and log which. Those without a readable header
             stay, for who decodes them.
-        shapes: (shortest edge, longest edge) of the resizings that they will go through.
+        steps: what will be done to their sizes, as :func:`.resizing.ways` has it.
 
     Returns:
         The checked list; images without a stated size have that of their file, and those that are
         read otherwise than by Detectron2 the key ``OTHERWISE``.
 
     Raises:
-        ImageSizeError: an image has another size than stated, or is so long that no pixel of its
-            shorter side would be left; names the first ten and counts all.
+        ImageSizeError: an image has another size than stated, or no pixel of one of its sides
+            would be left; names the first ten and counts all.
         ImageReadError: a header cannot be read.
         AnnotationError: a stated size is no whole number of pixels.
     """
@@ -100,7 +106,7 @@ def check_image_headers(
             unreadable.append(f"{file_name}: {header}")
         elif header is not None:
             width, height = stated = _stated_size(record) or header.shown_size
-            reason = _size_problem(header, stated, shapes)
+            reason = _size_problem(header, stated, steps)
             if reason:
                 problems.append(f"{file_name}: {reason}")
                 continue
@@ -112,7 +118,7 @@ def check_image_headers(
                 deep.append(file_name)
             if _stated_size(record) is None:
                 record = {**record, "width": width, "height": height}
-            if header.is_deep or header.is_stated_unturned(width, height):
+            if header.is_read_otherwise(width, height):
                 record = {**record, OTHERWISE: True}
         checked.append(record)
     if unreadable and not skip:
@@ -140,6 +146,23 @@ def check_image_headers(
     return checked
 
 
+def read_otherwise(name: str, dataset_dicts: Sequence[dict]) -> list[str]:
+    """The files of a data set that Detectron2 takes for other images than they are.
+
+    It turns by EXIF what is stated to be as it is stored, and more than 8 bits are white.
+
+    Args:
+        name: of the data set, for a bar of progress.
+        dataset_dicts: of images; without a readable header they are left to who reads them.
+    """
+    return [
+        record["file_name"]
+        for record, header in zip(dataset_dicts, _headers(name, dataset_dicts), strict=True)
+        if isinstance(header, Header)
+        and header.is_read_otherwise(*(_stated_size(record) or header.shown_size))
+    ]
+
+
 def _headers(name: str, dataset_dicts: Sequence[dict]) -> Iterator[Header | str | None]:
     """Headers, texts that say why there is none, and None where none was looked for."""
 
@@ -151,9 +174,12 @@ def _headers(name: str, dataset_dicts: Sequence[dict]) -> Iterator[Header | str 
         except Exception as error:  # PIL raises many types
             return f"{type(error).__name__}: {error}"
 
+    # Several at a time: handing one to a thread takes as long as reading its header.
+    parts = [dataset_dicts[start : start + 50] for start in range(0, len(dataset_dicts), 50)]
     with ThreadPoolExecutor(8) as pool:
+        headers = pool.map(lambda part: [read(record) for record in part], parts)
         yield from tqdm(
-            pool.map(read, dataset_dicts),
+            itertools.chain.from_iterable(headers),
             total=len(dataset_dicts),
             desc=f"reading the headers of the images of {name}",
             unit="image",
@@ -165,7 +191,7 @@ def _stated_size(record: dict) -> tuple[int, int] | None:
     return (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
 
 
-def _size_problem(header: Header, stated: tuple[int, int], shapes: Sequence[tuple]) -> str:
+def _size_problem(header: Header, stated: tuple[int, int], steps: Sequence) -> str:
     if stated not in (header.size, header.shown_size):
         turned = ""
         if header.orientation in TURNED:
@@ -175,15 +201,9 @@ def _size_problem(header: Header, stated: tuple[int, int], shapes: Sequence[tupl
             f"the data set says {stated[0]} x {stated[1]}, the file has {header.size[0]} x "
             f"{header.size[1]}{turned} (w x h)"
         )
-    short, long = sorted(stated)
-    for shortest, longest in shapes:
-        # As Detectron2's ResizeShortestEdge.
-        if shortest and int(short * min(shortest / short, longest / long) + 0.5) < 1:
-            return (
-                f"{stated[0]} x {stated[1]} (w x h), resized to at most {longest} pixels, has a "
-                "side of no pixel"
-            )
-    return ""
+    width, height = map(int, stated)
+    found = (nothing_left((height, width), way) for way in steps)
+    return next((f"{width} x {height} (w x h), {reason}" for reason in found if reason), "")
 
 
 def check_readable(name: str, dataset_dicts: Sequence[dict]) -> None:

@@ -36,6 +36,10 @@ class Header:
         """Whether a data set's boxes are those of the stored pixels, by the size that it states."""
         return self.orientation in TURNED and self.shown_size != (width, height) == self.size
 
+    def is_read_otherwise(self, width: int, height: int) -> bool:
+        """Whether Detectron2 would read another image than :func:`read_image`, by that size."""
+        return self.is_deep or self.is_stated_unturned(width, height)
+
 
 def read_header(file_name: str, stated: tuple[int, int] | None = None) -> Header:
     """Without decoding pixels, with one exception: a PNG of another size than stated.

@@ -120,8 +120,11 @@ class ResumableLoader:
     def close(self) -> None:
         """Stop the workers. No batch can be taken afterwards; closing again changes nothing."""
         self._is_closed = True
-        # This was the last reference: the destructor ends the workers and waits for them.
-        self._iterator = None
+        iterator, self._iterator = self._iterator, None
+        # As PyTorch's destructor does, which comes later where an error's traceback refers to the
+        # iterator: until then PyTorch would raise another error for a worker that was killed.
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
     def __enter__(self) -> "ResumableLoader":
         return self

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from detectron2.config import configurable
-from detectron2.data import DatasetMapper
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
@@ -19,7 +19,14 @@ from corrdet.options import SHARE, Key, at_least, numbers
 from .augmentation import check_input, fixed_size, ssd_augmentations
 from .checks import check_mask_format
 from .coco import classes_of
-from .image_checks import OTHERWISE, SKIP_ADVICE, ImageReadError, ImageSizeError, unreadable_reason
+from .image_checks import (
+    OTHERWISE,
+    SKIP_ADVICE,
+    ImageReadError,
+    ImageSizeError,
+    read_otherwise,
+    unreadable_reason,
+)
 from .images import read_image
 from .keypoints import flip_indices
 
@@ -211,10 +218,7 @@ def check_mapper(mapper: Callable, dicts: Sequence[dict]) -> None:
     files = [record["file_name"] for record in dicts if record.get(OTHERWISE)]
     if not files or isinstance(mapper, CorrdetDatasetMapper):
         return
-    found = (
-        f"{len(files)} image(s) have 16 or 32 bits a channel, or are not to be turned by EXIF, as "
-        f"the data set states the size of the stored pixels; the first is {files[0]}. "
-    )
+    found = _found_otherwise(files)
     if isinstance(mapper, DatasetMapper) and type(mapper).__call__ is DatasetMapper.__call__:
         raise ImageReadError(
             found + "Detectron2's DatasetMapper reads them wrongly: expected a "
@@ -223,6 +227,42 @@ def check_mapper(mapper: Callable, dicts: Sequence[dict]) -> None:
     logging.getLogger(__name__).warning(
         found + "A mapper of one's own reads them by corrdet.data.images.read_image(file_name, "
         "format, (width, height))"
+    )
+
+
+def warn_of_own_loaders(cfg: CfgNode, split: str, method: str) -> None:
+    """Say which images Detectron2's mapper reads wrongly, where a loader of the user's reads them.
+
+    With ``DATASETS.CHECK_IMAGES "none"`` no file is looked at.
+
+    Args:
+        cfg: the config.
+        split: "TRAIN" or "TEST".
+        method: that builds the loader, for the message.
+    """
+    if cfg.DATASETS.CHECK_IMAGES == "none":
+        return
+    files = []
+    for name in cfg.DATASETS[split]:
+        try:
+            dicts = DatasetCatalog.get(name)
+            files += read_otherwise(name, dicts)
+        except Exception:  # what such a loader reads need not be what is registered
+            continue
+    if files:
+        logging.getLogger(__name__).warning(
+            "%s gives a loader of its own: %sDetectron2's DatasetMapper reads them wrongly, "
+            "corrdet.data.CorrdetDatasetMapper, which takes the same arguments, rightly",
+            method,
+            _found_otherwise(files),
+        )
+
+
+def _found_otherwise(files: Sequence[str]) -> str:
+    """What is said of images that Detectron2 reads wrongly."""
+    return (
+        f"{len(files)} image(s) have 16 or 32 bits a channel, or are not to be turned by EXIF, as "
+        f"the data set states the size of the stored pixels; the first is {files[0]}. "
     )
 
 

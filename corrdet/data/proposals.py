@@ -27,6 +27,7 @@ from detectron2.utils.file_io import PathManager
 from corrdet.arrays_only import read_array_pickle
 from corrdet.coco.messages import listing
 from corrdet.errors import ConfigError, CorrdetError
+from corrdet.names import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 def _checked(path: str, content: Any) -> dict[str, Any]:
     if not isinstance(content, Mapping):
-        raise ProposalError(f"{path}: expected keys and values, got a {type(content).__name__}")
+        raise ProposalError(f"{path}: expected keys and values, got {kind_of(content)}")
     content = {_OLD_NAMES.get(key, key): value for key, value in content.items()}
     ids, boxes, logits = (content.get(key) for key in ("ids", "boxes", "objectness_logits"))
     if any(value is None for value in (ids, boxes, logits)):

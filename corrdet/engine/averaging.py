@@ -1,5 +1,6 @@
 """The exponential moving average of weights, which evaluations look at."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
 from corrdet.files import atomic_write
 from corrdet.options import BOOL, Key, Range, is_number
@@ -125,3 +126,6 @@ def take_average(model: nn.Module, checkpoint: Mapping[str, Any], cfg: CfgNode) 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(average[name])
+    logging.getLogger(__name__).info(
+        "the model has the moving average of its weights in their place, as MODEL_EMA.ENABLED says"
+    )

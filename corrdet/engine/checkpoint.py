@@ -8,12 +8,19 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from corrdet.errors import CorrdetError
 from corrdet.files import atomic_write, remove_leftovers
 
-from .weight_names import check_enough, check_kinds, summary, weights_in, without_prefix
+from .weight_names import (
+    check_enough,
+    check_kinds,
+    other_shapes,
+    summary,
+    weights_in,
+    without_prefix,
+)
 from .weights import (
     CheckpointError,
     MissingWeightsError,
@@ -166,23 +173,32 @@ class SafeCheckpointer(DetectionCheckpointer):
         return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
-            data = self._read_file(filename)
-        except (CheckpointError, WeightsReadError) as error:
-            for older in self._older:
-                try:
-                    data = self._read_file(older)
-                except (CheckpointError, WeightsReadError):
-                    continue
-                logger.warning("%s. The checkpoint before it is used: %s", error, older)
-                filename = older
+        first = None
+        for file in (filename, *self._older):
+            try:
+                data = self._read_file(file)
+                if self._older:
+                    self._check_finite(data["model"], file)
                 break
-            else:
-                raise
+            except (CheckpointError, WeightsReadError) as error:
+                first = first or error
+        else:
+            assert first is not None
+            raise first
+        if first is not None:
+            logger.warning("%s. The checkpoint before it is used: %s", first, file)
         if self.check is not None:
-            self.check(data, filename)
-        self._path = filename
+            self.check(data, file)
+        self._path = file
         return data
+
+    def _check_finite(self, weights: dict[str, Any], filename: str) -> None:
+        tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+        own = dict(self.model.named_parameters())
+        parameters = {name: tensors.pop(name) for name in own.keys() & tensors.keys()}
+        broken = _broken(parameters, tensors)
+        if broken:
+            raise CheckpointError(_not_finite(filename, broken))
 
     def _read_file(self, filename: str) -> dict[str, Any]:
         data = read_weights(filename)
@@ -214,22 +230,25 @@ class SafeCheckpointer(DetectionCheckpointer):
         weights, prefix = without_prefix(checkpoint["model"], own, self._path)
         check_kinds(weights, state, self._path)
         theirs = list(weights)
-        incompatible = super()._load_model({**checkpoint, "model": weights})
-        wrong = {name for name, *_ in incompatible.incorrect_shapes}
+        with other_shapes() as similar:
+            incompatible = super()._load_model({**checkpoint, "model": weights})
+        same = {name for name, *_ in incompatible.incorrect_shapes}
+        shapes = [
+            *incompatible.incorrect_shapes,
+            *(found[1:] for found in similar if found[1] not in same),
+        ]
+        wrong = {name for name, *_ in shapes}
         # Detectron2 takes what it does not miss out of the missing ones.
         loaded = [name for name in own if name not in {*incompatible.missing_keys, *wrong}]
         check_enough(loaded, theirs, own, self._path)
         broken = sorted({*broken_weights(self.model)} & {*loaded})
         if broken:
-            raise CheckpointError(
-                f"{self._path}: {len(broken)} of the weights in it are not finite, {broken[0]} "
-                "among them: of a training that has diverged, or damaged"
-            )
+            raise CheckpointError(_not_finite(self._path, broken))
         said = summary(
             loaded,
             [name for name in incompatible.missing_keys if name not in wrong],
-            incompatible.unexpected_keys,
-            incompatible.incorrect_shapes,
+            [n for n in incompatible.unexpected_keys if n not in {found[0] for found in similar}],
+            shapes,
         )
         behind = f", behind the prefix {prefix!r}" if prefix else ""
         level = logging.INFO if len(loaded) == len(own) else logging.WARNING
@@ -276,18 +295,25 @@ def checkpoints_in(folder: str, tagged: str = "") -> list[str]:
     return paths
 
 
+def _not_finite(path: str, names: list[str]) -> str:
+    return (
+        f"{path}: {len(names)} of the weights in it are not finite, {names[0]} among them: of a "
+        "training that has diverged, or damaged"
+    )
+
+
 def broken_weights(model: nn.Module) -> list[str]:
     """Names of parameters that are not finite and of buffers that are NaN; waits once for a GPU.
 
     Buffers may be infinite: masks of attention are.
     """
-    checks = {
-        name: parameter.detach().isfinite().all() for name, parameter in model.named_parameters()
-    }
+    return _broken(dict(model.named_parameters()), dict(model.named_buffers()))
+
+
+def _broken(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> list[str]:
+    checks = {name: value.detach().isfinite().all() for name, value in parameters.items()}
     checks.update(
-        (name, ~buffer.isnan().any())
-        for name, buffer in model.named_buffers()
-        if buffer.is_floating_point()
+        (name, ~value.isnan().any()) for name, value in buffers.items() if value.is_floating_point()
     )
     if not checks:
         return []

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from corrdet.errors import errors_in_one_line
 from corrdet.files import atomic_write
+from corrdet.names import kind_of
 
 from .weight_names import weights_in
 from .weights import CheckpointError, read_weights
@@ -58,7 +59,7 @@ def conversion_command(
 def _check_values(weights) -> None:
     for name, value in weights.items():
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{name!r} is a {type(value).__name__}, expected a tensor")
+            raise CheckpointError(f"{name!r} is {kind_of(value)}, expected a tensor")
         if not value.isfinite().all():
             raise CheckpointError(f"{name!r} has values that are not finite")
 

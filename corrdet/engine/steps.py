@@ -12,8 +12,9 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from corrdet.config import declare
+from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
+from corrdet.names import kind_of
 from corrdet.options import Key, at_least
 
 declare(
@@ -234,7 +235,7 @@ def _split(batch, parts: int) -> Iterator:
     if not isinstance(batch, list) or len(batch) % parts:
         raise ConfigError(
             f"SOLVER.ACCUMULATE is {parts}, which needs batches that are lists of as many images, "
-            f"or a multiple; the loader gives a {type(batch).__name__}"
+            f"or a multiple; the loader gives {kind_of(batch)}"
             + (f" of {len(batch)}" if isinstance(batch, list) else "")
         )
     size = len(batch) // parts

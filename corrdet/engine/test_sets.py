@@ -27,8 +27,8 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
         ProposalError: with ``MODEL.LOAD_PROPOSALS``, see :func:`add_proposals`.
     """
     kept = _kept.get()
-    if kept is not None and kept.get(name, (None,))[0] is cfg:
-        return kept[name][1]
+    if kept is not None and name in kept.sets and kept.sets[name][0] is cfg:
+        return kept.sets[name][1]
     with read_once():
         # Kept here, so that it is not parsed again when the classes of the training set were read.
         metadata = MetadataCatalog.get(name)
@@ -39,21 +39,38 @@ def load_test_set(cfg: CfgNode, name: str) -> list[dict]:
         check_ground_truth(cfg, name, dicts)
         del file
     if kept is not None:
-        kept.clear()
-        kept[name] = (cfg, dicts)
+        kept.add(name, cfg, dicts)
     return dicts
 
 
-_kept: ContextVar[dict[str, tuple[CfgNode, list[dict]]] | None] = ContextVar("kept", default=None)
+class _Kept:
+    """The test sets that were loaded last; no more than are asked for again."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.sets: dict[str, tuple[CfgNode, list[dict]]] = {}
+
+    def add(self, name: str, cfg: CfgNode, dicts: list[dict]) -> None:
+        self.sets.pop(name, None)
+        while len(self.sets) >= self.most:
+            del self.sets[next(iter(self.sets))]
+        self.sets[name] = cfg, dicts
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
-def load_once() -> Iterator[None]:
+def load_once(most: int = 1) -> Iterator[None]:
     """In the block, a test set that is asked for again, by loader and evaluator, is the same list.
 
-    Files are parsed once as well, see :func:`corrdet.coco.read_once`.
+    Files are parsed once as well, see :func:`corrdet.coco.read_once`. A block in a block is part of
+    it.
+
+    Args:
+        most: so many sets are kept at a time.
     """
-    token = _kept.set({} if _kept.get() is None else _kept.get())
+    token = _kept.set(_kept.get() or _Kept(most))
     try:
         with read_once():
             yield

@@ -4,7 +4,8 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
@@ -24,10 +25,11 @@ from corrdet.data import (
     build_train_loader,
 )
 from corrdet.data.image_checks import ImageSizeError
+from corrdet.data.mapper import warn_of_own_loaders
 from corrdet.data.workers import PreparingWorkers, worker_failure
 from corrdet.errors import CorrdetError, original_message
 from corrdet.modeling import build_test_time_augmentation, load_old_state
-from corrdet.names import function_of
+from corrdet.names import function_of, kind_of
 
 from .averaging import AverageWeights
 from .checkpoint import SafeCheckpointer
@@ -107,14 +109,9 @@ class CorrdetTrainer(DefaultTrainer):
         self._detector = self.build_model(cfg)
         check_norms(self._detector, cfg.MODEL.DEVICE)
         optimizer = self.build_optimizer(cfg, self._detector)
-        self._loader = self._usable(self.build_train_loader(cfg))
-        for name in cfg.DATASETS.TEST:  # now, not when hours of training are over
-            if _is_overridden(type(self), "build_test_loader"):
-                check_ground_truth(cfg, name)  # what it gives as images is not ours to check
-            else:
-                load_test_set(cfg, name)
-            if cfg.TEST.EVAL_LOSS:
-                self.build_loss_loader(cfg, name)
+        with read_once():
+            self._loader = self._usable(self.build_train_loader(cfg))
+        self._check_test_sets()
         model = self._detector
         if comm.get_world_size() > 1:
             device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
@@ -138,17 +135,30 @@ class CorrdetTrainer(DefaultTrainer):
         self._signals = StopSignals()
         self.register_hooks(self.build_hooks())
 
+    def _check_test_sets(self) -> None:
+        """Now, not when hours of training are over."""
+        with load_once():
+            is_own = _is_overridden(type(self), "build_test_loader")
+            for name in self.cfg.DATASETS.TEST:
+                # Images of a loader of the user's are not ours to check.
+                (check_ground_truth if is_own else load_test_set)(self.cfg, name)
+                if self.cfg.TEST.EVAL_LOSS:
+                    self.build_loss_loader(self.cfg, name)
+            if is_own:
+                warn_of_own_loaders(self.cfg, "TEST", f"{type(self).__name__}.build_test_loader")
+
     def _usable(self, loader):
         """The training loader, watched where it is not corrdet's, which is said."""
         if isinstance(loader, ResumableLoader):
             return loader
         logging.getLogger(__name__).warning(
-            "%s.build_train_loader gives a %s: the training can be resumed, but goes on with other "
+            "%s.build_train_loader gives %s: the training can be resumed, but goes on with other "
             "images than without the stop. corrdet.data.build_train_loader(cfg, mapper=...) "
             "resumes exactly",
             type(self).__name__,
-            type(loader).__name__,
+            kind_of(loader),
         )
+        warn_of_own_loaders(self.cfg, "TRAIN", f"{type(self).__name__}.build_train_loader")
         return WatchedLoader(loader)
 
     # ---- What is built.
@@ -207,9 +217,11 @@ class CorrdetTrainer(DefaultTrainer):
             WriterOfEvaluations(h, self.cfg.TEST.EVAL_PERIOD) if type(h) is PeriodicWriter else h
             for h in hooks
         ]
+        (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        if self.cfg.TEST.EVAL_LOSS:
+            hooks[place]._func = partial(self._evaluate_with_losses, hooks[place]._func)
         if self.cfg.TEST.AUG.ENABLED:
             # Behind the evaluation without it, and before what writes: once, after training.
-            (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
             evaluate = EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._detector))
             hooks.insert(place + 1, evaluate)
         # Before the writers, or last on the processes that have none.
@@ -225,8 +237,6 @@ class CorrdetTrainer(DefaultTrainer):
     def _hooks_of_evaluation(self) -> list:
         cfg = self.cfg
         hooks, period = [], cfg.TEST.EVAL_PERIOD
-        if cfg.TEST.EVAL_LOSS:
-            hooks.append(EvalHook(period, self.test_losses))
         best, stopping = cfg.TEST.BEST_CHECKPOINT, cfg.SOLVER.EARLY_STOPPING
         if best.METRIC:
             hooks.append(BestCheckpoint(best.METRIC, best.MODE, period, self.checkpointer))
@@ -444,6 +454,10 @@ class CorrdetTrainer(DefaultTrainer):
         finally:
             set_random_states(states)
 
+    def _evaluate_with_losses(self, evaluate: Callable[[], dict | None]) -> dict:
+        with load_once(len(self.cfg.DATASETS.TEST)):
+            return {**(evaluate() or {}), **self.test_losses()}
+
     def test_losses(self) -> dict[str, float]:
         """The losses on the test sets: ``val_loss_cls``, ..., ``val_total_loss``.
 
@@ -452,8 +466,7 @@ class CorrdetTrainer(DefaultTrainer):
         results = {}
         names = self.cfg.DATASETS.TEST
         for name in names:
-            with read_once():
-                loader = self.build_loss_loader(self.cfg, name)
+            loader = self.build_loss_loader(self.cfg, name)
             prefix = f"{name}/val_" if len(names) > 1 else "val_"
             losses = mean_losses(self._detector, loader, self.iter)
             results.update({prefix + loss: value for loss, value in losses.items()})

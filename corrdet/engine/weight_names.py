@@ -1,14 +1,18 @@
 """The names in a file of weights, and those of the model that they are for."""
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from corrdet.names import kind_of
 
 from .weights import WEIGHTS_KEYS, CheckpointError
 
@@ -56,7 +60,7 @@ def weights_in(data: Mapping[str, Any], path: str) -> tuple[dict[str, Any], str 
         if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray | np.generic):
             keys = ", ".join(map(str, list(data)[:6])) + (", ..." if len(data) > 6 else "")
             raise CheckpointError(
-                f"{path}: {'' if key is None else key + ': '}{name!r} is a {type(value).__name__}, "
+                f"{path}: {'' if key is None else key + ': '}{name!r} is {kind_of(value)}, "
                 f"expected weights by name, in the whole file or under {', '.join(WEIGHTS_KEYS)}; "
                 f"it has the keys {keys}"
             )
@@ -194,6 +198,39 @@ def _advice(theirs: list[str], own: list[str], path: str) -> str:
         if any(re.match(pattern, name) for name in theirs):
             return advice[0].upper() + advice[1:]
     return "If they are for this model, rename them; a prefix of all is left out by itself"
+
+
+@contextmanager
+def other_shapes() -> Iterator[list[tuple[str, str, tuple, tuple]]]:
+    """In the block, what Detectron2 warns of shapes, two lines each, is in a list instead.
+
+    Of names that it finds to be alike; those that are the same it returns.
+
+    Gives:
+        name in the file, name in the model, the shapes of both.
+    """
+    found: list[tuple[str, str, tuple, tuple]] = []
+
+    def is_other(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        match = _OTHER_SHAPE.fullmatch(message)
+        if match:
+            a, b = (tuple(map(int, re.findall(r"\d+", sizes))) for sizes in match.groups()[1::2])
+            found.append((match[1], match[3], a, b))
+        return not match and not message.endswith("see if this is desired.")
+
+    logger = logging.getLogger("detectron2.checkpoint.c2_model_loading")
+    logger.addFilter(is_other)
+    try:
+        yield found
+    finally:
+        logger.removeFilter(is_other)
+
+
+_OTHER_SHAPE = re.compile(
+    r"Shape of (\S+) in checkpoint is torch\.Size\((.*)\), while shape of (\S+) in model is "
+    r"torch\.Size\((.*)\)\."
+)
 
 
 def summary(

@@ -6,6 +6,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any, BinaryIO
 
@@ -13,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from corrdet.arrays_only import named_objects, read_array_pickle
+from corrdet.arrays_only import NUMPY_NUMBERS, named_objects, read_array_pickle
 from corrdet.errors import CorrdetError
+from corrdet.names import kind_of
 
 # Under which checkpoints of others keep their weights: Detectron2 and corrdet, then mmdetection and
 # Lightning, pycls, and what tutorials do.
@@ -121,6 +123,8 @@ def read_weights(path: str) -> dict[str, Any]:
 def load_tensors(path: str) -> dict[str, Any]:
     """Read a dictionary that ``torch.save`` wrote, if it holds nothing that could run code.
 
+    Beside tensors there may be plain data, and numbers of numpy.
+
     Args:
         path: a ``.pth`` file. The checksums in it are tested; files of PyTorch before 1.6 have
             none.
@@ -131,7 +135,8 @@ def load_tensors(path: str) -> dict[str, Any]:
     """
     try:
         check_sums(path)
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with _numbers_of_numpy():
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except OSError as error:
@@ -146,6 +151,14 @@ def load_tensors(path: str) -> dict[str, Any]:
             f"objects, which could run code on this machine. ({type(error).__name__})"
         ) from error
     return _dictionary(path, data)
+
+
+def _numbers_of_numpy() -> AbstractContextManager:
+    """Where files of tensors may hold numbers of numpy, such as a best AP: since PyTorch 2.6."""
+    try:
+        return torch.serialization.safe_globals([*NUMPY_NUMBERS])
+    except AttributeError:
+        return nullcontext()
 
 
 def check_sums(path: str) -> None:
@@ -233,9 +246,7 @@ def load_array_pickle(path: str) -> dict[str, Any]:
 
 def _dictionary(path: str, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(data).__name__}, expected a dictionary of weights"
-        )
+        raise CheckpointError(f"{path} holds {kind_of(data)}, expected a dictionary of weights")
     return data
 
 

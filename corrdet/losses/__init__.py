@@ -30,12 +30,16 @@ from .harmonic import (
     harmonic_loss,
     task_contrastive_loss,
 )
+from .ia_bce import ia_bce_loss
 from .iou_balanced import iou_balanced_smooth_l1_loss, iou_balanced_weights
+from .mal import mal_loss
 from .matched_predictions import MatchedPredictions
 from .pairwise_error import ape_loss, pairwise_error_loss
+from .position_supervised import position_supervised_loss, position_targets
 from .rank_sort import rank_sort_loss
 from .registry import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES
 from .smooth_l1 import smooth_l1_loss
+from .task_aligned import task_aligned_loss, task_alignment
 from .weight import Weight
 
 for _module in pkgutil.iter_modules(__path__):
@@ -66,16 +70,22 @@ __all__ = [
     "harmonic_factors",
     "harmonic_iou_loss",
     "harmonic_loss",
+    "ia_bce_loss",
     "iou_balanced_smooth_l1_loss",
     "iou_balanced_weights",
     "iou_loss",
+    "mal_loss",
     "pairwise_error_loss",
     "pearson_correlation",
+    "position_supervised_loss",
+    "position_targets",
     "quality_focal_loss",
     "rank_sort_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
     "spearman_correlation",
+    "task_aligned_loss",
+    "task_alignment",
     "task_contrastive_loss",
     "varifocal_loss",
 ]

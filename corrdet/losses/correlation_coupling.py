@@ -1,5 +1,6 @@
 """Correlation Loss as a coupling: of a batch, or of each of its images or levels."""
 
+import logging
 import math
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from .correlation import (
     correlation_loss,
     trained_first,
 )
-from .global_batch import GLOBAL_BATCH_OPTIONS, gather_from_processes, remember
+from .global_batch import GLOBAL_BATCH_OPTIONS, check_over, gather_from_processes, remember
 from .matched_predictions import MatchedPredictions
 from .registry import COUPLINGS
 
@@ -102,18 +103,10 @@ def grouped_correlation_loss(
     return total.to(scores.dtype) + attached
 
 
-def _check_groups(*, over: str, global_batch: bool, memory: int, **_) -> None:
-    if over == "image" and (global_batch or memory):
-        raise ValueError(
-            "over 'image' has nothing to do with other processes or batches: expected global_batch "
-            f"False and memory 0, got {global_batch} and {memory}"
-        )
-
-
 @COUPLINGS.register(
     "correlation",
     options_from=(correlation_loss, grouped_correlation_loss, GLOBAL_BATCH_OPTIONS),
-    check=_check_groups,
+    check=check_over,
     state_with="memory",
     # lambda_corr; what won in the thesis for RetinaNet is Spearman with 0.1.
     weight=0.1,
@@ -140,9 +133,21 @@ def _correlation(
         scores, ious, _ = scores_and_ious(matched, None, global_batch, memory, state, gradient)
         return correlation_loss(scores, ious, coefficient, strength, gradient, unbiased, soft_both)
     own_groups, num_groups = matched.groups(over)
+    keeps_number = memory and matched.num_levels is not None
+    if keeps_number and "groups" in state and len(state.get("levels", ())) != num_groups:
+        logging.getLogger(__name__).warning(
+            "what MEMORY has kept is not of the %d feature levels of this model: it begins anew",
+            num_groups,
+        )
+        state.clear()
     scores, ious, groups = scores_and_ious(
         matched, own_groups, global_batch, memory, state, gradient
     )
+    if keeps_number and "levels" not in state:
+        # Their number is its length, which is known without waiting for a device.
+        state["levels"] = torch.zeros(num_groups)
+    if matched.num_levels is None and len(groups):  # it was counted in this batch alone
+        num_groups = max(num_groups, int(groups.max()) + 1)
     return grouped_correlation_loss(
         scores,
         ious,

@@ -48,6 +48,7 @@ from corrdet.options import (
     shown,
 )
 
+from ._watch import PositivesWatch
 from .global_batch import mean_over_processes
 from .matched_predictions import MatchedPredictions
 from .registry import (
@@ -168,6 +169,7 @@ class Criterion(nn.Module):
             )
             for name in names
         }
+        self._watch = PositivesWatch()
 
     def forward(
         self,
@@ -225,8 +227,9 @@ class Criterion(nn.Module):
                 "localization_weighted_by 'centerness' is of the centres of priors, got "
                 "MatchedPredictions without priors"
             )
-        if normalizer is None:
-            normalizer = max(len(matched.positives), 1)
+        normalizer = max(len(matched.positives), 1) if normalizer is None else normalizer
+        if self.training:
+            self._watch.see(len(matched.positives))
         with torch.autocast(matched.logits.device.type, enabled=False):
             return self._losses_and_factors(matched, normalizer, iteration)
 

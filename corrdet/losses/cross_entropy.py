@@ -27,21 +27,20 @@ def _sigmoid_cross_entropy(matched: MatchedPredictions) -> Tensor:
 @CLASSIFICATION_LOSSES.register(
     "softmax_cross_entropy",
     activations=("softmax",),
-    definition="`-log softmax(s)_y`",
-    use="softmax heads: Faster R-CNN, SSD, DETR",
+    definition="`-log softmax(s)_y`, of the background times its weight",
+    use="softmax heads: Faster R-CNN, SSD; DETR with a background weight of 0.1",
 )
 def _softmax_cross_entropy(
     matched: MatchedPredictions,
     *,
     background_weight: Annotated[
-        float, NOT_NEGATIVE, "weight of samples that are background; 0.1 in DETR"
+        float, NOT_NEGATIVE, "weight of the samples without an object; 0.1 in DETR"
     ] = 1.0,
 ) -> Tensor:
     logits, labels = matched.logits, matched.labels
     losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
     if background_weight != 1:
-        is_background = labels == matched.num_classes
-        losses = torch.where(is_background, losses * background_weight, losses)
+        losses = torch.where(labels == matched.num_classes, background_weight, 1.0) * losses
     # A NaN shows where nothing is trained, too.
     return torch.where(labels < 0, (logits.detach() * 0).sum(dim=1), losses)
 

@@ -34,6 +34,8 @@ OptionSource = Callable[..., Any] | Mapping[str, Key]
 # Keys of the config are these names in capitals, which two names of one loss must not share.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _FORM = "small letters, digits and _, the first a letter"
+# Keys of MODEL.CRITERION that are no losses, from from_config.py, which is on top of this.
+OTHER_KEYS: set[str] = set()
 _IN_A_CONFIG = (int, float, str, bool, list, tuple, type(None))
 
 
@@ -46,11 +48,9 @@ def check_name(what: str, name: str, reserved: Sequence[str]) -> None:
     Raises:
         DeclarationError: a name that no loss can have.
     """
-    from .criterion import Criterion  # which imports the registries
-
     if not _NAME.fullmatch(name):
         raise DeclarationError(f"the name of a {what} has to be of {_FORM}, got {name!r}")
-    if name in inspect.signature(Criterion).parameters:
+    if name.upper() in OTHER_KEYS:
         raise DeclarationError(
             f"a {what} cannot be named {name!r}: MODEL.CRITERION.{name.upper()} is another key"
         )

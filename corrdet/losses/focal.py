@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corrdet.options import NOT_NEGATIVE, at_most, checked
+from corrdet.options import BOOL, NOT_NEGATIVE, at_most, checked
 
 from ._checks import check_same_shape, power, widened
 from .cross_entropy import class_targets, sum_over_classes
@@ -115,10 +115,14 @@ def varifocal_loss(
     gamma: Annotated[
         float, NOT_NEGATIVE, "how strongly well-classified negatives are weighted down"
     ] = 2.0,
+    constant_weights: Annotated[
+        bool, BOOL, "no gradient flows through the weights, as in RT-DETR and D-FINE"
+    ] = False,
 ) -> Tensor:
     """Varifocal Loss of each element (Zhang et al. 2021).
 
     A positive's cross entropy is weighted by its target q, a negative's by ``alpha * p^gamma``.
+    Gradient flows through the latter, as in its authors' code.
 
     Args:
         logits: (...) raw scores.
@@ -126,6 +130,8 @@ def varifocal_loss(
             positive whose IoU is 0 is a negative.
         alpha: weight of the negatives.
         gamma: how strongly well-classified negatives are weighted down.
+        constant_weights: let no gradient flow through the weights, as RT-DETR and D-FINE do; a
+            positive whose IoU is 0 they leave out.
 
     Returns:
         (...) losses, not negative, at least float32.
@@ -135,7 +141,8 @@ def varifocal_loss(
     """
     logits, targets = _checked(logits, targets)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    negative_weights = alpha * power(logits.sigmoid(), gamma)
+    scores = logits.detach().sigmoid() if constant_weights else logits.sigmoid()
+    negative_weights = alpha * power(scores, gamma)
     return cross_entropy * torch.where(targets > 0, targets, negative_weights)
 
 
@@ -148,9 +155,10 @@ def varifocal_loss(
     use="as `quality_focal`; good positives count more",
     source="Zhang et al. 2021",
 )
-def _varifocal(matched: MatchedPredictions, *, alpha, gamma) -> Tensor:
+def _varifocal(matched: MatchedPredictions, *, alpha, gamma, constant_weights) -> Tensor:
     targets = class_targets(matched, matched.ious.detach())
-    return sum_over_classes(matched, varifocal_loss(matched.logits, targets, alpha, gamma))
+    losses = varifocal_loss(matched.logits, targets, alpha, gamma, constant_weights)
+    return sum_over_classes(matched, losses)
 
 
 def _checked(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+from corrdet.config_keys import LATER
 from corrdet.errors import ConfigError
 from corrdet.options import Key, OptionError, Range
 
 from .criterion import COMPOSITION_OPTIONS, Criterion
+from .declaration import OTHER_KEYS
 from .registry import (
     CLASSIFICATION_LOSSES,
     COUPLINGS,
@@ -66,6 +68,9 @@ _NAMES_OF_COUPLINGS = Range(
     "a list of names of couplings",
     lambda v: isinstance(v, list | tuple) and all(name in COUPLINGS for name in v),
 )
+
+OTHER_KEYS.update(_composition_keys(""))
+LATER.append(criterion_sections)
 
 
 def build_criterion(

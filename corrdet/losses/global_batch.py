@@ -17,6 +17,18 @@ GLOBAL_BATCH_OPTIONS = {
 }
 
 
+def check_over(*, over: str, global_batch: bool, memory: int, **_) -> None:
+    """
+    Raises:
+        ValueError: a loss of single images is to look beyond its batch.
+    """
+    if over == "image" and (global_batch or memory):
+        raise ValueError(
+            "over 'image' has nothing to do with other processes or batches: expected global_batch "
+            f"False and memory 0, got {global_batch} and {memory}"
+        )
+
+
 class _OwnGradient(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a number."""
 

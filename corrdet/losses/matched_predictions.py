@@ -32,7 +32,8 @@ class MatchedPredictions:
         priors: (P, 4) the boxes that the positives regress from, XYXY in pixels, or None where the
             detector has none.
         levels: (P,) int64, the level of the pyramid that each positive is on, or None.
-        num_images, num_levels: of the batch; None to count them, which waits for the device.
+        num_images, num_levels: of the batch; None to count them, which waits for the device. Losses
+            of each image need num_images, and samples that are image by image, as many of each.
 
     Raises:
         ValueError: shapes that do not fit together, positives out of order, an unknown activation.

@@ -9,9 +9,9 @@ from corrdet.ops import smooth_error, step_error
 from corrdet.ops.kernels.smooth_error import BALANCES, DISTANCES
 from corrdet.options import BOOL, POSITIVE, checked, one_of
 
-from .global_batch import GLOBAL_BATCH_OPTIONS
+from .global_batch import GLOBAL_BATCH_OPTIONS, check_over
 from .matched_predictions import MatchedPredictions
-from .ranking import nan_without_positives, ranked_samples
+from .ranking import Over, mean_over_images, nan_without_positives, ranked_samples
 from .registry import CLASSIFICATION_LOSSES
 
 
@@ -67,6 +67,7 @@ def pairwise_error_loss(
 @CLASSIFICATION_LOSSES.register(
     "pairwise_error",
     options_from=(pairwise_error_loss, GLOBAL_BATCH_OPTIONS),
+    check=check_over,
     state_with="memory",
     activations=("sigmoid",),
     per_sample=False,
@@ -83,12 +84,17 @@ def _pairwise_error(
     balance,
     lam,
     delta,
+    over: Over = "batch",
     global_batch,
     memory,
 ) -> Tensor:
-    logits, labels, ious = ranked_samples(matched, delta, global_batch, memory, state)
-    loss = pairwise_error_loss(logits, labels, distance, balance, lam, delta)
-    return loss + nan_without_positives(logits, labels, ious)
+    def loss(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        error = pairwise_error_loss(logits, labels, distance, balance, lam, delta)
+        return error + nan_without_positives(logits, labels, ious)
+
+    if over == "image":
+        return mean_over_images(matched, loss)
+    return loss(*ranked_samples(matched, delta, global_batch, memory, state))
 
 
 @checked
@@ -134,6 +140,7 @@ def _margin(lam: float) -> float:
 @CLASSIFICATION_LOSSES.register(
     "ape",
     options_from=(ape_loss, GLOBAL_BATCH_OPTIONS),
+    check=check_over,
     state_with="memory",
     activations=("sigmoid",),
     per_sample=False,
@@ -142,7 +149,20 @@ def _margin(lam: float) -> float:
     use="ranks by IoU: the best of the ranking losses in its paper",
     source="APE paper, Eq. 9, 10",
 )
-def _ape(matched: MatchedPredictions, *, state, lam, weight_by_iou, global_batch, memory) -> Tensor:
-    logits, labels, ious = ranked_samples(matched, _margin(lam), global_batch, memory, state)
-    loss = ape_loss(logits, labels, ious, lam, weight_by_iou)
-    return loss + nan_without_positives(logits, labels, ious)
+def _ape(
+    matched: MatchedPredictions,
+    *,
+    state,
+    lam,
+    weight_by_iou,
+    over: Over = "batch",
+    global_batch,
+    memory,
+) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        error = ape_loss(logits, labels, ious, lam, weight_by_iou)
+        return error + nan_without_positives(logits, labels, ious)
+
+    if over == "image":
+        return mean_over_images(matched, loss)
+    return loss(*ranked_samples(matched, _margin(lam), global_batch, memory, state))

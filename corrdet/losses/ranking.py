@@ -1,10 +1,21 @@
 """What the ranking losses have in common: the samples that are ranked, and the value of none."""
 
+from collections.abc import Callable
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from corrdet.options import one_of
+
 from .global_batch import gather_from_processes, remember
 from .matched_predictions import MatchedPredictions
+
+Over = Annotated[
+    str,
+    one_of(("batch", "image")),
+    "whose samples are ranked together: the `batch`'s, or an image's",
+]
 
 
 def ranked_samples(
@@ -45,6 +56,38 @@ def ranked_samples(
     labels = torch.ones(len(positives) + len(negatives), dtype=torch.int8, device=logits.device)
     labels[len(positives) :] = 0
     return torch.cat([positives, negatives]), labels, ious.detach()
+
+
+def mean_over_images(
+    matched: MatchedPredictions, loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The mean of a ranking loss over the images of the batch that have positives.
+
+    Waits for the device, as the IoUs of each image are told apart.
+
+    Args:
+        matched: the batch of this process, of a sigmoid head, its samples image by image.
+        loss: of the logits, labels and IoUs of an image, as :func:`ranked_samples` returns them.
+
+    Raises:
+        ValueError: it is not known which samples are of which image.
+    """
+    num_images, num_samples = matched.num_images, len(matched.labels)
+    if not num_images or num_samples % num_images:
+        raise ValueError(
+            "a ranking of each image needs MatchedPredictions with num_images, whose samples are "
+            f"image by image, as many of each; got {num_samples} samples and num_images "
+            f"{num_images}"
+        )
+    images = matched.positives // (num_samples // num_images)
+    counts = torch.bincount(images, minlength=num_images).tolist()
+    losses = map(
+        loss,
+        matched.logits.reshape(num_images, -1),
+        matched.binary_labels.reshape(num_images, -1),
+        matched.ious.detach().split(counts),
+    )
+    return torch.stack(list(losses)).sum() / max(sum(count > 0 for count in counts), 1)
 
 
 def nan_without_positives(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:

@@ -12,7 +12,14 @@ from tqdm import tqdm
 
 from .matching import AREA_RANGES
 from .ranking import LocalizationRecallPrecision, PrecisionCurves
-from .results import AT_THRESHOLDS, MIN_CORRELATION_IOU, Results, mean_of_defined, threshold_row
+from .results import (
+    AT_THRESHOLDS,
+    MIN_CORRELATION_IOU,
+    Results,
+    frequency_groups,
+    mean_of_defined,
+    threshold_row,
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class ImageSample:
     def __init__(self, results: Results):
         matches, gt = results.matches, results.ground_truth
         self._num_categories = len(gt.category_ids)
+        self._frequency_groups = frequency_groups(gt)
         self._images = matches.images
         low, high = AREA_RANGES["all"]
         is_counted = ~gt.is_crowd & (gt.areas >= low) & (gt.areas <= high)
@@ -133,8 +141,10 @@ class ImageSample:
         precision = self._curves.precision(weights, num_gt).mean(axis=2)  # (T, C)
         lrp = self._lrp.optimum(weights, num_gt)
         near = weights[self._near]
+        ap = precision.mean(axis=0)
         values = {
-            "AP": precision.mean(axis=0),
+            "AP": ap,
+            **{key: ap[is_of] for key, is_of in self._frequency_groups.items()},
             **{f"AP{percent}": precision[threshold_row(percent)] for percent in AT_THRESHOLDS},
             "oLRP": lrp.error,
             "oLRP_Loc": lrp.localization,

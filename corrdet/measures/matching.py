@@ -22,6 +22,8 @@ AREA_RANGES = {
     "large": (96.0**2, 1e5**2),
 }
 MAX_DETECTIONS = 100
+# Of an image, over all classes: as in lvis.LVISEval.
+MAX_LVIS_DETECTIONS = 300
 # Pairs whose IoUs are computed together; bounds the memory.
 PAIRS_AT_ONCE = 1_000_000
 
@@ -30,9 +32,10 @@ PAIRS_AT_ONCE = 1_000_000
 class Matches:
     """The D evaluated detections, by category, and within one best first, as COCO accumulates them.
 
-    Of N detections these are the 100 best of each image and category; ties are in the order of the
-    images' ids, then of the file. T are the IoU thresholds 0.5:0.05:0.95, A the areas all, small,
-    medium and large, C the categories.
+    Of N detections these are the 100 best of each image and category, or as many as were asked for;
+    of federated annotations the 300 best of each image, of the categories that were looked for in
+    it. Ties are in the order of the images' ids, then of the file. T are the IoU thresholds
+    0.5:0.05:0.95, A the areas all, small, medium and large, C the categories.
 
     Attributes:
         detections: (D,) rows of ``Detections``.
@@ -68,8 +71,19 @@ class Matches:
         return slice(int(start), int(stop))
 
 
-def match(ground_truth: GroundTruth, detections: Detections) -> Matches:
+def default_max_detections(ground_truth: GroundTruth) -> int:
+    """How many of the best detections count: of an image and category, or of an image by LVIS."""
+    return MAX_DETECTIONS if ground_truth.federated is None else MAX_LVIS_DETECTIONS
+
+
+def match(
+    ground_truth: GroundTruth, detections: Detections, max_detections: int | None = None
+) -> Matches:
     """Match detections with ground truth as pycocotools does, for all areas and thresholds.
+
+    Of federated annotations as lvis does: of classes that are not known to be in the image or
+    absent, detections do not count; of classes that are not exhaustively annotated, those that are
+    not matched are ignored.
 
     One difference: pycocotools takes a match with an annotation of id 0 for no match; here ids have
     no meaning.
@@ -77,7 +91,10 @@ def match(ground_truth: GroundTruth, detections: Detections) -> Matches:
     Args:
         ground_truth: G objects.
         detections: N detections; masks are compared where both have masks.
+        max_detections: of an image and category, 100 if not given; of federated annotations of an
+            image, 300 if not given.
     """
+    limit = default_max_detections(ground_truth) if max_detections is None else max_detections
     gt = ground_truth
     num_images, num_categories = len(gt.image_ids), len(gt.category_ids)
     # Groups, one for an image and category, in the order category, image.
@@ -88,7 +105,12 @@ def match(ground_truth: GroundTruth, detections: Detections) -> Matches:
     order = np.lexsort((-detections.scores, groups))  # stable: ties stay as in the file
     groups = groups[order]
     ranks = np.arange(len(order)) - np.searchsorted(groups, groups)
-    is_evaluated = ranks < MAX_DETECTIONS
+    if gt.federated is None:
+        is_evaluated = ranks < limit
+    else:
+        looked_for = np.union1d(gt_groups, gt.federated.absent)
+        is_evaluated = np.isin(groups, looked_for) & _are_best(detections, limit)[order]
+        is_evaluated &= detections.areas[order] > 0
     order, groups, ranks = order[is_evaluated], groups[is_evaluated], ranks[is_evaluated]
 
     # In group order: pairs that may match, and each detection's best IoU.
@@ -113,6 +135,8 @@ def match(ground_truth: GroundTruth, detections: Detections) -> Matches:
     )
     areas = detections.areas[order][ranking]
     is_outside = (areas < low) | (areas > high)  # (A, D)
+    if gt.federated is not None:
+        is_outside |= np.isin(groups[ranking], gt.federated.incomplete)
     is_unmatched = ~(is_true | ignored)
     ignored |= is_unmatched & is_outside[:, None]
     is_matched = matched >= 0
@@ -132,6 +156,15 @@ def match(ground_truth: GroundTruth, detections: Detections) -> Matches:
             [np.bincount(gt.categories[~row], minlength=num_categories) for row in gt_ignored]
         ),
     )
+
+
+def _are_best(detections: Detections, limit: int) -> np.ndarray:
+    """(N,) whether a detection is among the best of its image, over all classes."""
+    order = np.lexsort((-detections.scores, detections.images))
+    images = detections.images[order]
+    are_best = np.empty(len(order), bool)
+    are_best[order] = np.arange(len(order)) - np.searchsorted(images, images) < limit
+    return are_best
 
 
 def box_ious(boxes: np.ndarray, gt_boxes: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:

@@ -4,15 +4,24 @@ In percent, as Detectron2 prints; NaN where a measure is not defined.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from corrdet.coco import Detections, GroundTruth
+from corrdet.coco.federated import FREQUENCIES
 
 from .correlation import correlations, rank_correlation
-from .matching import AREA_RANGES, IOU_THRESHOLDS, Matches, match
+from .matching import (
+    AREA_RANGES,
+    IOU_THRESHOLDS,
+    MAX_DETECTIONS,
+    Matches,
+    default_max_detections,
+    match,
+)
 from .ranking import (
     LocalizationRecallPrecision,
     OptimalLRP,
@@ -46,6 +55,7 @@ class Results:
         per_class: name -> (C,) values; counts are ``ground_truths`` (no crowds), ``detections`` and
             ``true_positives`` (at IoU 0.5); ``oLRP_threshold`` is a score, in 0..1.
         lrp_thresholds: what oLRP is a minimum over: every detection's score, or 0:0.01:1 ("grid").
+        max_detections: of an image and category that are evaluated; by LVIS' rules of an image.
     """
 
     name: str
@@ -59,6 +69,7 @@ class Results:
     measures: dict[str, float]
     per_class: dict[str, np.ndarray] = field(repr=False)
     lrp_thresholds: str = "scores"
+    max_detections: int = MAX_DETECTIONS
 
     @property
     def boxes(self) -> np.ndarray:
@@ -78,7 +89,7 @@ class Results:
 
     @property
     def num_left_out(self) -> int:
-        """Detections that COCO does not evaluate: beyond the 100 best of an image and class."""
+        """Detections that are not evaluated, beyond the 100 best of an image and class say."""
         return len(self.detections.scores) - len(self.matches.scores)
 
 
@@ -89,6 +100,7 @@ def measure(
     iou_type: str = "bbox",
     name: str = "",
     lrp_thresholds: str = "scores",
+    max_detections: int | None = None,
 ) -> Results:
     """Match detections with ground truth and compute every measure that the two files allow.
 
@@ -98,8 +110,11 @@ def measure(
         iou_type: "bbox" or "segm", for the record.
         name: of the results, for the record.
         lrp_thresholds: "scores", or "grid" for oLRP as it was defined in 2018.
+        max_detections: see :func:`match`.
     """
-    matches = match(ground_truth, detections)
+    if max_detections is None:
+        max_detections = default_max_detections(ground_truth)
+    matches = match(ground_truth, detections, max_detections)
     weights = np.ones(len(matches.scores))
     num_gt = matches.num_gt[0]
     precision = {
@@ -117,8 +132,11 @@ def measure(
         bounds[bound] = _curves(matches, 0, order).precision(weights, num_gt)
     lrp = LocalizationRecallPrecision(matches, lrp_thresholds).optimum(weights, num_gt)
 
-    per_class = _class_measures(matches, precision, bounds, lrp)
+    recalls = _recalls(matches, max_detections, by_lvis=ground_truth.federated is not None)
+    per_class = _class_measures(matches, precision, recalls, bounds, lrp)
     measures = {key: mean_of_defined(values) for key, values in per_class.items()}
+    for key, is_of in frequency_groups(ground_truth).items():
+        measures[key] = mean_of_defined(per_class["AP"][is_of])
     is_near = matches.best_ious > MIN_CORRELATION_IOU
     together, by_class = _near_correlations(matches, is_near)
     measures = {key: 100 * value for key, value in (measures | together).items()}
@@ -142,7 +160,26 @@ def measure(
         measures=measures,
         per_class=per_class,
         lrp_thresholds=lrp_thresholds,
+        max_detections=max_detections,
     )
+
+
+def frequency_groups(ground_truth: GroundTruth) -> dict[str, np.ndarray]:
+    """APr, APc and APf of LVIS -> (C,) which categories they are the mean of."""
+    if ground_truth.federated is None or not any(ground_truth.federated.frequencies):
+        return {}
+    frequencies = np.array(ground_truth.federated.frequencies)
+    return {f"AP{letter}": frequencies == letter for letter in FREQUENCIES}
+
+
+def _recalls(matches: Matches, limit: int, *, by_lvis: bool) -> dict[str, np.ndarray]:
+    """Name -> (T, C). LVIS has only that of all detections that it evaluates."""
+    counts = [limit] if by_lvis else sorted({1, 10, limit})
+    # Ranks are within a class, which by LVIS has no limit of its own.
+    recalls = {f"AR{count}": average_recall(matches, "all", count) for count in counts}
+    for area in ("small", "medium", "large"):
+        recalls[f"AR{area[0]}"] = average_recall(matches, area, limit)
+    return recalls
 
 
 def _curves(matches: Matches, area: int, order: np.ndarray | None = None) -> PrecisionCurves:
@@ -156,13 +193,12 @@ def _curves(matches: Matches, area: int, order: np.ndarray | None = None) -> Pre
 def _class_measures(
     matches: Matches,
     precision: Mapping[str, np.ndarray],
+    recalls: Mapping[str, np.ndarray],
     bounds: Mapping[str, np.ndarray],
     lrp: OptimalLRP,
 ) -> dict[str, np.ndarray]:
     """Name -> (C,) in 0..1, of the measures whose mean over the classes is one of all."""
     sizes = "small", "medium", "large"
-    recalls = {f"AR{count}": average_recall(matches, "all", count) for count in (1, 10, 100)}
-    recalls |= {f"AR{area[0]}": average_recall(matches, area) for area in sizes}
     values = {"AP": precision["all"].mean(axis=(0, 2))}
     for percent in AT_THRESHOLDS:
         values[f"AP{percent}"] = precision["all"][threshold_row(percent)].mean(axis=1)
@@ -215,12 +251,17 @@ def class_correlations(matches: Matches) -> np.ndarray:
 
 
 def unique_names(ground_truth: GroundTruth) -> list[str]:
-    """Names of the categories; with the id where several have the same."""
+    """Names of the categories, with the id where several have the same: each is another text."""
     names = ground_truth.category_names
-    return [
-        f"{name} ({category})" if names.count(name) > 1 else name
-        for name, category in zip(names, ground_truth.category_ids, strict=True)
-    ]
+    counts = Counter(names)
+    unique: dict[str, None] = {}
+    for name, category in zip(names, ground_truth.category_ids, strict=True):
+        label = name
+        # Another class may be called what this one becomes.
+        while counts[label] > (label == name) or label in unique:
+            label = f"{label} ({category})"
+        unique[label] = None
+    return list(unique)
 
 
 def threshold_row(percent: int) -> int:

@@ -40,6 +40,6 @@ def check_device(name: str, tensor: Tensor) -> None:
 def check_positive(name: str, value: float) -> None:
     """Raise unless `value` is a positive and finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value}")

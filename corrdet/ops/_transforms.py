@@ -52,9 +52,10 @@ def differentiable(
     function = type(name, (torch.autograd.Function,), members)
 
     def call(*inputs):
-        # torch.compile cannot trace a function with a jvp; what it does trace of transforms ends in
-        # errors, of forward mode in that of csrc/forward_mode.
-        if not torch.compiler.is_compiling() and is_transformed():
+        if is_transformed():
+            if torch.compiler.is_compiling():
+                # A function with a jvp cannot be traced: what is around it is run as it is.
+                torch._dynamo.graph_break()
             return function.apply(*inputs)
         return operator(*inputs)
 

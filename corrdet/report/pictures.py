@@ -5,12 +5,13 @@ import io
 import os
 from collections.abc import Sequence
 from html import escape
-from pathlib import PurePath
+from pathlib import PureWindowsPath
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from corrdet.coco.naming import parts_of
 from corrdet.measures import Results
 from corrdet.measures.matching import box_ious
 
@@ -145,20 +146,16 @@ def _open(folder: str | os.PathLike, file_name: str, size: np.ndarray) -> Image.
     """
     if not file_name:
         raise _PictureError("an image has no file name in the annotations")
-    name = PurePath(file_name)
-    # The report may be passed on: what a file of annotations asks for stays in the folder.
-    if name.is_absolute() or ".." in name.parts:
-        raise _PictureError(f"{file_name} is outside of the folder of the images")
+    path = _path_in(folder, file_name)
     try:
-        with Image.open(os.path.join(folder, file_name)) as opened:
-            image = opened.convert("RGB")
+        with Image.open(path) as opened:
+            # Detectron2 and others turn photographs before anything else.
             turned = ImageOps.exif_transpose(opened)
             wanted = tuple(int(side) for side in size)
-            if 0 in wanted or image.size == wanted:
-                return image
-            if turned.size == wanted:
-                return turned.convert("RGB")
-            actual = image.size
+            for image in (turned, opened):
+                if 0 in wanted or image.size == wanted:
+                    return image.convert("RGB")
+            actual = turned.size
     except FileNotFoundError as error:
         raise _PictureError(f"{file_name} is missing") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -167,6 +164,23 @@ def _open(folder: str | os.PathLike, file_name: str, size: np.ndarray) -> Image.
         f"{file_name} has {actual[0]} x {actual[1]} pixels, its annotations are of "
         f"{wanted[0]} x {wanted[1]}"
     )
+
+
+def _path_in(folder: str | os.PathLike, file_name: str) -> str:
+    """Where a file is, by its path or the end of it: other machines have other folders.
+
+    Raises:
+        _PictureError: it is not in the folder. The report may be passed on: what a file of
+            annotations asks for stays in there.
+    """
+    parts = parts_of(file_name)
+    is_absolute = file_name.startswith(("/", "\\")) or PureWindowsPath(file_name).is_absolute()
+    if ".." not in parts:
+        for start in range(len(parts) if is_absolute else 1):
+            path = os.path.join(folder, *parts[start:])
+            if os.path.isfile(path) or not is_absolute:
+                return path
+    raise _PictureError(f"{file_name} is outside of the folder of the images")
 
 
 def _surroundings(boxes: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -20,9 +20,13 @@ SUMMARY = (
             "APs": "AP of small objects, up to 32 x 32 pixels.",
             "APm": "AP of medium objects, up to 96 x 96 pixels.",
             "APl": "AP of large objects.",
+            "APr": "AP of rare classes, in fewer than 10 training images of LVIS.",
+            "APc": "AP of common classes, in fewer than 100 training images.",
+            "APf": "AP of frequent classes.",
             "AR1": "Share of the objects that the best detection of each image and class finds.",
             "AR10": "",
             "AR100": "Share of the objects that are found at all.",
+            "AR300": "Share of the objects that are found at all.",
             "ARs": "",
             "ARm": "",
             "ARl": "",
@@ -76,7 +80,7 @@ SUMMARY = (
             "images": "",
             "ground_truths": "Annotated objects, without crowds.",
             "detections": "In the results file.",
-            "detections_left_out": "Beyond the 100 best of an image and class.",
+            "detections_left_out": "Beyond the best of an image and class.",
             "beta_cls-classes": "Classes that beta_cls is the mean of.",
             "beta_img-images": "Images that beta_img is the mean of.",
             "correlated-detections": "Detections that PCC, SCC and KCC are over.",
@@ -86,7 +90,7 @@ SUMMARY = (
 
 
 NOT_MEASURES = {
-    "name", "iou_type", "lrp_thresholds",
+    "name", "iou_type", "lrp_thresholds", "max_detections",
     "per_class", "bootstrap", "differences", "others", "notes",
 }  # fmt: skip
 

@@ -1,8 +1,10 @@
 """The report: its chapters put together, and written as one file."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
+from corrdet.coco.messages import printable
 from corrdet.files import atomic_write
 from corrdet.measures import Results
 
@@ -21,6 +23,12 @@ from . import training as training_curves
 from .introduction import introduction
 from .page import page
 from .training import TrainingRun
+
+# In names from files: control characters, some of which turn the direction of text, and halves of
+# pairs of characters, which UTF-8 has not.
+UNSHOWN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 TITLE = "Do scores tell how good the boxes are?"
 # Pictures are left out rather than making the file larger; the rest has no limit.
@@ -77,7 +85,7 @@ def write_report(
         room = MAX_BYTES - len(without.encode(errors="replace"))
         content, problems = pictures.chapter(results, images, room, progress)
         text = page(TITLE, verdict, [*sections, ("pictures", heading, content), words])
-    # A name in a JSON file may have half of a pair of characters, which UTF-8 has not.
-    with atomic_write(path, errors="replace", newline="\n") as file:
+    text = UNSHOWN.sub(lambda match: printable(match[0]), text)
+    with atomic_write(path, newline="\n") as file:
         file.write(text)
     return problems

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,56 @@ def test_annotated_boxes_without_area_are_counted(files, capsys):
     assert "without area, which nothing can find: 1." in capsys.readouterr().out
 
 
+def test_rows_of_other_forms_are_said(files, capsys):
+    rows = json.loads((files / "a.json").read_text())
+    for row in rows:
+        row["image_id"] = f"{row['image_id']}.jpg"
+    rows[0]["score"] = -1
+    (files / "b.json").write_text(json.dumps(rows))
+    assert "[0]: expected a score" in error_of(files, "b")
+    assert "expected image_id" in error_of(files, "b", options=("--format", "coco"))
+    written = run(files, "b", options=("--skip-bad",))
+    assert written["detections"] == len(rows) - 1
+    printed = capsys.readouterr().out
+    assert f"b: Rows matched with images: {len(rows)} by file name ('" in printed
+    assert f"b: 1 of {len(rows)} rows cannot be used and are left out: score: 1" in printed
+
+
+def test_an_ap_of_0_is_explained(files, capsys):
+    rows = json.loads((files / "a.json").read_text())
+    for row in rows:
+        row["bbox"] = [side / 200 for side in row["bbox"]]
+    (files / "b.json").write_text(json.dumps(rows))
+    notes = run(files, "a", "b")["notes"]
+    (note,) = (note for note in notes if "AP50 is" in note)
+    assert note.startswith("b: AP50 is 0.00. Likely cause: the boxes are within 0..1.")
+
+
+def test_results_of_other_images_are_an_error_that_says_so(files):
+    rows = json.loads((files / "a.json").read_text())
+    for row in rows:
+        row["image_id"] += 10_000
+    (files / "b.json").write_text(json.dumps(rows))
+    assert "are these results of another image set?" in error_of(files, "b")
+
+
+def test_two_classes_of_one_name_are_both_kept(files):
+    content = json.loads((files / "gt.json").read_text())
+    for category, name in zip(content["categories"], ("a", "a", "a (1)", "a"), strict=True):
+        category["name"] = name
+    (files / "gt.json").write_text(json.dumps(content))
+    assert len(run(files, "a")["per_class"]) == 4
+
+
+def test_names_that_no_console_has(files, capsys):
+    content = json.loads((files / "gt.json").read_text())
+    content["categories"][3]["name"] = "a\ud800\x1b[31m"
+    (files / "gt.json").write_text(json.dumps(content))
+    assert "a\ud800\x1b[31m" in run(files, "a")["per_class"]
+    assert "(a\\ud800\\x1b[31m)" in capsys.readouterr().out
+    assert "a\\ud800\\x1b[31m" in (files / "out" / "report.html").read_text()
+
+
 class TestErrors:
     def test_no_ground_truth(self, files):
         content = ground_truth([(1, 1, (0, 0, 10, 10), 1)])
@@ -281,6 +332,7 @@ def test_names():
     assert names_of(["x/a.json", "y/a.json"]) == ["x", "y"]
     assert names_of(["x/in/a.json", "y/in/a.json", "y/in/b.json"]) == ["x/in/a", "y/in/a", "y/in/b"]
     assert names_of(["x/a.json", "x/a.json"]) == ["a (1)", "a (2)"]
+    assert names_of(["x/a.json.gz", "x/b.json"]) == ["a", "b"]
     assert names_of(["x/a\nb.json"]) == ["a?b"]
 
 
@@ -296,11 +348,13 @@ def test_infinite_differences_are_not_written():
     assert line.split(maxsplit=1)[1].split() == ["not", "defined", "0.00", "not", "defined"]
 
 
+@pytest.mark.slow
 def test_as_a_module(files):
     done = subprocess.run(
         [sys.executable, "-m", "corrdet.analysis", "--ground-truth", files / "gt.json",
          "--detections", files / "a.json", "--output", files / "out", "--bootstrap", "100"],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "AP50" in done.stdout and "bootstrap: 100%" in done.stderr

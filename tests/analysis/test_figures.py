@@ -24,6 +24,7 @@ def line(start, end, steps):
     return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_each_figure_is_drawn(name, tmp_path):
     main(["--output", str(tmp_path / "new"), "--only", name])

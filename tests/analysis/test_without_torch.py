@@ -30,6 +30,7 @@ def python(code: str, *arguments) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_same(tmp_path):
     content, rows = random_problem(0, images=20)
     for name, data in (("gt", content), ("a", rows)):

@@ -85,6 +85,26 @@ def test_masks(content, rows):
     assert np.array_equal(detections_from_coco(rows, gt, "segm").boxes, found.boxes)
 
 
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_annotations_without_boxes(content, rows, iou_type):
+    add_masks(content, rows)
+    content["annotations"][1]["segmentation"] = encoded(
+        np.pad(np.ones((40, 30)), ((20, 140), (10, 160)))
+    )
+    for annotation in content["annotations"]:
+        del annotation["bbox"]
+    gt = ground_truth_from_coco(content, iou_type)
+    assert gt.boxes == pytest.approx(np.array([BOX] * 2), abs=0.01)
+    assert len(gt.notes) == (iou_type == "bbox")
+    content["annotations"][1]["segmentation"] = []
+    with pytest.raises(CocoFileError, match=r"annotations\[1\]: expected polygons or a mask, got"):
+        ground_truth_from_coco(content, iou_type)
+    # A single box that is missing is none to be made.
+    content["annotations"][1]["bbox"] = list(BOX)
+    with pytest.raises(CocoFileError, match=r"annotations\[0\]: expected four numbers under bbox"):
+        ground_truth_from_coco(content)
+
+
 def test_many_masks(content, rows):
     add_masks(content, rows)
     gt = ground_truth_from_coco(content, "segm")
@@ -162,7 +182,7 @@ def test_all_such_rows_are_counted(content, rows):
     ("results", "message"),
     [
         ({"a": 1}, "expected a list of detections, got dict"),
-        ({"annotations": []}, r"got dict .* \(it looks like an annotation file\)"),
+        ({"annotations": []}, r"got dict .* \(it looks like an annotation file:"),
         ([3], r"detections\[0\]: expected an object with image_id, got int 3"),
         (None, "expected a list of detections, got nothing"),
     ],
@@ -177,8 +197,9 @@ def test_masks_in_place_of_boxes_and_boxes_in_place_of_masks(content, rows):
     gt = ground_truth_from_coco(content)
     masks = [{**row} for row in rows]
     add_masks(content, masks)
-    with pytest.raises(CocoFileError, match=r"\[0\].*four numbers under bbox.*IoU type segm\?\)"):
-        detections_from_coco(masks, gt)
+    found = detections_from_coco(masks, gt)
+    assert np.abs(found.boxes - [row["bbox"] for row in rows]).max() <= 1
+    assert found.notes == ("There are masks and no boxes: boxes are those around the masks.",)
     gt = ground_truth_from_coco(content, "segm")
     with pytest.raises(CocoFileError, match=r"\[0\]: expected a run-length encoding, got nothing"):
         detections_from_coco(rows, gt, "segm")

@@ -130,6 +130,12 @@ def test_header_names_the_rows(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_header_says_what_to_expect(name):
+    """Whose settings these are, or what the paper does not say; at least a sentence."""
+    assert len(notes_of(CONFIGS / f"{name}.yaml")) > 40
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_settings_are_the_papers(name, default):
     cfg = default.clone()
     cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))

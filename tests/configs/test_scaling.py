@@ -5,6 +5,7 @@ import pytest
 from corrdet.engine import CorrdetTrainer
 
 
+@pytest.mark.slow
 def test_reference_world_size_scales_batch_rate_and_schedule(tiny_cfg):
     tiny_cfg.merge_from_list([
         "SOLVER.REFERENCE_WORLD_SIZE", 2,

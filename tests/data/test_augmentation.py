@@ -317,6 +317,7 @@ def test_objects_outside_of_the_crop_vanish(tmp_path):
     assert instances.gt_masks.tensor.shape == (1, 90, 95)
 
 
+@pytest.mark.slow
 def test_real_images_through_the_loader(digits_dicts):
     cfg = config("MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask")
 

@@ -19,6 +19,7 @@ from corrdet.data.dataset import load_dataset
 from corrdet.data.images import read_image, to_eight_bits
 from corrdet.data.register import register_from_config
 from corrdet.errors import CorrdetError
+from corrdet.names import config_value
 from tests.helpers.data import loader_config
 from tests.helpers.users_data import SIDE, for_each, rectangles, write
 
@@ -35,7 +36,8 @@ def load(tmp_path):
         cfg.DATASETS.SKIP_UNREADABLE = options.pop("skip", False)
         cfg.DATASETS.CHECK_IMAGES = options.pop("check", "header")
         for key, value in options.items():
-            cfg.INPUT[key] = value
+            section, _, own = key.rpartition("__")
+            config_value(cfg, (section or "INPUT").replace("__", "."))[own] = value
         return load_dataset(cfg, name, is_train=is_train)
 
     yield load
@@ -222,6 +224,69 @@ def test_images_of_which_nothing_would_be_left(tmp_path, load, shape, fits, capl
     with pytest.raises(ImageSizeError):
         load(content, is_train=False, MAX_SIZE_TRAIN=4000)
     assert len(load(content, is_train=False, MIN_SIZE_TEST=0)) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "reason"),
+    [
+        ("relative", (0.4, 0.001), "cropped by INPUT.CROP, has a side of no pixel"),
+        ("relative", (0.001, 0.4), "cropped by INPUT.CROP, has a side of no pixel"),
+        ("relative_range", (0.001, 0.4), "cropped by INPUT.CROP, has a side of no pixel"),
+        # A strip of 1 x 96, which MAX_SIZE_TRAIN makes 20 pixels long.
+        (
+            "relative_range",
+            (0.01, 0.4),
+            r"(96 x 1|1 x 96), resized to at most 20 pixels, has a side",
+        ),
+        ("absolute_range", (1, 96), r"(96 x 1|1 x 96), resized to at most 20 pixels, has a side"),
+        ("absolute", (96, 1), r"to 1 x 96, resized to at most 20 pixels, has a side of no pixel"),
+        ("relative", (0.01, 0.01), None),
+        ("absolute_range", (4, 90), None),
+    ],
+)
+@pytest.mark.parametrize("is_train", [True, False])
+def test_crops_of_which_nothing_would_be_left(tmp_path, load, kind, size, reason, is_train):
+    options = dict(INPUT__CROP__ENABLED=True, INPUT__CROP__TYPE=kind, INPUT__CROP__SIZE=size)
+    options |= dict(MAX_SIZE_TRAIN=20, is_train=is_train)
+    content = rectangles(tmp_path)
+    if reason is None or not is_train:
+        assert len(load(content, **options)) == 4
+        return
+    with pytest.raises(ImageSizeError, match=r"4 of 4 images.*\n.*96 x 96 \(w x h\), .*" + reason):
+        load(content, **options)
+
+
+def test_crops_are_of_resized_images_where_the_config_says_so(tmp_path, load):
+    options = dict(CROP__ENABLED=True, CROP__TYPE="relative", CROP__SIZE=(0.1, 0.1))
+    options = {f"INPUT__{key}": value for key, value in options.items()}
+    content = rectangles(tmp_path)
+    assert len(load(content, **options, INPUT__CROP__MIN_SIZE_BEFORE=(5, 96))) == 4
+    with pytest.raises(ImageSizeError, match="resized before INPUT.CROP to 4 x 4, cropped by INP"):
+        load(content, **options, INPUT__CROP__MIN_SIZE_BEFORE=(96, 4))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "longest", "flip", "reason"),
+    [
+        ((8, 1), 4000, True, "resized by TEST.AUG, is a single pixel, which Detectron2 cannot mir"),
+        ((8, 1), 4000, False, None),
+        ((8, 2), 4000, True, None),
+        ((8, 2), 20, True, "resized by TEST.AUG, has a side of no pixel"),
+    ],
+)
+def test_views_of_tests_of_which_nothing_would_be_left(
+    tmp_path, load, sizes, longest, flip, reason
+):
+    options = dict(ENABLED=True, MIN_SIZES=sizes, MAX_SIZE=longest, FLIP=flip)
+    options = {f"TEST__AUG__{key}": value for key, value in options.items()}
+    content = rectangles(tmp_path)
+    save(tmp_path, content, np.zeros((100, 10 if longest > 20 else 2, 3), np.uint8))
+    assert len(load(content, **options)) == 5  # in training
+    if reason is None:
+        assert len(load(content, is_train=False, **options)) == 5
+        return
+    with pytest.raises(ImageSizeError, match=reason):
+        load(content, is_train=False, **options)
 
 
 @pytest.mark.parametrize("which", [slice(None), slice(4), slice(2, 7)])

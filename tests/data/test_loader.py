@@ -36,6 +36,7 @@ def world(monkeypatch):
     return pretend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouping", [False, True])
 def test_workers_and_resuming_change_nothing(digits_dicts, grouping):
     dicts = [{**record, "group": n % 2} for n, record in enumerate(digits_dicts)]

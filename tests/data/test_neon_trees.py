@@ -39,6 +39,7 @@ def test_conversion(root, monkeypatch):
             assert tile.size == (TILE, TILE) and tile.mode == "RGB"
 
 
+@pytest.mark.slow
 def test_every_crown_of_the_training_photographs_is_whole_in_a_tile(root):
     # The stride leaves an overlap of 64 pixels, which holds all but the largest crowns.
     dataset = json.loads((root / "neon_trees" / "annotations" / "train.json").read_text())
@@ -52,6 +53,7 @@ def test_every_crown_of_the_training_photographs_is_whole_in_a_tile(root):
     assert len(crowns) > 0.95 * (574 + 37)
 
 
+@pytest.mark.slow
 def test_no_photograph_is_in_both_splits(root):
     stems = {}
     for split in PHOTOGRAPHS:

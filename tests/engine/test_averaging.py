@@ -1,5 +1,6 @@
 """The moving average of weights."""
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,7 +43,7 @@ def test_the_average():
         assert model.weight.item() == value
 
 
-def test_evaluations_are_of_the_average(tiny_cfg, monkeypatch):
+def test_evaluations_are_of_the_average(tiny_cfg, monkeypatch, caplog):
     cfg = tiny_cfg
     cfg.MODEL_EMA.ENABLED, cfg.MODEL_EMA.DECAY, cfg.SOLVER.MAX_ITER = True, 0.9, 3
     tested = []
@@ -63,7 +64,9 @@ def test_evaluations_are_of_the_average(tiny_cfg, monkeypatch):
     checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
     assert torch.equal(checkpoint["model"]["head.cls_score.weight"], weight)
 
-    take_average(trainer.model, checkpoint, cfg)
+    with caplog.at_level(logging.INFO, "corrdet"):
+        take_average(trainer.model, checkpoint, cfg)
+    assert "the model has the moving average of its weights in their place" in caplog.text
     assert torch.equal(weight, tested[0])
     with pytest.raises(ConfigError, match="the weights come without an average"):
         take_average(trainer.model, {"model": average}, cfg)

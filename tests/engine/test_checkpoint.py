@@ -1,3 +1,4 @@
+import math
 import os
 import pickle
 import subprocess
@@ -248,6 +249,19 @@ class TestTheCheckpointBefore:
         assert "model_0000009.pth" in caplog.text
         (folder / "model_0000009.pth").write_bytes(b"")
         assert self.resumed(folder) == 1
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_of_one_whose_weights_are_not_finite(self, folder, value, caplog):
+        content = torch.load(folder / "model_final.pth", weights_only=True)
+        content["model"]["weight"][0, 0] = value
+        torch.save(content, folder / "model_final.pth")
+        assert self.resumed(folder) == 2
+        assert "model_final.pth: 1 of the weights in it are not finite, weight" in caplog.text
+        assert "The checkpoint before it is used: " in caplog.text
+        for name in ("model_0000004.pth", "model_0000009.pth"):
+            (folder / name).unlink()
+        with pytest.raises(CheckpointError, match="final.pth: 1 of the weights in it are not fin"):
+            self.resumed(folder)
 
     def test_of_a_missing_one(self, folder, caplog):
         (folder / "model_final.pth").unlink()

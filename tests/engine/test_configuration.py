@@ -15,6 +15,7 @@ from corrdet.engine import (
     load_config,
 )
 from corrdet.engine.ranges import check_channels
+from corrdet.modeling.core import config_checks
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = str(ROOT / "configs/quick/retinanet_concordance.yaml")
@@ -34,6 +35,7 @@ def test_file_and_overrides():
     assert cfg.is_frozen()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.name)
 def test_every_config_loads(file):
     load(file)
@@ -99,6 +101,7 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="^http://127.0.0.1:9/c.yaml was not read: .*refused"):
             load("http://127.0.0.1:9/c.yaml")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("text, message", [
         ("[" * 10_000, "not valid YAML: .*too deep"),
         ("a" * 2_000_000, "more than 1000000 bytes"),
@@ -359,7 +362,7 @@ RCNN = str(ROOT / "configs/quick/faster_rcnn_baseline.yaml")
     ("MODEL.RPN.HEAD_NAME", "StandardRPN", "unknown name .* did you mean 'StandardRPNHead'"),
     ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l1", "unknown name 'l1'"),
     ("MODEL.PROPOSAL_GENERATOR.NAME", "RPM", "unknown name 'RPM'"),
-    ("MODEL.ROI_HEADS.NAME", "CorrdetROIHead", "must be 'CorrdetROIHeads' or 'Corrdet"),
+    ("MODEL.ROI_HEADS.NAME", "CorrdetROIHead", "must be 'CorrdetROIHeads' or"),
     ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "('a',)", "must be ascending numbers"),
     ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "(0,)", "must be ascending numbers, each positive"),
     ("MODEL.RPN.CONV_DIMS", "(0,)", "must be at least one number of channels"),
@@ -398,6 +401,25 @@ def test_devices(name, message, tmp_path):
     cfg = load(QUICK, "MODEL.DEVICE", name, "OUTPUT_DIR", tmp_path)
     with pytest.raises(ConfigError, match=f"^{message}"):
         check_run(cfg)
+
+
+@pytest.mark.parametrize("file, key", [
+    ("retinanet_concordance", "MODEL.RESNETS.NORM"),
+    ("retinanet_concordance", "MODEL.FPN.NORM"),
+    ("retinanet_concordance", "MODEL.RETINANET.NORM"),
+    ("faster_rcnn_baseline", "MODEL.ROI_BOX_HEAD.NORM"),
+    ("atss_concordance", "MODEL.DENSE.NORM"),
+])  # fmt: skip
+def test_norms_are_those_of_the_installed_detectron2(file, key, monkeypatch):
+    path = ROOT / f"configs/quick/{file}.yaml"
+    installed = {*config_checks.NORM.names}
+    monkeypatch.setattr(
+        config_checks, "get_norm", lambda norm, channels: dict.fromkeys(installed)[norm]
+    )
+    load(path, key, "LN")
+    installed.remove("LN")  # which came after Detectron2 0.6
+    with pytest.raises(ConfigError, match=f"^{key} is 'LN', which Detectron2 .* not have: expec"):
+        load(path, key, "LN")
 
 
 def test_groups_of_channels():

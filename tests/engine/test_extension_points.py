@@ -11,6 +11,7 @@ import torch
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
@@ -21,12 +22,15 @@ from detectron2.engine import HookBase
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from PIL import Image
 
 from corrdet.data import ResumableLoader
 from corrdet.data import build_train_loader as build_resumable_loader
 from corrdet.data.image_checks import ImageSizeError
+from corrdet.data.register import register_from_config
 from corrdet.engine import CorrdetTrainer, DivergedError
 from tests.helpers.training import train, written
+from tests.helpers.users_data import SIDE, rectangles, write
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +88,42 @@ class TestTrainLoader:
         cfg.SOLVER.MAX_ITER = 6
         resumed = train(kind(cfg), resume=True)
         assert resumed.start_iter == 4 and resumed.iter == 6
+
+    @pytest.mark.parametrize("kind", ["train", "test", "ours"])
+    def test_what_detectron2s_mapper_reads_wrongly_is_said_before(
+        self, cfg, kind, tmp_path, caplog
+    ):
+        content = rectangles(tmp_path)
+        pixels = np.full((SIDE, SIDE), 30000, np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "images" / "0002.png")
+        (name,) = register_from_config([f"deep={write(tmp_path, content)}"])
+        cfg.MODEL.RETINANET.NUM_CLASSES = 2
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), (name,) if kind == "test" else ()
+
+        class Trainer(CorrdetTrainer):
+            if kind == "train":
+
+                @classmethod
+                def build_train_loader(cls, cfg):
+                    return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg))
+
+            if kind == "test":
+
+                @classmethod
+                def build_test_loader(cls, cfg, dataset_name):
+                    return build_detection_test_loader(cfg, dataset_name)
+
+        try:
+            Trainer(cfg)
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        said = [r.getMessage() for r in caplog.records if "reads them wrongly" in r.getMessage()]
+        if kind == "ours":
+            assert not said and "16 or 32 bits a channel, which are scaled" in caplog.text
+            return
+        assert len(said) == 1 and said[0].startswith(f"Trainer.build_{kind}_loader gives a loader")
+        assert "1 image(s) have 16 or 32 bits" in said[0] and "0002.png" in said[0]
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_an_image_of_another_size_than_stated_is_named(self, cfg, workers):

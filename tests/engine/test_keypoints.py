@@ -83,6 +83,7 @@ def content(tmp_path):
     return keypoints(rectangles(tmp_path))
 
 
+@pytest.mark.slow
 def test_trains_and_measures(content, make_cfg, tmp_path):
     del content["annotations"][0]["keypoints"], content["annotations"][0]["num_keypoints"]
     plain = (

@@ -49,6 +49,7 @@ def weights(cfg) -> dict:
     return torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["model"]
 
 
+@pytest.mark.slow
 def test_objects_and_detections_are_drawn_and_change_nothing(tiny_cfg):
     tiny_cfg.DATASETS.TEST = ()
     tiny_cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0

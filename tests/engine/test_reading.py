@@ -6,6 +6,7 @@ import os
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator
 
 from corrdet.coco import CocoFile
@@ -92,6 +93,25 @@ def test_a_test_set_is_loaded_once_for_each_evaluation(tiny_cfg, monkeypatch, sk
         loaded.clear()
         CorrdetTrainer.test(tiny_cfg, model)
         assert loaded == ["tiny_val"]
+
+
+@pytest.mark.parametrize("sets", [("tiny_val",), ("tiny_val", "tiny_train")])
+def test_losses_on_the_test_sets_need_no_other_parse(tiny_cfg, sets):
+    tiny_cfg.TEST.EVAL_LOSS, tiny_cfg.DATASETS.TEST = True, sets
+    os.makedirs(tiny_cfg.OUTPUT_DIR, exist_ok=True)
+    train, val = path_of("tiny_train"), path_of("tiny_val")
+    with count_opens(train, val) as opens:
+        trainer = CorrdetTrainer(tiny_cfg)
+        # For training and as a test set: two purposes, of which nothing is kept.
+        assert opens == {train: len(sets), val: 1}
+        opens.clear()
+        trainer.iter = trainer.start_iter = 0
+        (evaluation,) = (hook for hook in trainer._hooks if isinstance(hook, EvalHook))
+        results = evaluation._func()
+    assert opens == {path_of(name): 1 for name in sets}
+    prefix = "" if len(sets) == 1 else "tiny_train/"
+    assert {f"{prefix}val_total_loss", f"{prefix}val_loss_cls"} <= results.keys()
+    assert "bbox" in (results if len(sets) == 1 else results["tiny_train"])
 
 
 def test_several_test_sets(tiny_cfg):

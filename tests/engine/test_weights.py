@@ -17,7 +17,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from corrdet.engine import CheckpointError, SafeCheckpointer
-from corrdet.engine.weights import MissingWeightsError, WeightsReadError, split_weights
+from corrdet.engine.weights import (
+    MissingWeightsError,
+    WeightsReadError,
+    read_weights,
+    split_weights,
+)
 
 
 def model(classes=4):
@@ -38,6 +43,18 @@ def load(path, content=None, into=None):
     into = into or model()
     SafeCheckpointer(into).load(str(path))
     return into
+
+
+def rewrite_pickle(path, pattern: bytes, replacement: bytes) -> None:
+    """Change the pickle in a file that ``torch.save`` wrote."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in parts if name.endswith("data.pkl"))
+    changed = re.sub(pattern, replacement, parts[name])
+    assert changed != parts[name] or re.search(pattern, changed)
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, content in {**parts, name: changed}.items():
+            archive.writestr(part, content)
 
 
 def is_from(into, weights) -> bool:
@@ -100,7 +117,7 @@ class TestNoNameFits:
         assert "has no weights under 'model'" in self.message(tmp_path / "w.pth", {"model": {}})
         assert "has no weights" in self.message(tmp_path / "w.pth", {})
         message = self.message(tmp_path / "w.pth", {"epoch": 3, "lr": [1.0]})
-        assert "'epoch' is a int, expected weights by name" in message
+        assert "'epoch' is an int, expected weights by name" in message
         assert message.endswith("it has the keys epoch, lr")
 
 
@@ -118,6 +135,21 @@ class TestSomeNamesFit:
             "(9,) there, (4,) here); 1 are new (head.bbox_pred 1); 2 of the file are left over "
             "(fc.weight 1, fc.bias 1)"
         )
+
+    def test_other_shapes_of_similar_names_are_in_the_one_line(self, tmp_path, caplog):
+        """Detectron2 warns of each in two lines."""
+        weights = {n.removeprefix("backbone.bottom_up."): v for n, v in trained(9).items()}
+        (one, two, *_) = (name for name in weights if name.startswith("res2"))
+        weights[two] = torch.zeros(5, 3)
+        path = tmp_path / "w.pth"
+        torch.save(weights, path)
+        into = model()
+        SafeCheckpointer(into).load(f"{path}?matching_heuristics=True")
+        assert torch.equal(into.state_dict()[f"backbone.bottom_up.{one}"], weights[one])
+        (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert "5 of the model's 8 tensors are from there; 3 have another shape (" in line
+        assert f"backbone.bottom_up.{two} (5, 3) there, (" in line
+        assert "are new" not in line and "left over" not in line
 
     def test_weights_of_this_model_give_no_warning(self, tmp_path, caplog):
         assert is_from(load(tmp_path / "w.pth", weights := trained()), weights)
@@ -182,6 +214,7 @@ class TestSafetensors:
 
 
 class TestForeignObjects:
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before 1.6"])
     def test_what_where_and_the_remedy(self, tmp_path, is_zip):
         path = tmp_path / "w.pth"
@@ -198,6 +231,40 @@ class TestForeignObjects:
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
         assert is_from(load(tmp_path / "tensors.pth"), content["state_dict"])
 
+    @pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
+    def test_numbers_of_numpy_are_read(self, tmp_path, core):
+        """By the names of numpy 1 and 2."""
+        numbers = [np.float64(0.1), np.int64(7), np.bool_(True), np.float16(2), np.complex64(1j)]
+        path = tmp_path / "w.pth"
+        torch.save({"model": trained(), "meta": {"best": numbers}}, path)
+        rewrite_pickle(path, rb"numpy\.(_?)core", core.encode())
+        found = read_weights(str(path))["meta"]["best"]
+        assert [(type(n), n) for n in found] == [(type(n), n) for n in numbers]
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            (b"f8", b"O8"),
+            (b"f8", b"S8"),
+            (b"f8", b"V8"),
+            (b"f8", b"f4"),
+            (b"NNN", b"}}}"),
+        ],
+    )
+    def test_what_only_looks_like_a_number(self, tmp_path, old, new):
+        path = tmp_path / "w.pth"
+        torch.save({"model": trained(), "best": np.float64(0.1)}, path)
+        read_weights(str(path))
+        rewrite_pickle(path, old, new)
+        with pytest.raises(CheckpointError, match="was not loaded"):
+            read_weights(str(path))
+
+    def test_arrays_and_objects_of_numpy_are_not(self, tmp_path):
+        for value in (np.zeros(2), np.array([None]), np.str_("a"), np.dtype("O")):
+            with pytest.raises(CheckpointError, match="could run code on this machine"):
+                load(tmp_path / "w.pth", {"model": trained(), "best": value})
+
+    @pytest.mark.slow
     def test_a_whole_model(self, tmp_path):
         path = tmp_path / "w.pth"
         torch.save(layer := nn.Linear(2, 2), path)
@@ -207,6 +274,7 @@ class TestForeignObjects:
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
         assert is_from(load(tmp_path / "tensors.pth", into=nn.Linear(2, 2)), layer.state_dict())
 
+    @pytest.mark.slow
     def test_a_pickle(self, tmp_path):
         path = tmp_path / "w.pkl"
         content = {"model": {"w": np.zeros(2)}, "__author__": {"who": argparse.Namespace()}}

@@ -115,3 +115,12 @@ def pycocotools_evaluation(content: dict, results: list[dict], iou_type: str = "
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
+
+
+def as_lists(value):
+    """A copy of what JSON can hold, with lists in place of arrays."""
+    if isinstance(value, dict):
+        return {key: as_lists(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(as_lists, value))
+    return value.tolist() if isinstance(value, np.ndarray) else value

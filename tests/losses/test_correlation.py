@@ -226,6 +226,7 @@ class TestLoss:
         assert loss.dtype == torch.float32
         assert loss.item() == correlation_loss(scores.float(), ious.float(), coefficient).item()
 
+    @pytest.mark.slow
     def test_compiles_without_graph_breaks(self, coefficient):
         scores, ious = pairs(dtype=torch.float32)
         compiled = torch.compile(correlation_loss, fullgraph=True, backend="aot_eager")

@@ -1,5 +1,6 @@
 """Correlations of each image or level, as the thesis' code takes them, from the formulas."""
 
+import logging
 import math
 
 import numpy as np
@@ -195,6 +196,32 @@ def test_levels_with_a_memory():
     levels = torch.cat([second.levels, first.levels]).numpy()
     losses = [plain_loss(scores[levels == g], ious[levels == g], "concordance") for g in (0, 1, 3)]
     assert criterion(second)["loss_correlation"].item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+def test_a_memory_of_another_pyramid_is_forgotten(caplog):
+    options = {"correlation": {"over": "level", "memory": 3}}
+    criteria = [Criterion("sigmoid_focal", "giou", {"correlation": 1.0}, options) for _ in "abc"]
+    for _ in range(2):
+        criteria[0](predictions_on_levels(num_levels=5))
+    state = criteria[0].state_dict()
+    small = predictions_on_levels(num_levels=4)
+    criteria[1].load_state_dict(state)
+    with caplog.at_level(logging.WARNING, "corrdet"):
+        continued = [criteria[1](small)["loss_correlation"].item() for _ in range(2)]
+    assert caplog.text.count("what MEMORY has kept is not of the 4 feature levels") == 1
+    assert continued == [criteria[2](small)["loss_correlation"].item() for _ in range(2)]
+    # As many levels go on.
+    criteria[2].load_state_dict(state)
+    large = predictions_on_levels(num_levels=5)
+    assert criteria[2](large)["loss_correlation"] == criteria[0](large)["loss_correlation"]
+
+
+def test_a_memory_without_a_number_of_levels():
+    options = {"correlation": {"over": "level", "memory": 3}}
+    criterion = Criterion("sigmoid_focal", "giou", {"correlation": 1.0}, options)
+    criterion(predictions_on_levels())
+    fewer = matched_predictions(4, levels=torch.tensor([0, 0, 1, 1]))
+    assert criterion(fewer)["loss_correlation"].isfinite()
 
 
 def test_refusals():

@@ -268,7 +268,8 @@ def test_defaults_of_the_config():
         "MU": 0.02, "BINS": 10, "MOMENTUM": 0.7, "VARIANT": "mmdetection",
     }  # fmt: skip
     assert dict(node.APE) == {
-        "LAM": 8.0, "WEIGHT_BY_IOU": True, "GLOBAL_BATCH": False, "MEMORY": 0,
+        "LAM": 8.0, "WEIGHT_BY_IOU": True, "OVER": "batch",
+            "GLOBAL_BATCH": False, "MEMORY": 0,
     }  # fmt: skip
     assert dict(node.IOU_BALANCED_SMOOTH_L1) == {"LAM": 1.5, "WEIGHT": 3.049, "DELTA": 0.111}
     assert dict(node.CORRELATION) == {

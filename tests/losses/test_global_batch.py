@@ -144,6 +144,7 @@ def test_two_processes_are_one_with_the_whole_batch(two_processes, case):
             assert logits.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", POSITIVES)
 @pytest.mark.parametrize("by", WEIGHTS)
 def test_weights_are_summed_over_processes(two_processes, case, by):

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("detectron2", "fvcore", "torchvision", "scipy", "matplotlib", "sklearn", "pycocotools")
 
 
+@pytest.mark.slow
 def test_importing_the_losses_loads_pytorch_alone():
     program = f"import sys, corrdet.losses; print([n for n in {HEAVY} if n in sys.modules])"
     process = subprocess.run(
@@ -16,6 +19,7 @@ def test_importing_the_losses_loads_pytorch_alone():
     assert process.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_every_module_of_the_package_is_loaded():
     """So that a new loss needs no line anywhere else."""
     program = """import pkgutil, sys, corrdet.losses

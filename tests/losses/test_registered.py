@@ -77,6 +77,12 @@ class TestClassification:
         value = classification_loss("softmax_cross_entropy", matched)
         expected = F.cross_entropy(matched.logits[keep()], matched.labels[keep()], reduction="sum")
         torch.testing.assert_close(value, expected / NORMALIZER)
+        # DETR's, but for its divisor, the sum of the weights.
+        weights = torch.tensor([1.0, 1.0, 1.0, 0.1])
+        value = classification_loss("softmax_cross_entropy", matched, background_weight=0.1)
+        kept = matched.logits[keep()], matched.labels[keep()]
+        expected = F.cross_entropy(*kept, weight=weights, reduction="sum")
+        torch.testing.assert_close(value, expected / NORMALIZER)
 
     def test_losses_of_the_batch(self):
         matched = matched_predictions()
@@ -375,6 +381,34 @@ class TestCouplings:
         torch.testing.assert_close(ours[:5], theirs[:5] * weights)
         assert weights.max() > 1.1 and weights.min() < 0.9
 
+    @pytest.mark.parametrize("order", [("harmonic", "iou_balanced"), ("iou_balanced", "harmonic")])
+    def test_iou_balanced_and_harmonic(self, order):
+        """In their order; the own class's part that IoUs weight is that of the unchanged loss."""
+        matched = matched_predictions()
+        losses = Criterion("sigmoid_cross_entropy", "smooth_l1", order)(matched, NORMALIZER)
+        p, targets = matched.logits[keep()].sigmoid(), one_hot(matched)
+        entropy = -(targets * p.log() + (1 - targets) * (1 - p).log())
+        classification, own = entropy[:5].sum(dim=1), (entropy * targets)[:5].sum(dim=1)
+        localization = L.smooth_l1_loss(matched.deltas, matched.gt_deltas).sum(dim=1)
+        powers = matched.ious.detach() ** 1.5
+        moved = own * (powers * own.sum() / (powers * own).sum() - 1).detach()
+        for name in order:
+            if name == "iou_balanced":
+                classification = classification + moved
+            else:
+                classification, localization = (
+                    classification * (1 + (-localization).exp()),
+                    localization * (1 + (-classification).exp()),
+                )
+        expected = (classification.sum() + entropy[5:].sum(), localization.sum())
+        for name, value in zip(("loss_cls", "loss_box_reg"), expected, strict=True):
+            torch.testing.assert_close(losses[name], value / NORMALIZER)
+            ours, theirs = (
+                torch.autograd.grad(loss, (matched.logits, matched.deltas), retain_graph=True)
+                for loss in (losses[name], value / NORMALIZER)
+            )
+            torch.testing.assert_close(ours, theirs)
+
     def test_iou_balanced_of_a_softmax_has_one_class(self):
         losses = [
             Criterion("softmax_cross_entropy", "giou", ["iou_balanced"], {"iou_balanced": options})(
@@ -389,6 +423,7 @@ def names(registry, activation):
     return [n for n, x in registry.items() if activation in x.activations]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_positives", [5, 1, 0])
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_every_composition_is_finite(activation, num_positives):
@@ -493,6 +528,12 @@ class TestRefusals:
             ("QUALITY_FOCAL", "BETA", -1.0, "must be >= 0, got -1.0"),
             ("VARIFOCAL", "ALPHA", -1.0, "must be >= 0, got -1.0"),
             ("VARIFOCAL", "GAMMA", math.inf, "must be a finite number >= 0, got inf"),
+            ("IA_BCE", "ALPHA", 1.5, r"must be in \[0, 1\], got 1.5"),
+            ("MAL", "GAMMA", -1.0, "must be >= 0, got -1.0"),
+            ("MAL", "ALPHA", -1.0, "must be >= 0, or None, got -1.0"),
+            ("POSITION_SUPERVISED", "EXPONENT", -1.0, "must be >= 0, got -1.0"),
+            ("TASK_ALIGNED", "BETA", -1.0, "must be >= 0, got -1.0"),
+            ("APE", "OVER", "images", ": unknown name 'images'; did you mean 'image'"),
             ("GHM_C", "BINS", 0, "must be >= 1, got 0"),
             ("GHM_C", "MOMENTUM", 1.0, r"must be in \[0, 1\), got 1.0"),
             ("DR", "MARGIN", math.nan, "must be a finite number >= 0, got nan"),

@@ -7,8 +7,11 @@ import pickle
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from torch import nn
 
+from corrdet.data import build_train_loader
 from corrdet.losses import COUPLINGS, Criterion
 from corrdet.losses.registry import REGISTRIES
 from tests.helpers.losses import matched_predictions
@@ -265,3 +268,24 @@ def test_the_state_moves_to_a_gpu_and_back():
     assert {value.device.type for value in moved.state_dict().values()} == {"cuda"}
     for name, value in moved.cpu().state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.slow
+def test_a_copy_of_a_model_is_one_of_its_own(tiny_cfg):
+    tiny_cfg.MODEL.CRITERION.CORRELATION.MEMORY = 2
+    model = build_model(tiny_cfg).train()
+    with build_train_loader(tiny_cfg, seed=0) as loader, EventStorage():
+        batches = [next(loader) for _ in range(3)]
+        model(batches[0])
+        copied = copy.deepcopy(model)
+        before = copy.deepcopy(model.state_dict())
+        sum(copied(batches[1]).values()).backward()
+        assert all(p.grad is None for p in model.parameters())
+        after = model.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        # What the copy remembers is what the model then remembers as well.
+        model(batches[1])
+        losses, others = model(batches[2]), copied(batches[2])
+    assert losses.keys() == others.keys()
+    assert all(torch.equal(losses[name], others[name]) for name in losses)

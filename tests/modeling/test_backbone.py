@@ -323,6 +323,7 @@ def test_all_backbones_are_checked_for_frozen_random_weights():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze_at", [0, 1, 3])
 @pytest.mark.parametrize("name", READ_FREEZE_AT)
 def test_frozen_stages_have_no_gradient_and_frozen_norms(name, freeze_at):
@@ -361,6 +362,7 @@ def converted_into(tool, weights, cfg, folder, monkeypatch):
     return model["backbone"].bottom_up.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("original", "name", "options"),
     [
@@ -461,6 +463,7 @@ def plain_res2net(weights, images, blocks=(3, 4, 6, 3)):
         yield x
 
 
+@pytest.mark.slow
 def test_res2nets_weights_give_its_features(tool, tmp_path, monkeypatch):
     weights = res2net_weights()
     cfg = fpn_cfg("build_res2net_fpn_backbone", "MODEL.RESNETS.WIDTH_PER_GROUP", 26)

@@ -198,6 +198,15 @@ def plain_losses(labels, logits, boxes, gt_boxes, weight):
     return classification / count, weight * localization / count
 
 
+def plain_atss(priors, images, per_level):
+    """Labels (N, R) and boxes (N, R, 4) of a batch, image by image."""
+    objects = [image["instances"] for image in images]
+    matches = [
+        atss_matching(priors, o.gt_boxes.tensor, o.gt_classes, per_level, 10) for o in objects
+    ]
+    return (torch.stack(values) for values in zip(*matches, strict=True))
+
+
 class TestATSS:
     def test_losses(self):
         model = build_dense("atss_baseline", "MODEL.DENSE.QUALITY", "centerness")
@@ -207,17 +216,7 @@ class TestATSS:
         assert model.box2box_transform.weights == (10.0, 10.0, 5.0, 5.0)
         # 4 strides in the quick configs, around the middle of each cell.
         assert priors[0].tolist() == [4 - 16, 4 - 16, 4 + 16, 4 + 16]
-        matches = [
-            atss_matching(
-                priors,
-                image["instances"].gt_boxes.tensor,
-                image["instances"].gt_classes,
-                levels.bincount().tolist(),
-                10,
-            )
-            for image in images
-        ]
-        labels, gt_boxes = (torch.stack(values) for values in zip(*matches, strict=True))
+        labels, gt_boxes = plain_atss(priors, images, levels.bincount().tolist())
         losses = step(model, images)
         classification, localization = plain_losses(labels, logits, boxes, gt_boxes, 2.0)
         torch.testing.assert_close(losses["loss_cls"], classification)
@@ -246,17 +245,7 @@ class TestATSS:
             for part in by_anchor
         )
         boxes = torch.stack([model.box2box_transform.apply_deltas(d, priors) for d in deltas])
-        matches = [
-            atss_matching(
-                priors,
-                image["instances"].gt_boxes.tensor,
-                image["instances"].gt_classes,
-                [len(level) for level in anchors],
-                10,
-            )
-            for image in images
-        ]
-        labels, gt_boxes = (torch.stack(values) for values in zip(*matches, strict=True))
+        labels, gt_boxes = plain_atss(priors, images, [len(level) for level in anchors])
         losses = step(model, images)
         classification, localization = plain_losses(labels, logits, boxes, gt_boxes, 2.0)
         torch.testing.assert_close(losses["loss_cls"], classification)
@@ -317,10 +306,14 @@ class TestATSS:
 
 
 class TestPAA:
-    @pytest.mark.parametrize("name", ["paa_baseline", "paa_star_ape"])
-    def test_losses(self, name):
+    @pytest.mark.parametrize(
+        ("name", "normalize"),
+        [("paa_baseline", True), ("paa_star_ape", True), ("paa_star_ape", False)],
+    )
+    def test_losses(self, name, normalize):
         model = build_dense(
             name,
+            "MODEL.PAA.NORMALIZE", normalize,
             "MODEL.CRITERION.CLASSIFICATION", "sigmoid_focal",
             "MODEL.CRITERION.LOCALIZATION_WEIGHTED_BY", "none",
             "MODEL.DENSE.QUALITY", "iou",
@@ -340,7 +333,7 @@ class TestPAA:
             if name == "paa_star_ape":
                 scores = logits[index, own, classes].sigmoid()
                 ious = elementwise_iou(boxes[index, own], targets)
-                costs = paa_star_costs(scores, ious, matched[own], len(gt_boxes))
+                costs = paa_star_costs(scores, ious, matched[own], len(gt_boxes), normalize)
             else:
                 one_hot = F.one_hot(classes, 10).float()
                 focal = sigmoid_focal_loss(logits[index, own], one_hot, alpha=0.25, gamma=2)
@@ -420,6 +413,7 @@ def test_levels_of_positives(name):
     torch.testing.assert_close((priors[:, :2] + priors[:, 2:]) / 2, centers[places])
 
 
+@pytest.mark.slow
 def test_names_of_weights():
     common = {
         f"head.{layer}.{kind}"

@@ -181,6 +181,7 @@ def plain_network(backbone, weights, image):
     return linear(objects, "class_embed"), box.sigmoid()
 
 
+@pytest.mark.slow
 def test_converted_weights_load_and_predict_the_same(tool, original, tmp_path, monkeypatch):
     backbone, weights = original
     torch.save({"model": weights}, tmp_path / "in.pth")

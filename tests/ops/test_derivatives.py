@@ -212,6 +212,7 @@ def test_direct_calls_lose_no_tangent(call, inputs):
         call(forward_ad.make_dual(z, direction))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("elementwise_iou", "pairwise_iou"))
 def test_compiled_transforms(name, inputs):
     function, z = SMOOTH[name], inputs[0]
@@ -219,12 +220,23 @@ def test_compiled_transforms(name, inputs):
     assert_near(compiled(z), gradient(function, z))
 
 
-@pytest.mark.parametrize("name", RANKINGS)
-def test_compiled_forward_mode_is_an_error(name, inputs):
-    z, direction, _ = inputs
+@pytest.mark.slow
+@pytest.mark.parametrize("name", (*RANKINGS, "soft_rank", "correlation_loss"))
+def test_compiled_transforms_of_what_cannot_be_traced(name, inputs):
+    """Operators are called as without torch.compile there."""
+    function = (RANKINGS | SMOOTH)[name]
+    z, direction, rows = inputs
+    expected = gradient(function, z)
+    assert_near(torch.compile(grad(function), backend="aot_eager")(z), expected)
+    assert_near(torch.compile(vmap(grad(function)), backend="aot_eager")(rows)[0], expected)
+    assert_near(grad(torch.compile(function, backend="aot_eager"))(z), expected)
 
     def forward(x, v):
-        return jvp(RANKINGS[name], (x,), (v,))[1]
+        return jvp(function, (x,), (v,))[1]
 
-    with pytest.raises(Exception, match="forward mode"):
-        torch.compile(forward, backend="aot_eager", fullgraph=True)(z, direction)
+    compiled = torch.compile(forward, backend="aot_eager")
+    if name in SMOOTH:
+        assert_near(compiled(z, direction), expected @ direction)
+    else:
+        with pytest.raises(NotImplementedError, match="instead of forward mode"):
+            compiled(z, direction)

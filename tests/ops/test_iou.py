@@ -213,6 +213,7 @@ def test_pairwise_diagonal_is_elementwise(kind, device):
     assert_near(elementwise_iou(boxes1, boxes2, kind), pairs, 1e-6)
 
 
+@pytest.mark.slow
 def test_repeats_are_bit_identical(kind, device):
     # Sizes that several threads share, with several chunks to add up.
     boxes1 = random_boxes(3000, torch.float32, device)
@@ -229,6 +230,7 @@ def test_repeats_are_bit_identical(kind, device):
         assert all(map(torch.equal, result, results[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", (pairwise_iou, elementwise_iou))
 def test_compile(function, kind, device):
     boxes1 = random_boxes(30, torch.float32, device).requires_grad_()
@@ -244,6 +246,7 @@ def test_compile(function, kind, device):
         assert_near(mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype, kind, device):
     ops = torch.ops.corrdet

@@ -84,11 +84,13 @@ def detach(value):
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
+@pytest.mark.slow
 def test_opcheck(operator, device):
     arguments = arguments_on(device, operator, 50)
     torch.library.opcheck(getattr(torch.ops.corrdet, operator), tuple(arguments))
 
 
+@pytest.mark.slow
 def test_compile(operator, device):
     arguments = arguments_on(device, operator, 60)
     function = getattr(corrdet.ops, operator)

@@ -61,6 +61,7 @@ def test_no_positive(error, size, device):
         assert all(r.eq(0).all() for r in error.run(error.function, *inputs, loss))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("magnitude", MAGNITUDES)
 def test_huge_logits(error, magnitude, where, device):
@@ -109,6 +110,7 @@ def test_undefined_logits(error, size, bad, device):
                 assert all(result.isnan().any() == undefined for result in results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(30, 500), (300, 60000)], ids=str)
 def test_results_do_not_depend_on_threads(error, size, device):
     inputs = samples(*size, dtype=torch.float32, device=device)

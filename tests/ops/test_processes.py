@@ -50,6 +50,7 @@ def assert_same(actual, expected):
         assert all(map(torch.equal, tensors, expected[name])), name
 
 
+@pytest.mark.slow
 def test_several_python_threads(expected):
     """All operators at once, and each of them in several threads."""
     with ThreadPoolExecutor(4) as pool:
@@ -69,6 +70,7 @@ class Results(Dataset):
         return {name: run(name) for name in OPERATORS}
 
 
+@pytest.mark.slow
 def test_forked_workers_of_a_data_loader(expected):
     loader = DataLoader(
         Results(), batch_size=None, num_workers=2, timeout=TIMEOUT, multiprocessing_context="fork"
@@ -86,6 +88,7 @@ def compute(connection):
     connection.send({name: [t.numpy() for t in tensors] for name, tensors in results.items()})
 
 
+@pytest.mark.slow
 def test_forked_process(expected):
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

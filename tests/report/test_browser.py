@@ -58,6 +58,7 @@ def values_of(cells):
 
 @pytest.mark.browser
 class TestInBrowser:
+    @pytest.mark.slow
     @pytest.mark.parametrize("width, dark", [(375, False), (320, True), (1280, True)])
     def test_it_opens_alone_and_fits(self, browser, whole_report, width, dark):
         browser.open(whole_report, width=width, dark=dark)
@@ -143,6 +144,7 @@ class TestInBrowser:
         assert values_of(column(browser, 2)) == sorted(objects)
         assert browser.errors() == []
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("without_figures")
     def test_a_script_in_a_name_would_not_run(self, browser, tmp_path, problem):
         """Were the escaping to fail, the page's policy would stop it."""

@@ -1,4 +1,6 @@
+import base64
 import html
+import io
 import json
 import re
 from dataclasses import replace
@@ -109,7 +111,7 @@ def test_names_from_files_are_text(problem, training, tmp_path):
     assert not [1 for _, attributes in page.elements for name in attributes if name[:2] == "on"]
     assert all(attributes["src"].startswith("data:") for attributes in page.of("img"))
     assert page.of("img") and html.escape(HOSTILE) in page.text
-    assert HOSTILE in page.tables["classes"][1][0]
+    assert HOSTILE in page.tables["classes"][1][0] and "\\ud800" in page.tables["classes"][1][0]
     assert_alone(page)
 
 
@@ -196,6 +198,7 @@ class TestPictures:
         [
             ("gone.jpg", "gone.jpg is missing"),
             ("../1.jpg", "../1.jpg is outside of the folder"),
+            ("C:\\a\\..\\1.jpg", "C:\\a\\..\\1.jpg is outside of the folder"),
             ("/etc/hostname", "/etc/hostname is outside of the folder"),
             ("text.jpg", "text.jpg cannot be read"),
             ("small.png", "small.png has 9 x 9 pixels, its annotations are of 200 x 200"),
@@ -230,6 +233,30 @@ class TestPictures:
         page = written(tmp_path / "report.html", results, images=tmp_path / "images")
         (picture,) = page.of("img")
         assert int(picture["height"]) > int(picture["width"])
+
+    def test_half_a_turn_is_seen_too(self, tmp_path):
+        content = ground_truth([(1, 1, BOX)])
+        (tmp_path / "images").mkdir()
+        image = Image.new("RGB", (200, 200))
+        image.paste((255, 0, 0), (140, 140, 190, 190))  # the object, once turned
+        exif = image.getexif()
+        exif[0x0112] = 3
+        image.save(tmp_path / "images" / "1.jpg", exif=exif)
+        results = measured(content, detections([(1, 1, (10, 10, 50, 40), 0.05)]))
+        page = written(tmp_path / "report.html", results, images=tmp_path / "images")
+        (picture,) = page.of("img")
+        shown = Image.open(io.BytesIO(base64.b64decode(picture["src"].partition(",")[2])))
+        assert shown.getpixel((30, 30))[0] > 200 > 50 > shown.getpixel((120, 120))[0]
+
+    @pytest.mark.parametrize("file_name", ["{}/sub/1.jpg", "C:\\images\\sub\\1.jpg", "sub\\1.jpg"])
+    def test_paths_of_other_machines(self, tmp_path, file_name):
+        content = ground_truth([(1, 1, BOX)])
+        folder = tmp_path / "images"
+        (folder / "sub").mkdir(parents=True)
+        Image.new("RGB", (200, 200)).save(folder / "sub" / "1.jpg")
+        content["images"][0]["file_name"] = file_name.format(folder)
+        results = measured(content, detections([(1, 1, (10, 10, 50, 40), 0.05)]))
+        assert written(tmp_path / "report.html", results, images=folder).of("img")
 
     def test_the_file_stays_small(self, problem, tmp_path, monkeypatch):
         content, rows = problem

@@ -4,7 +4,7 @@ from detectron2.modeling.backbone import FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import nn
 
-from corrdet.config import check_keys, declare
+from corrdet.config_keys import check_keys, declare
 from corrdet.errors import ConfigError
 from corrdet.options import Key, one_of
 

@@ -1,18 +1,44 @@
 """Checks of keys that several detectors have in common, or that nothing reads."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import detectron2
 from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import Backbone, build_backbone
 
 from corrdet.config_keys import add_declared_keys
 from corrdet.errors import ConfigError
 from corrdet.names import config_value, unknown_name
-from corrdet.options import one_of
+from corrdet.options import Range, one_of
 
-# What Detectron2's get_norm knows.
-NORM = one_of(("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "FrozenBN", "GN", "LN"))
+
+class _Norms(Range):
+    """Names that Detectron2's versions have for norms; those of another version are refused."""
+
+    def problem(self, value: Any) -> str | None:
+        problem = super().problem(value)
+        if problem is None and not _is_installed(value):
+            known = ", ".join(repr(name) for name in self.names if _is_installed(name))
+            problem = (
+                f" is {value!r}, which Detectron2 {detectron2.__version__} does not have: expected "
+                f"one of {known}"
+            )
+        return problem
+
+
+def _is_installed(norm: str) -> bool:
+    try:
+        get_norm(norm, 32)
+    except KeyError:
+        return False
+    return True
+
+
+NORM = _Norms(
+    **vars(one_of(("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "FrozenBN", "GN", "LN")))
+)
 
 
 def default_config() -> CfgNode:
