@@ -20,7 +20,7 @@ from corrdet.config_keys import ABOUT, SECTIONS  # noqa: E402
 from corrdet.losses import CLASSIFICATION_LOSSES, COUPLINGS, LOCALIZATION_LOSSES  # noqa: E402
 from corrdet.losses.from_config import CRITERIA, criterion_sections  # noqa: E402
 from corrdet.losses.global_batch import GLOBAL_BATCH_OPTIONS  # noqa: E402
-from corrdet.losses.registry import LossRegistry, RegisteredLoss, refusal  # noqa: E402
+from corrdet.losses.registry import REGISTRIES, LossRegistry, RegisteredLoss  # noqa: E402
 from corrdet.losses.weight import WEIGHT_OPTIONS, Weight  # noqa: E402
 from corrdet.options import Key  # noqa: E402
 from tools.paper_rows import CONFIGS, PAPERS, row_configs, rows_of  # noqa: E402
@@ -119,34 +119,61 @@ def couplings_table() -> str:
     )
 
 
-def matrix() -> str:
-    """Which losses go together: a row per classification loss, a column per localization loss."""
-    localizations = [name for name, _ in in_order(LOCALIZATION_LOSSES)]
-    return table(
-        ["", *(f"`{name}`" for name in localizations)],
-        (
-            [f"`{name}`", *(matrix_cell(name, other) for other in localizations)]
-            for name, _ in in_order(CLASSIFICATION_LOSSES)
-        ),
-    )
+# The columns of the matrix of detectors and losses: those of one column have the same losses.
+REGION_PROPOSALS = "CorrdetRPN"
+DETECTORS = {
+    "RetinaNet, ATSS, PAA, FoveaBox": (
+        "CorrdetRetinaNet", "CorrdetATSS", "CorrdetPAA", "CorrdetFoveaBox",
+    ),
+    "FCOS": ("CorrdetFCOS",),
+    "SSD, DSSD, RefineDet": ("CorrdetSSD", "CorrdetDSSD", "CorrdetRefineDet"),
+    "YOLACT": ("CorrdetYOLACT",),
+    "Faster, Mask, Cascade R-CNN": ("CorrdetRCNN",),
+    "region proposals": (REGION_PROPOSALS,),
+    "Sparse R-CNN": ("CorrdetSparseRCNN",),
+    "DETR": ("CorrdetDETR",),
+}  # fmt: skip
+NO_BACKGROUND = "[1]"
+NO_DELTAS = "[2]"
 
 
-def matrix_cell(classification: str, localization: str) -> str:
-    if refusal(classification, localization):
-        return "no"
-    refused = [
-        f"`{name}`"
-        for name, _ in in_order(COUPLINGS)
-        if refusal(classification, localization, [name])
-    ]
-    return f"not {', '.join(refused)}" if refused else "all"
+def detectors() -> str:
+    """Which losses detectors have: a row for each loss, a column for detectors of the same."""
+    rows = []
+    for registry in REGISTRIES:
+        for name, loss in in_order(registry):
+            cells = [
+                {detector_cell(detector, loss) for detector in names}
+                for names in DETECTORS.values()
+            ]
+            assert all(len(cell) == 1 for cell in cells), f"one column has several: {name}, {cells}"
+            rows.append([f"`{name}`", *(cell.pop() for cell in cells)])
+    return table(["", *DETECTORS], rows)
+
+
+def detector_cell(detector: str, loss: RegisteredLoss) -> str:
+    """Whether a detector can be trained with a loss, and if not, why; in one word."""
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    from corrdet.modeling.core.config_checks import default_config
+
+    key, activation, has_deltas = None, "sigmoid", True
+    if detector != REGION_PROPOSALS:
+        facts = META_ARCH_REGISTRY.get(detector)
+        key, activation = facts.activation_key, facts.activation_of(default_config())
+        has_deltas = facts.regresses_deltas
+    if loss.needs_deltas and not has_deltas:
+        return NO_DELTAS
+    if activation in loss.activations:
+        return "yes"
+    return f"`{loss.activations[0]}`" if key else NO_BACKGROUND
 
 
 TABLES = {
     "classification": classification_table,
     "localization": localization_table,
     "couplings": couplings_table,
-    "matrix": matrix,
+    "detectors": detectors,
 }
 
 

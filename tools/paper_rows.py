@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
-PAPERS = ("Thesis", "APE", "HarmonicDet", "IoU-balanced", "Association")
+PAPERS = ("Thesis", "APE", "HarmonicDet", "IoU-balanced", "Association", "RS", "BRS")
 _ROW = re.compile(
-    rf"# ({'|'.join(PAPERS)}), ((?:Table|Sec\.) [IVX\d.]+), (.+): "
+    rf"# ({'|'.join(PAPERS)}), ((?:Table|Sec\.) [IVX\d.]+|README), (.+): "
     r"(?:((?:mask )?AP \d\d\.\d) on (COCO val|COCO test-dev|VOC 2007 test)|no AP is reported)\."
 )
 
@@ -18,7 +18,7 @@ class PaperRow(NamedTuple):
 
     Attributes:
         paper: of PAPERS.
-        table: such as "Table 5.1", or the section where no table has it.
+        table: such as "Table 5.1", or the section where no table has it; "README" of its code.
         row: what the row is called there, and which other tables have it.
         ap: such as "AP 37.5" or "mask AP 28.3", in percent; None where none is reported.
         data: what the AP was measured on; None without one.

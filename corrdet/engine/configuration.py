@@ -169,12 +169,8 @@ def check_run(
 
     Raises:
         ConfigError: no GPU, no weights, no file of annotations or proposals, a scheduler that there
-            is not, stages frozen at random weights, pictures without OpenCV, or training of what is
-            for evaluation.
+            is not, stages frozen at random weights, or pictures without OpenCV.
     """
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    if not eval_only and getattr(META_ARCH_REGISTRY.get(architecture), "evaluation_only", False):
-        raise ConfigError(f"{architecture} is for evaluation only: train_net.py --eval-only")
     _check_device(cfg.MODEL.DEVICE)
     goes_on = resume and has_begun(cfg.OUTPUT_DIR)
     if not goes_on:

@@ -554,13 +554,6 @@ class TestRun:
         (tmp_path / "last_checkpoint").write_text("model_final.pth")
         check_run(load(QUICK, *frozen), resume=True)
 
-    def test_what_is_for_evaluation_only(self):
-        options = "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", QUICK, "DATASETS.TEST", "('digits_val',)"
-        cfg = load(ROOT / "configs/detr/detr_R50.yaml", *options)
-        check_run(cfg, eval_only=True)
-        with pytest.raises(ConfigError, match="CorrdetDETR is for evaluation only: train_net.py -"):
-            check_run(cfg)
-
 
 @pytest.mark.parametrize(
     "config, options, message",

@@ -100,6 +100,29 @@ def build_ssd(name, *overrides):
     return build_model(ssd_cfg(name, *overrides))
 
 
+def tiny_cfg(name, *overrides):
+    """The quick config of that name, as small as any detector can be, to be changed."""
+    cfg = ssd_cfg(
+        name,
+        "MODEL.DENSE.NUM_CONVS", 1,
+        "MODEL.DENSE.NORM", "GN",
+        "MODEL.RETINANET.NUM_CONVS", 1,
+        "MODEL.RETINANET.NORM", "",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
+        "MODEL.YOLACT.PROTONET_DIM", 16,
+        "MODEL.YOLACT.NUM_PROTOTYPES", 8,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN", 30,
+        "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM", 16,
+        "MODEL.SPARSE_RCNN.HIDDEN_DIM", 32,
+        "MODEL.SPARSE_RCNN.FEEDFORWARD_DIM", 32,
+        "MODEL.SPARSE_RCNN.NUM_STAGES", 2,
+        *overrides,
+    ).clone()  # fmt: skip
+    cfg.defrost()
+    return cfg
+
+
 def possible_quality(name):
     """The third branch that the detector is published with, or could have."""
     return "iou" if name.startswith("paa") else "centerness"

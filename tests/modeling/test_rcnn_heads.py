@@ -4,12 +4,14 @@ import pytest
 import torch
 from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
 
 from corrdet.errors import ConfigError
 from corrdet.modeling import build_test_time_augmentation
 from corrdet.modeling.rcnn.mask_loss import MaskLoss
 from tests.helpers.detectors import batch_with_masks as batch
+from tests.helpers.detectors import hostile_batches
 from tests.helpers.rcnn import CASCADE, RANKED, build_rcnn, rcnn_cfg, step
 
 pytestmark = pytest.mark.slow
@@ -141,6 +143,33 @@ def test_without_sampling_all_proposals_are_trained_on_in_their_order():
         torch.testing.assert_close(losses["loss_cls"], expected["loss_cls"])
 
 
+BALANCED = {"LOSS": "dice", "WEIGHTED_BY": "score", "SELF_BALANCE": True, "MAX_MASKS": 4}
+BALANCED = [x for name, v in BALANCED.items() for x in (f"MODEL.ROI_MASK_HEAD.{name}", v)]
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["faster", "mask"])
+@pytest.mark.parametrize("overrides", [[], FOCAL, [*RANKED, *BALANCED]], ids=["", "focal", "rs"])
+def test_hostile_batches(masks, overrides):
+    model = build_rcnn(*overrides, masks=masks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    for case, images in hostile_batches().items():
+        for image in images:
+            # The first mask is empty, the second outside of its box.
+            instances = image["instances"]
+            pixels = torch.ones(len(instances), *instances.image_size, dtype=torch.bool)
+            pixels[0:1] = False
+            pixels[1:2, 5:] = False
+            instances.gt_masks = BitMasks(pixels)
+        losses, gradients = step(model.train(), images)
+        assert all(x.isfinite().all() for x in [*losses.values(), *gradients.values()]), case
+        # DistributedDataParallel stops where a parameter takes no part.
+        assert all(p.grad is not None for p in model.parameters()), case
+        optimizer.step()
+        with torch.no_grad():
+            outputs = model.eval()(images)
+        assert [output.keys() for output in outputs] == [{"instances", "positives"}] * len(images)
+
+
 class TestMasks:
     def test_as_it_is_by_default_it_is_detectron2s(self):
         model, images = build_rcnn(masks=True), batch()
@@ -154,9 +183,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("cascade", [[], CASCADE], ids=["mask", "cascade"])
     def test_balanced(self, cascade):
-        options = {"LOSS": "dice", "WEIGHTED_BY": "score", "SELF_BALANCE": True, "MAX_MASKS": 4}
-        keys = [x for name, v in options.items() for x in (f"MODEL.ROI_MASK_HEAD.{name}", v)]
-        model = build_rcnn(*RANKED, *cascade, *keys, masks=True)
+        model = build_rcnn(*RANKED, *cascade, *BALANCED, masks=True)
         for num_objects in ((3, 2), (0, 2), (0, 0)):
             losses, gradients = step(model, batch(num_objects))
             name = "loss_cls_stage0" if cascade else "loss_cls"

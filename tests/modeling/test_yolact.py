@@ -659,10 +659,14 @@ POLYGON = [[10.0, 10, 30, 10, 30, 30, 10, 30]]
 
 class TestBadInput:
     @pytest.mark.parametrize("quality", ["box", "mask"])
-    def test_hostile_batches(self, quality):
+    @pytest.mark.parametrize("classification", ["softmax_cross_entropy", "rank_sort", "ape"])
+    def test_hostile_batches(self, quality, classification):
         model = build(
-            "MODEL.YOLACT.QUALITY", quality, "MODEL.CRITERION.COUPLINGS", ("correlation",)
-        )
+            *(() if classification == "softmax_cross_entropy" else SIGMOID),
+            "MODEL.YOLACT.QUALITY", quality,
+            "MODEL.CRITERION.COUPLINGS", ("correlation",),
+            "MODEL.CRITERION.CLASSIFICATION", classification,
+        )  # fmt: skip
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
         for case, images in hostile_batches().items():
             images = with_masks(images)

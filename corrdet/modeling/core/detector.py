@@ -36,7 +36,6 @@ class Detector:
         has_image_bounds: whether ``TEST.IMAGE_BOUNDS`` can be had.
         supports_test_time_augmentation: whether views of ``TEST.AUG`` can be merged.
         exportable: whether :mod:`corrdet.modeling.deploy` can export it.
-        evaluation_only: whether it cannot be trained.
     """
 
     num_classes_key: ClassVar[str]
@@ -49,7 +48,6 @@ class Detector:
     has_image_bounds: ClassVar[bool] = False
     supports_test_time_augmentation: ClassVar[bool] = False
     exportable: ClassVar[bool] = False
-    evaluation_only: ClassVar[bool] = False
 
     @classmethod
     def activation_of(cls, cfg: CfgNode) -> str:

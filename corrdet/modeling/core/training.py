@@ -127,6 +127,7 @@ def gather_boxes(
     image_sizes: Sequence[tuple[int, int]],
     *,
     activation: str = "sigmoid",
+    has_centers: bool = False,
 ) -> MatchedPredictions:
     """The same of samples that predict boxes: their deltas are boxes in units of their image.
 
@@ -134,11 +135,15 @@ def gather_boxes(
         logits, labels, gt_boxes, activation: as of :func:`gather`.
         boxes: (S, 4) XYXY in pixels.
         image_sizes: (height, width) of each of the N images.
+        has_centers: whether these are centre and sides, not corners.
     """
     positives = _positives(logits, labels, activation)
     image_ids = positives // (len(labels) // len(image_sizes))
     boxes, gt_boxes = boxes[positives], gt_boxes[positives]
     extents = image_extents(image_sizes, boxes)[image_ids]
+    deltas, gt_deltas = boxes / extents, gt_boxes / extents
+    if has_centers:
+        deltas, gt_deltas = centers_and_sides(deltas), centers_and_sides(gt_deltas)
     return MatchedPredictions(
         logits=logits,
         labels=labels,
@@ -146,8 +151,8 @@ def gather_boxes(
         boxes=boxes,
         gt_boxes=gt_boxes,
         image_ids=image_ids,
-        deltas=boxes / extents,
-        gt_deltas=gt_boxes / extents,
+        deltas=deltas,
+        gt_deltas=gt_deltas,
         activation=activation,
         num_images=len(image_sizes),
     )
@@ -155,6 +160,12 @@ def gather_boxes(
 
 def _positives(logits: Tensor, labels: Tensor, activation: str) -> Tensor:
     return torch.nonzero((labels >= 0) & (labels != num_classes(logits, activation)))[:, 0]
+
+
+def centers_and_sides(boxes: Tensor) -> Tensor:
+    """(P, 4) x, y, width, height of boxes XYXY."""
+    start, end = boxes.split(2, dim=1)
+    return torch.cat([(start + end) / 2, end - start], dim=1)
 
 
 def image_extents(image_sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:

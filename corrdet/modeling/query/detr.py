@@ -1,4 +1,4 @@
-"""DETR (Carion et al. 2020, https://arxiv.org/abs/2005.12872), to evaluate published weights.
+"""DETR (Carion et al. 2020, https://arxiv.org/abs/2005.12872) with the losses of a Criterion.
 
 The NMS-free baseline of what the thesis "Correlation Loss" analyses (Table 3.2). Parameters have
 the names of the original, but those of the backbone: see tools/convert_detr.py.
@@ -15,21 +15,20 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from corrdet.activation import class_scores
+from corrdet.activation import activation_keys, class_scores, initialize_bias, num_logits
 from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
-from corrdet.losses import MatchedPredictions
-from corrdet.matching import hungarian_matching
-from corrdet.options import NOT_NEGATIVE, Key, at_least
+from corrdet.losses import Criterion, MatchedPredictions
+from corrdet.options import NOT_NEGATIVE, SHARE_BELOW_1, Key, at_least
 
 from ..core.detector import Detector
-from ..core.training import add_positives, batch_images, gather_boxes, ground_truth, image_extents
-from .costs import matching_costs
+from ..core.training import add_positives, batch_images, ground_truth, image_extents
+from .stages import match_stages, matching_costs, objects_normalizer, stage_losses
 
 # Defaults are as published.
 declare(
     "MODEL.DETR",
-    "DETR (Carion et al. 2020), for evaluation only",
+    "DETR (Carion et al. 2020)",
     NUM_CLASSES=Key(80, at_least(1), "classes of the data"),
     NUM_QUERIES=Key(100, at_least(1), "object queries"),
     IN_FEATURE=Key("res5", line="output of the backbone that is used"),
@@ -37,10 +36,23 @@ declare(
     NUM_HEADS=Key(8, at_least(1), "heads of all attentions"),
     FEEDFORWARD_DIM=Key(2048, at_least(1), "channels of the hidden layer of each layer"),
     NUM_ENCODER_LAYERS=Key(6, at_least(0), "layers of the encoder"),
-    NUM_DECODER_LAYERS=Key(6, at_least(0), "layers of the decoder"),
-    CLASS_COST=Key(1.0, NOT_NEGATIVE, "weight of the probability in the matching, for beta_img"),
+    NUM_DECODER_LAYERS=Key(6, at_least(1), "layers of the decoder, each with all losses"),
+    DROPOUT=Key(0.1, SHARE_BELOW_1, "share of the channels that a training drops in each layer"),
+    **activation_keys("softmax"),
+    CLASS_COST=Key(
+        1.0,
+        NOT_NEGATIVE,
+        "weight of the probability in the matching; with a sigmoid, of the focal loss",
+    ),
     L1_COST=Key(5.0, NOT_NEGATIVE, "weight of L1 in the matching"),
     GIOU_COST=Key(2.0, NOT_NEGATIVE, "weight of GIoU in the matching"),
+    L1_WEIGHT=Key(
+        5.0,
+        NOT_NEGATIVE,
+        "weight of the L1 loss of centre and sides in units of the image's width and height, which "
+        "comes on top of MODEL.CRITERION's losses; 0 for none; what else is published is set in "
+        "configs/detr/detr_R50.yaml",
+    ),
 )
 
 
@@ -78,8 +90,9 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         """
         query = features + positions
         attended, _ = self.self_attn(query, query, features, key_padding_mask=padding)
-        features = self.norm1(features + attended)
-        return self.norm2(features + self.linear2(F.relu(self.linear1(features))))
+        features = self.norm1(features + self.dropout1(attended))
+        hidden = self.linear2(self.dropout(F.relu(self.linear1(features))))
+        return self.norm2(features + self.dropout2(hidden))
 
 
 class DecoderLayer(nn.TransformerDecoderLayer):
@@ -96,12 +109,13 @@ class DecoderLayer(nn.TransformerDecoderLayer):
         """
         query = objects + queries
         attended, _ = self.self_attn(query, query, objects)
-        objects = self.norm1(objects + attended)
+        objects = self.norm1(objects + self.dropout1(attended))
         attended, _ = self.multihead_attn(
             objects + queries, features + positions, features, key_padding_mask=padding
         )
-        objects = self.norm2(objects + attended)
-        return self.norm3(objects + self.linear2(F.relu(self.linear1(objects))))
+        objects = self.norm2(objects + self.dropout2(attended))
+        hidden = self.linear2(self.dropout(F.relu(self.linear1(objects))))
+        return self.norm3(objects + self.dropout3(hidden))
 
 
 class DETRTransformer(nn.Module):
@@ -114,6 +128,7 @@ class DETRTransformer(nn.Module):
         feedforward_channels: int,
         num_encoder_layers: int,
         num_decoder_layers: int,
+        dropout: float = 0.0,
     ):
         """
         Args:
@@ -121,9 +136,12 @@ class DETRTransformer(nn.Module):
             num_heads: of all attentions; divides D.
             feedforward_channels: of the hidden layer of each layer.
             num_encoder_layers, num_decoder_layers: how many there are.
+            dropout: in training, of each layer.
         """
         super().__init__()
-        arguments = {"dim_feedforward": feedforward_channels, "dropout": 0.0, "batch_first": True}
+        arguments = {
+            "dim_feedforward": feedforward_channels, "dropout": dropout, "batch_first": True,
+        }  # fmt: skip
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList(
             EncoderLayer(channels, num_heads, **arguments) for _ in range(num_encoder_layers)
@@ -133,17 +151,21 @@ class DETRTransformer(nn.Module):
             DecoderLayer(channels, num_heads, **arguments) for _ in range(num_decoder_layers)
         )
         self.decoder.norm = nn.LayerNorm(channels)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
 
     def forward(
         self, features: Tensor, positions: Tensor, padding: Tensor, queries: Tensor
     ) -> Tensor:
-        """(N, Q, D) of the queries (N, Q, D); for the rest see the layers."""
+        """(T, N, Q, D), of each decoder layer, of the queries (N, Q, D); for the rest see them."""
         for layer in self.encoder.layers:
             features = layer(features, positions, padding)
-        objects = torch.zeros_like(queries)
+        objects, stages = torch.zeros_like(queries), []
         for layer in self.decoder.layers:
             objects = layer(objects, queries, features, positions, padding)
-        return self.decoder.norm(objects)
+            stages.append(self.decoder.norm(objects))
+        return torch.stack(stages)
 
 
 class BoxMLP(nn.Module):
@@ -162,16 +184,21 @@ class BoxMLP(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class CorrdetDETR(Detector, nn.Module):
-    """DETR for evaluation; it cannot be trained here.
+    """One query of many for each object, without NMS, trained by a Criterion at each decoder layer.
 
-    Images that come with ``instances`` (the ground truth) also get ``positives`` in their output:
-    scores and IoUs of the queries that DETR's own matching would train, for beta_img.
+    Beside the Criterion's losses every layer has ``loss_l1``, of centre and sides in units of the
+    image, as published. These are also what losses of deltas compare. The losses of all layers but
+    the last, which detects, have the layer in their name: ``loss_cls_0``. With softmax cross
+    entropy, ``BACKGROUND_WEIGHT`` 0.1 and GIoU of weight 2 they are the published ones.
+
+    At evaluation, images that come with ``instances`` (the ground truth) also get ``positives`` in
+    their output: scores and IoUs of the queries that the matching trains, for beta_img.
     """
 
     num_classes_key = "MODEL.DETR.NUM_CLASSES"
+    activation_key = "MODEL.DETR.ACTIVATION"
     sections = ("MODEL.DETR",)
     has_priors = False
-    evaluation_only = True
 
     @configurable
     def __init__(
@@ -187,6 +214,10 @@ class CorrdetDETR(Detector, nn.Module):
         max_detections: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        criteria: Sequence[Criterion] = (),
+        l1_weight: float = 5.0,
+        activation: str = "softmax",
+        prior_prob: float = 0.01,
     ):
         """
         Args:
@@ -200,6 +231,10 @@ class CorrdetDETR(Detector, nn.Module):
                 :func:`corrdet.matching.hungarian_matching`.
             max_detections: of an image.
             pixel_mean, pixel_std: of each channel.
+            criteria: the losses of each decoder layer; without, it can only detect.
+            l1_weight: of the L1 loss; 0 for none.
+            activation: of the class scores, "softmax" or "sigmoid".
+            prior_prob: what scores are about before training, with a sigmoid.
         """
         super().__init__()
         self.backbone = backbone
@@ -207,21 +242,18 @@ class CorrdetDETR(Detector, nn.Module):
         self.transformer = transformer
         self.input_proj = nn.Conv2d(backbone.output_shape()[in_feature].channels, channels, 1)
         self.query_embed = nn.Embedding(num_queries, channels)
-        self.class_embed = nn.Linear(channels, num_classes + 1)
+        self.class_embed = nn.Linear(channels, num_logits(activation, num_classes))
+        if activation == "sigmoid":
+            initialize_bias(self.class_embed, activation, prior_prob)
         self.bbox_embed = BoxMLP(channels)
         self.num_classes = num_classes
         self.matching_costs = matching_costs
         self.max_detections = max_detections
+        self.criteria = nn.ModuleList(criteria)
+        self.l1_weight = l1_weight
+        self.activation = activation
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-
-    @classmethod
-    def criterion_keys(cls, cfg) -> tuple[str, ...]:
-        return ()
-
-    @classmethod
-    def check_config(cls, cfg) -> None:
-        cls.check_values(cfg)
 
     @classmethod
     def check_values(cls, cfg) -> None:
@@ -237,6 +269,7 @@ class CorrdetDETR(Detector, nn.Module):
     def from_config(cls, cfg):
         cls.check_values(cfg)
         node = cfg.MODEL.DETR
+        criteria = [cls.build_criterion(cfg) for _ in range(node.NUM_DECODER_LAYERS)]
         return {
             "backbone": build_backbone(cfg),
             "in_feature": node.IN_FEATURE,
@@ -246,6 +279,7 @@ class CorrdetDETR(Detector, nn.Module):
                 node.FEEDFORWARD_DIM,
                 node.NUM_ENCODER_LAYERS,
                 node.NUM_DECODER_LAYERS,
+                node.DROPOUT,
             ),
             "channels": node.HIDDEN_DIM,
             "num_classes": node.NUM_CLASSES,
@@ -254,35 +288,41 @@ class CorrdetDETR(Detector, nn.Module):
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "criteria": criteria,
+            "l1_weight": node.L1_WEIGHT,
+            "activation": node.ACTIVATION,
+            "prior_prob": node.PRIOR_PROB,
         }
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
-            batched_inputs: of each image ``image``, (channels, H, W), and the ``height`` and
-                ``width`` to detect in; with ``instances`` see the class.
+            batched_inputs: of each image ``image``, (channels, H, W), in training ``instances``
+                with ``gt_boxes`` and ``gt_classes``, and the ``height`` and ``width`` to detect in.
 
         Returns:
-            of each image ``instances``.
+            in training the losses by name; else, of each image, ``instances``, and see the class.
 
         Raises:
-            NotImplementedError: in training.
+            ValueError: training without ground truth.
         """
-        if self.training:
-            raise NotImplementedError(
-                "CorrdetDETR is for evaluation, train_net.py --eval-only: its training is not "
-                "implemented"
-            )
         images = batch_images(
             batched_inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility
         )
-        gt_instances = ground_truth(batched_inputs, self.device, is_needed=False)
-        logits, boxes = self.predict(images)
-        outputs = []
+        gt_instances = ground_truth(batched_inputs, self.device, is_needed=self.training)
+        all_logits, all_boxes = self.predict_stages(images)
+        if self.training:
+            return stage_losses(
+                self.criteria,
+                self.match_predictions(all_logits, all_boxes, gt_instances),
+                objects_normalizer(gt_instances, self.device),
+                self.l1_weight,
+            )
+        logits, boxes, outputs = all_logits[-1], all_boxes[-1], []
         for image, size, image_logits, image_boxes in zip(
             batched_inputs, images.image_sizes, logits, boxes, strict=True
         ):
@@ -290,14 +330,23 @@ class CorrdetDETR(Detector, nn.Module):
             height, width = image.get("height", size[0]), image.get("width", size[1])
             outputs.append({"instances": detector_postprocess(detected, height, width)})
         if gt_instances is not None:
-            add_positives(outputs, self.match_predictions(logits, boxes, gt_instances))
+            (matched,) = self.match_predictions(all_logits[-1:], all_boxes[-1:], gt_instances)
+            add_positives(outputs, matched)
         return outputs
 
     def predict(self, images: ImageList) -> tuple[Tensor, Tensor]:
-        """
+        """What the last decoder layer predicts: see :meth:`predict_stages`."""
+        logits, boxes = self.predict_stages(images)
+        return logits[-1], boxes[-1]
+
+    def predict_stages(self, images: ImageList) -> tuple[Tensor, Tensor]:
+        """What every decoder layer predicts.
+
+        Letters: T layers, N images, Q queries, C classes.
+
         Returns:
-            (N, Q, C + 1) logits, the last one of no object; and (N, Q, 4) boxes, XYXY in pixels;
-            float32.
+            (T, N, Q, C) logits, (T, N, Q, C + 1) for a softmax, the last one of no object; and
+            (T, N, Q, 4) boxes, XYXY in pixels; float32.
         """
         features = self.input_proj(self.backbone(images.tensor)[self.in_feature])
         padding = torch.ones(len(images), *images.tensor.shape[2:], device=self.device)
@@ -311,51 +360,50 @@ class CorrdetDETR(Detector, nn.Module):
             self.query_embed.weight.expand(len(images), -1, -1),
         )
         # Centre and sides, in units of the image.
-        center, sides = self.bbox_embed(objects).float().sigmoid().split(2, dim=2)
-        boxes = torch.cat([center - sides / 2, center + sides / 2], dim=2)
+        center, sides = self.bbox_embed(objects).float().sigmoid().split(2, dim=3)
+        boxes = torch.cat([center - sides / 2, center + sides / 2], dim=3)
         extents = image_extents(images.image_sizes, boxes)
         return self.class_embed(objects).float(), boxes * extents[:, None]
 
     def detect(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Instances:
-        """The best class of each query; there is no NMS, and no threshold of scores.
+        """The best class of each query, with a sigmoid the best pairs of a query and a class.
+
+        There is no NMS, and no threshold of scores.
 
         Args:
-            logits: (Q, C + 1) of one image.
+            logits: (Q, C) of one image, or (Q, C + 1) for a softmax.
             boxes: (Q, 4).
             image_size: its height and width.
         """
-        scores, classes = class_scores(logits, "softmax").max(dim=1)
+        scores = class_scores(logits, self.activation)
+        if self.activation == "softmax":
+            scores, classes = scores.max(dim=1)
+            queries = torch.arange(len(scores), device=scores.device)
+        else:
+            pairs = torch.arange(scores.numel(), device=scores.device)
+            queries, classes = pairs // self.num_classes, pairs % self.num_classes
+            scores = scores.flatten()
         scores, chosen = scores.topk(min(self.max_detections, len(scores)))
         result = Instances(image_size)
-        result.pred_boxes = Boxes(boxes[chosen])
+        result.pred_boxes = Boxes(boxes[queries[chosen]])
         result.scores = scores
         result.pred_classes = classes[chosen]
         return result
 
     def match_predictions(
         self, logits: Tensor, boxes: Tensor, gt_instances: Sequence[Instances]
-    ) -> MatchedPredictions:
-        """One query for each ground truth (Sec. 3.1); samples are the queries, image by image.
+    ) -> list[MatchedPredictions]:
+        """One query for each ground truth at each layer (Sec. 3.1); see :func:`match_stages`.
 
         Args:
-            logits, boxes: of :meth:`predict`.
+            logits, boxes: of :meth:`predict_stages`.
             gt_instances: the ground truth of the N images.
         """
-        image_sizes = [instances.image_size for instances in gt_instances]
-        labels, gt_boxes = hungarian_matching(
+        return match_stages(
             logits,
             boxes,
-            [instances.gt_boxes.tensor for instances in gt_instances],
-            [instances.gt_classes for instances in gt_instances],
-            image_sizes,
-            activation="softmax",
-            **self.matching_costs,
-        )
-        return gather_boxes(
-            logits.flatten(0, 1),
-            labels.flatten(),
-            gt_boxes.flatten(0, 1),
-            boxes.flatten(0, 1),
-            image_sizes,
-            activation="softmax",
+            gt_instances,
+            self.matching_costs,
+            activation=self.activation,
+            has_centers=True,
         )

@@ -16,13 +16,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from corrdet.activation import initialize_bias
 from corrdet.config_keys import declare
 from corrdet.errors import ConfigError
-from corrdet.losses import Criterion, MatchedPredictions, smooth_l1_loss
+from corrdet.losses import Criterion, MatchedPredictions
 from corrdet.matching import hungarian_matching
 from corrdet.options import NOT_NEGATIVE, PROBABILITY, Key, at_least, default_of
 
@@ -31,13 +30,10 @@ from ..core.detector import Detector
 from ..core.training import (
     add_positives,
     batch_images,
-    gather_boxes,
     ground_truth,
     image_extents,
-    log_agreement,
-    mean_over_processes,
 )
-from .costs import matching_costs
+from .stages import match_stages, matching_costs, objects_normalizer, stage_losses
 
 # The largest coordinate that a stage is given, in pixels: see CorrdetSparseRCNN.refine.
 _FAR = 1e5
@@ -345,9 +341,7 @@ class CorrdetSparseRCNN(Detector, nn.Module):
         logits, boxes = self.refine(images)
         if self.training:
             matched = self.match_predictions(logits, boxes, gt_instances)
-            # Of all objects, matched or not.
-            normalizer = mean_over_processes(sum(map(len, gt_instances)), self.device)
-            return self.losses(matched, normalizer.clamp(min=1))
+            return self.losses(matched, objects_normalizer(gt_instances, self.device))
 
         outputs = []
         for image, size, image_logits, image_boxes in zip(
@@ -413,41 +407,14 @@ class CorrdetSparseRCNN(Detector, nn.Module):
         Returns:
             of each stage; samples are the Q proposals of each image, image by image.
         """
-        num_stages = len(logits)
-        sizes = [instances.image_size for instances in gt_instances]
-        # All stages in one call: what it computes waits for the device once.
-        labels, gt_boxes = hungarian_matching(
-            logits.flatten(0, 1),
-            boxes.flatten(0, 1),
-            [instances.gt_boxes.tensor for instances in gt_instances] * num_stages,
-            [instances.gt_classes for instances in gt_instances] * num_stages,
-            sizes * num_stages,
-            **self.matching_costs,
-        )
-        stages = zip(
-            logits.flatten(1, 2),
-            labels.view(num_stages, -1),
-            gt_boxes.view(num_stages, -1, 4),
-            boxes.flatten(1, 2),
-            strict=True,
-        )
-        return [gather_boxes(*stage, sizes) for stage in stages]
+        return match_stages(logits, boxes, gt_instances, self.matching_costs)
 
     def losses(
         self, matched: Sequence[MatchedPredictions], normalizer: float | Tensor
     ) -> dict[str, Tensor]:
         """The losses of all stages, from :meth:`match_predictions`, by name; see the class."""
-        losses, storage = {}, get_event_storage()
-        for index, (stage, found) in enumerate(zip(self.stages, matched, strict=True)):
-            values, factors = stage.criterion.losses_and_factors(found, normalizer, storage.iter)
-            if self.l1_weight:
-                l1 = smooth_l1_loss(found.deltas, found.gt_deltas, beta=0.0).sum()
-                values["loss_l1"] = l1 / normalizer * self.l1_weight
-            suffix = "" if index == len(self.stages) - 1 else f"_{index}"
-            losses |= {name + suffix: loss for name, loss in values.items()}
-        # Of the stage that detects.
-        log_agreement(storage, matched[-1].scores.detach(), matched[-1].ious.detach(), factors)
-        return losses
+        criteria = [stage.criterion for stage in self.stages]
+        return stage_losses(criteria, matched, normalizer, self.l1_weight)
 
     def detect(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Instances:
         """The pairs of a proposal and a class with the highest scores; there is no NMS.
