@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 from corrdet.data.workers import worker_failure
 from corrdet.errors import CorrdetError, WriteError, errors_in_one_line
@@ -125,8 +126,20 @@ def _explain(error: Exception, rank: int) -> int:
 
 
 def shorten_logged_errors() -> None:
-    """Have Detectron2's trainer log a CorrdetError in one line, without a traceback."""
+    """Have Detectron2's trainer log a CorrdetError in one line, without a traceback.
+
+    Nor has the log one for each line that a full disk does not take: what is to be written there
+    says it. Call it when the loggers are set up.
+    """
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
+    for name in ("corrdet", "detectron2", "fvcore"):
+        for handler in logging.getLogger(name).handlers:
+            handler.handleError = partial(_handle_error, handler.handleError)  # type: ignore
+
+
+def _handle_error(handle: Callable, record: logging.LogRecord) -> None:
+    if disk_error(sys.exc_info()[1]) is None:
+        handle(record)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
