@@ -19,7 +19,7 @@ from .pure import __name__ as _  # noqa: F401, registers the operators
 NAMESPACES = {"torch": NAMESPACE} | ({"extension": "corrdet"} if extension is not None else {})
 
 
-# That torch.compile traces the question is known of these versions, and that 2.4 does not. In others
+# That torch.compile traces the question is known of these versions; 2.4 does not. In others
 # compiled transforms are as PyTorch has them: refused.
 _CAN_BE_ASKED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 
