@@ -19,8 +19,15 @@ from .pure import __name__ as _  # noqa: F401, registers the operators
 NAMESPACES = {"torch": NAMESPACE} | ({"extension": "corrdet"} if extension is not None else {})
 
 
+# That torch.compile traces the question is known of these versions; 2.4 does not. In others
+# compiled transforms are as PyTorch has them: refused.
+_CAN_BE_ASKED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+
+
 def is_transformed() -> bool:
     """Whether the call is under a transform of torch.func, or in forward mode."""
+    if not _CAN_BE_ASKED and torch.compiler.is_compiling():
+        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
