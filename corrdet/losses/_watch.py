@@ -20,15 +20,20 @@ class PositivesWatch:
     def __init__(self) -> None:
         self._in_a_row = 0
         self._is_over = False
+        self._iteration: int | None = None
 
-    def see(self, num_positives: int) -> None:
+    def see(self, num_positives: int, iteration: int | None = None) -> None:
         """
         Args:
             num_positives: of the next batch.
+            iteration: of the training, where it is known: several calls, as of the layers of a
+                decoder, may be of one batch.
         """
         if self._is_over or torch.compiler.is_compiling():
             return
-        self._in_a_row = 0 if num_positives else self._in_a_row + 1
+        is_new = iteration is None or iteration != self._iteration
+        self._iteration = iteration
+        self._in_a_row = 0 if num_positives else self._in_a_row + is_new
         if self._in_a_row >= PATIENCE:
             self._is_over = True
             warnings.warn(NO_POSITIVES, stacklevel=2)

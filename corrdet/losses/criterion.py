@@ -229,7 +229,7 @@ class Criterion(nn.Module):
             )
         normalizer = max(len(matched.positives), 1) if normalizer is None else normalizer
         if self.training:
-            self._watch.see(len(matched.positives))
+            self._watch.see(len(matched.positives), iteration)
         with torch.autocast(matched.logits.device.type, enabled=False):
             return self._losses_and_factors(matched, normalizer, iteration)
 

@@ -35,6 +35,18 @@ def test_counts_batches_in_a_row():
     assert batches(criterion, 100) == 1
 
 
+def test_layers_of_one_batch_count_once():
+    criterion, matched = Criterion("ap", "giou"), matched_predictions(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for iteration in range(99):
+            for _ in range(7):
+                criterion(matched, iteration=iteration)
+        assert not caught
+        criterion(matched, iteration=99)
+    assert len(caught) == 1
+
+
 def test_evaluation_does_not_count():
     criterion = Criterion("ap", "giou").eval()
     assert batches(criterion, 150) == 0
