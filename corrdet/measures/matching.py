@@ -326,7 +326,7 @@ def _match_greedily(
         # Ground truth that counts goes before any that does not.
         preference = np.arange(len(dt)) + len(dt) * ~gt_ignored[:, None, gt]
         best = np.maximum.reduceat(np.where(is_free, preference, -1), first, axis=2)
-        area, threshold, row = np.nonzero(best >= 0)
+        area, threshold, row = np.unravel_index(np.flatnonzero(best >= 0), best.shape)
         best = best[area, threshold, row]
         pair = best % len(dt)
         target = targets[dt[pair]]

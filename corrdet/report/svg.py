@@ -8,15 +8,17 @@ pages. Names from files are never drawn: legends are the page's.
 import io
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
 
 from corrdet.measures.matching import IOU_THRESHOLDS
 from corrdet.measures.ranking import RECALL_THRESHOLDS
+
+if TYPE_CHECKING:
+    from matplotlib.path import Path as Outline
+
+# matplotlib takes as long to import as everything else together: when a figure is drawn.
 
 # Colours that matplotlib writes, and what they are replaced by.
 TEXT, GRID = "#010101", "#020202"
@@ -70,6 +72,8 @@ def density(
     color = _color(series)
 
     def draw(figure):
+        from matplotlib.patches import PathPatch
+
         axes = figure.subplot_mosaic(
             [["above", "."], ["main", "right"]], width_ratios=(6, 1), height_ratios=(1, 6),
             gridspec_kw={"left": 0.11, "right": 0.99, "bottom": 0.12, "top": 0.99,
@@ -267,11 +271,13 @@ def _largest(values: Sequence[np.ndarray]) -> float:
     return max((float(array.max()) for array in finite if len(array)), default=0.0)
 
 
-def _cells(is_filled: np.ndarray, edges: np.ndarray) -> Outline:
+def _cells(is_filled: np.ndarray, edges: np.ndarray) -> "Outline":
     """Outline of the cells of a grid, (n, n) bool, that are filled.
 
     One path of horizontal strips: a path for each cell would be ten times the size.
     """
+    from matplotlib.path import Path as Outline
+
     steps = np.diff(np.pad(is_filled, ((1, 1), (0, 0))).astype(np.int8), axis=0).T
     row, left = np.nonzero(steps == 1)
     right = np.nonzero(steps == -1)[1]
@@ -283,6 +289,9 @@ def _cells(is_filled: np.ndarray, edges: np.ndarray) -> Outline:
 
 def _svg(draw, name: str, *, height: float = 3.2, margins: bool = True) -> str:
     """What ``draw`` draws, as an SVG element without namespaces, metadata and size."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.5, height))
         figure.patch.set_visible(False)

@@ -76,7 +76,7 @@ def test_modules(module):
 
 def test_scipy_and_matplotlib_wait_until_they_are_used():
     done = python(
-        f"{WITHOUT}import corrdet.coco, corrdet.measures; print({{'scipy', 'matplotlib'}} & "
+        f"{WITHOUT}import corrdet.analysis.__main__; print({{'scipy', 'matplotlib'}} & "
         "sys.modules.keys())"
     )
     assert done.stdout.strip() == "set()", done.stderr
