@@ -29,7 +29,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo         train and report a small detector (sets up $(VENV) first)'
+	@echo 'make demo         fine-tune on photographs and report it (sets up $(VENV) first)'
 	@echo 'make compare      train the losses against each other and print the table'
 	@echo 'make wheel        dist/*.whl, for the torch and Python of $(VENV)'
 	@echo 'make test         style checks, CUDA register report, tests (sets up $(VENV) first)'

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.training import ROOT
 
-BASE = {"errors", "names", "options", "config_keys", "files", "arrays_only", "activation"}
+BASE = {"errors", "names", "options", "config_keys", "files", "arrays_only", "activation", "wheels"}
 # A room and the rooms that it is on, beside the base.
 ON = {
     "ops": set(),

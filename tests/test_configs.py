@@ -55,7 +55,7 @@ def test_trains_and_detects(path, models):
     cfg = load_config(Namespace(config_file=str(ROOT / path), opts=options))
     model = build_once(cfg, models).train()
     # The quick ones have BatchNorm, which wants more than one value.
-    images = batch((2, 1) if path.parts[1] == "quick" else (2,), size=64)
+    images = batch((2, 1) if path.parts[1] in ("quick", "photographs") else (2,), size=64)
     for image in images:
         heads = getattr(model, "roi_heads", model)
         image["instances"].gt_classes %= heads.num_classes

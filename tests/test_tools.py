@@ -18,6 +18,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 
 from corrdet.engine import load_config
+from corrdet.engine.weights import MissingWeightsError
 
 pytestmark = pytest.mark.slow
 
@@ -138,8 +139,15 @@ class TestComparison:
         assert len(rows) == 1 + len(losses)
 
     def test_detectors_whose_names_begin_alike(self, compare):
-        assert compare.configs_of("paa") == ["paa_baseline", "paa_concordance"]
-        assert compare.configs_of("paa_star") == ["paa_star_baseline", "paa_star_ape"]
+        def names(detector):
+            return [Path(config).stem for config in compare.configs_of(detector)]
+
+        assert names("paa") == ["paa_baseline", "paa_concordance"]
+        assert names("paa_star") == ["paa_star_baseline", "paa_star_ape"]
+        assert compare.configs_of("atss_neon_trees") == [
+            "configs/photographs/atss_neon_trees_baseline.yaml",
+            "configs/photographs/atss_neon_trees_concordance.yaml",
+        ]
 
     def test_an_unknown_detector_is_an_error(self, compare, monkeypatch, capsys):
         with pytest.raises(SystemExit, match="got 'yolo'"):
@@ -161,10 +169,55 @@ def test_the_demo_ends_with_a_report(tiny_digits, tmp_path, monkeypatch, capsys)
     (tmp_path / "inference").mkdir()
     (tmp_path / "inference" / "coco_instances_results.json").write_text(json.dumps([detection]))
     (tmp_path / "metrics.json").write_text('{"iteration": 1, "total_loss": 1.0}\n')
-    load("demo").report(tmp_path, "tiny_val")
+    load("demo").report({"baseline": tmp_path}, "tiny_val", tmp_path / "report")
     content = (tmp_path / "report" / "report.html").read_text()
     assert "score 0.90, IoU 0.6" in content and 'id="training"' in content
     assert "beta_cls" in capsys.readouterr().out
+
+
+class TestDemo:
+    @pytest.fixture
+    def demo(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(ROOT / "tools"))
+        return load("demo")
+
+    def test_without_weights_it_says_so_and_takes_digits(self, demo, monkeypatch, capsys):
+        def nothing(address):
+            raise MissingWeightsError("no weights from there")
+
+        monkeypatch.setattr(demo, "torchvision_weights", nothing)
+        assert demo.choose() == demo.DIGITS
+        assert "cannot be had: no weights from there" in capsys.readouterr().err
+        monkeypatch.setattr(demo, "torchvision_weights", lambda address: None)
+        monkeypatch.setattr(demo.corrdet.data, "prepare_neon_trees", lambda: None)
+        assert demo.choose() == demo.PHOTOGRAPHS
+
+    def test_all_configs_are_there(self, demo):
+        for _, configs in (demo.PHOTOGRAPHS, demo.DIGITS):
+            assert all((ROOT / config).is_file() for config in configs.values())
+
+    def test_trainings_run_at_once(self, demo, tmp_path, monkeypatch, capsys):
+        root = tmp_path / "repository"
+        root.mkdir()
+        # Each waits for the other.
+        (root / "train_net.py").write_text(
+            "import sys, time; from pathlib import Path\n"
+            "output = Path(sys.argv[4]); (output / 'there').touch(); end = time.time() + 30\n"
+            "while len(list(output.parent.glob('*/there'))) < 2 and time.time() < end:\n"
+            "    time.sleep(0.05)\n"
+            "print('the end of', output.name); sys.exit(time.time() > end or 'bad' in sys.argv[2])"
+        )
+        monkeypatch.setattr(demo, "ROOT", root)
+        outputs = {name: tmp_path / name for name in "ab"}
+        demo.train_all({"a": "good", "b": "good"}, outputs)
+        assert "the end of b" in (tmp_path / "b" / "demo.log").read_text()
+        with pytest.raises(SystemExit, match="training b failed, .*demo.log:\nthe end of b"):
+            demo.train_all({"a": "good", "b": "bad"}, outputs)
+
+    def test_progress(self, demo, tmp_path):
+        assert demo.progress("a", tmp_path) == "a: starting"
+        (tmp_path / "metrics.json").write_text('{"iteration": 19, "total_loss": 0.5}\n')
+        assert demo.progress("a", tmp_path) == "a: iteration 19, loss 0.50"
 
 
 class TestExport:

@@ -3,25 +3,29 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from runs import ABOUT_BETAS, COLUMNS, ROOT, criterion_summary, read_results, table_row, train
 from tabulate import tabulate
 
-QUICK = ROOT / "configs" / "quick"
+FOLDERS = [ROOT / "configs" / name for name in ("quick", "photographs")]
 
 
 def configs_of(detector: str) -> list[str]:
-    """The names of a detector's quick configs, the baseline first."""
-    names = (path.stem for path in sorted(QUICK.glob(f"{detector}_*.yaml")))
+    """A detector's small configs, relative to the repository, the baseline first."""
+    paths = [path for folder in FOLDERS for path in sorted(folder.glob(f"{detector}_*.yaml"))]
     # The loss is the last word: paa_star_ape is not one of paa.
-    config_names = [name for name in names if name.rpartition("_")[0] == detector]
-    return sorted(config_names, key=lambda name: not name.endswith("_baseline"))
+    found = [path for path in paths if path.stem.rpartition("_")[0] == detector]
+    found.sort(key=lambda path: not path.stem.endswith("_baseline"))
+    return [f"configs/{path.parent.name}/{path.name}" for path in found]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--detectors", default="retinanet", help="as the names in configs/quick begin: atss,fcos"
+        "--detectors",
+        default="retinanet",
+        help="as the names in configs/quick and configs/photographs begin: atss,fcos",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -29,19 +33,21 @@ def main() -> None:
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... for every training")
     args = parser.parse_args()
-    names = []
+    configs = []
     for detector in args.detectors.split(","):
         found = configs_of(detector)
         if not found:
-            sys.exit(f"expected a detector with configs in {QUICK}, got {detector!r}")
-        names += found
+            folders = " or ".join(str(folder) for folder in FOLDERS)
+            sys.exit(f"expected a detector with configs in {folders}, got {detector!r}")
+        configs += found
     rows = []
-    for number, name in enumerate(names, 1):
+    for number, config in enumerate(configs, 1):
+        name = Path(config).stem
         output = ROOT / "output" / "compare" / f"{name}_seed{args.seed}"
         if not args.show:
-            print(f"==== {number} of {len(names)}: {name}", flush=True)
+            print(f"==== {number} of {len(configs)}: {name}", flush=True)
             overrides = ["SEED", str(args.seed), *args.opts]
-            results = train(f"configs/quick/{name}.yaml", output, overrides)
+            results = train(config, output, overrides)
         elif (output / "model_final.pth").exists():
             results = read_results(output)
         else:

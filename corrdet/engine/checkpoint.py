@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from corrdet.errors import CorrdetError
 from corrdet.files import atomic_write, remove_leftovers
 
+from .converters import convert, find_converter, without_common_prefix
+from .starting_weights import StartingWeights
 from .weight_names import (
     check_enough,
     check_kinds,
     other_shapes,
     summary,
+    table,
     weights_in,
     without_prefix,
 )
@@ -50,6 +53,9 @@ class SafeCheckpointer(DetectionCheckpointer):
     _match_by_name = False
     # Of --resume, where the last checkpoint is damaged.
     _older: tuple[str, ...] = ()
+    # What of weights is taken that a training starts from, not those that it goes on from.
+    starting: StartingWeights | None = None
+    _is_start = False
     # Called with what is in a file and its path, before anything of it is loaded.
     check: Callable[[dict[str, Any], str], None] | None = None
 
@@ -123,10 +129,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         if resume:
             self._say_if_lost(files)
             self._older = tuple(files[1:])
+        self._is_start = not files
         try:
             return super().resume_or_load(path, resume=resume)
         finally:
-            self._older = ()
+            self._older, self._is_start = (), False
 
     def _say_if_lost(self, files: list[str]) -> None:
         tagged = super().get_checkpoint_file() if self.save_dir else ""
@@ -160,6 +167,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _downloaded(self, address: str) -> str:
         try:
             path = self.path_manager.get_local_path(address)
+        except CorrdetError:
+            raise
         except Exception as error:  # of many types, by the kind of address
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             raise MissingWeightsError(
@@ -227,7 +236,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         state = self.model.state_dict()
         own = state.keys()
+        checkpoint = self._converted(checkpoint, own)
         weights, prefix = without_prefix(checkpoint["model"], own, self._path)
+        if self.starting is not None and self._is_start:
+            weights = self.starting.chosen(weights, state, self._path)
         check_kinds(weights, state, self._path)
         theirs = list(weights)
         with other_shapes() as similar:
@@ -244,7 +256,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         broken = sorted({*broken_weights(self.model)} & {*loaded})
         if broken:
             raise CheckpointError(_not_finite(self._path, broken))
-        said = summary(
+        parts = (
             loaded,
             [name for name in incompatible.missing_keys if name not in wrong],
             [n for n in incompatible.unexpected_keys if n not in {found[0] for found in similar}],
@@ -252,8 +264,26 @@ class SafeCheckpointer(DetectionCheckpointer):
         )
         behind = f", behind the prefix {prefix!r}" if prefix else ""
         level = logging.INFO if len(loaded) == len(own) else logging.WARNING
-        logger.log(level, "weights of %s%s: %s", self._path, behind, said)
+        logger.log(level, "weights of %s%s: %s", self._path, behind, summary(*parts))
+        if len(loaded) < len(own):
+            logger.info("part by part:\n%s", table(*parts))
         return incompatible
+
+    def _converted(self, checkpoint: dict[str, Any], own: Collection[str]) -> dict[str, Any]:
+        weights = checkpoint["model"]
+        converter = find_converter(weights, own)
+        if converter is None:
+            weights = without_common_prefix(weights)
+            converter = find_converter(weights, own)
+        if converter is None:
+            return checkpoint
+        logger.info("%s has the names of %s, which are converted", self._path, converter.of)
+        for remark in converter.remarks(self.model):
+            logger.warning("%s: %s", self._path, remark)
+        checkpoint = {**checkpoint, "model": convert(converter, weights, self._path)}
+        if converter.is_backbone:
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
 
     def _log_incompatible_keys(self, incompatible) -> None:
         """Said already, and in a line."""

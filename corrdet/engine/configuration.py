@@ -27,6 +27,7 @@ from corrdet.data.augmentation import check_input
 from corrdet.data.keypoints import check_keypoint_keys
 from corrdet.data.proposals import check_proposal_files, check_proposal_pickles
 from corrdet.data.register import register_from_config
+from corrdet.data.turning import check_turning
 from corrdet.errors import ConfigError, CorrdetError
 from corrdet.modeling import check_detector
 from corrdet.modeling.backbones.freezing import check_freezing
@@ -38,6 +39,7 @@ from .model_ranges import check_network
 from .pictures import check_pictures
 from .ranges import check_channels, check_ranges
 from .schedule import check_lr_scheduler
+from .torchvision_weights import PREFIX, check_torchvision_address
 from .weights import split_weights
 
 _REGISTRIES = (
@@ -51,6 +53,7 @@ _SECTIONS = (
     "DATASETS",
     "INPUT",
     "INPUT.CROP",
+    "MODEL",
     "MODEL_EMA",
     "SOLVER",
     "SOLVER.EARLY_STOPPING",
@@ -93,6 +96,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_network(cfg)
     check_input(cfg)
     check_keypoint_keys(cfg)
+    check_turning(cfg)
     cfg.freeze()
     return cfg
 
@@ -177,7 +181,9 @@ def check_run(
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise ConfigError("--eval-only needs weights: MODEL.WEIGHTS path/to/model_final.pth")
         try:
-            split_weights(cfg.MODEL.WEIGHTS)
+            path, _ = split_weights(cfg.MODEL.WEIGHTS)
+            if path.startswith(PREFIX):
+                check_torchvision_address(path)
         except CorrdetError as error:
             raise ConfigError(f"MODEL.WEIGHTS: {error}") from error
     # Loaders and mappers of one's own know best how many channels they give.

@@ -54,6 +54,7 @@ from .resuming import (
     take_learning_rates,
     truncate_metrics,
 )
+from .starting_weights import StartingWeights
 from .steps import TrainingStep, batch_norm_of_one_value, check_accumulation, check_norms
 from .stopping import StopSignals, TrainingStopped
 from .test_sets import (
@@ -133,6 +134,7 @@ class CorrdetTrainer(DefaultTrainer):
         self.checkpointer = SafeCheckpointer(
             self._detector, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self.checkpointer.starting = StartingWeights.from_config(cfg)
         self._random_states: dict | None = None
         # With the iteration that they are of.
         self._rank_states: tuple[int, list | None] | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 from corrdet.names import kind_of
@@ -25,18 +26,13 @@ _INCIDENTAL = re.compile(r"(.+\.)?(pixel_mean|pixel_std|num_batches_tracked)")
 _OTHERS = (
     (
         r"backbone\.layer[1-4]\.|bbox_head\.|rpn_head\.",
-        "they have mmdetection's names, and its heads are not those of Detectron2: "
-        "tools/convert_backbone.py takes the backbone, if it is a ResNet",
+        "they have mmdetection's names, whose heads are not those of Detectron2: the backbone is "
+        "taken if it is a whole ResNet",
     ),
     (
         r"layer[1-4]\.\d+\.",
-        "they have the names of torchvision's and timm's ResNets: tools/convert_backbone.py "
-        "converts them, and says which INPUT.FORMAT and MODEL.PIXEL_MEAN they need",
-    ),
-    (r"backbone\.0\.body\.", "they are the original DETR's: tools/convert_detr.py converts them"),
-    (
-        r"head\.head_series\.",
-        "they are the original Sparse R-CNN's: tools/convert_sparse_rcnn.py converts them",
+        "they have names of torchvision's and timm's ResNets, which are converted, but are no "
+        "whole one",
     ),
 )
 
@@ -257,6 +253,27 @@ def summary(
     if left_over:
         parts.append(f"{len(left_over)} of the file are left over ({_groups(left_over)})")
     return "; ".join(parts)
+
+
+def table(
+    loaded: Collection[str],
+    new: Collection[str],
+    left_over: Collection[str],
+    shapes: Collection[tuple[str, tuple, tuple]],
+) -> str:
+    """What :func:`summary` says, part by part: how many tensors of each are from where.
+
+    Args:
+        loaded, new, left_over, shapes: as there.
+    """
+    columns = (loaded, new, [name for name, *_ in shapes], left_over)
+    counts = [
+        Counter(".".join(n.split(".")[:2]) for n in names if not _INCIDENTAL.fullmatch(n))
+        for names in columns
+    ]
+    parts = sorted(set().union(*counts))
+    rows = [[part, *(count[part] or "" for count in counts)] for part in parts]
+    return tabulate(rows, ("part", "loaded", "new", "another shape", "left over"), "github")
 
 
 def _groups(names: Collection[str], most: int = 5) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from corrdet.options import NOT_NEGATIVE, at_most, checked
+from corrdet.options import BOOL, NOT_NEGATIVE, at_most, checked
 
 from ._checks import check_per_positive, widened
 from .matched_predictions import MatchedPredictions
@@ -13,12 +13,23 @@ from .registry import COUPLINGS, LOCALIZATION_LOSSES
 from .smooth_l1 import smooth_l1_loss
 
 
-def harmonic_factors(classification: Tensor, localization: Tensor) -> tuple[Tensor, Tensor]:
+@checked
+def harmonic_factors(
+    classification: Tensor,
+    localization: Tensor,
+    stopped: Annotated[
+        bool, BOOL, "True: the factors weigh only, and no gradient flows through them"
+    ] = False,
+) -> tuple[Tensor, Tensor]:
     """The factors of the harmonic loss, Eq. 3: 1 + exp(-L) and 1 + exp(-CE), both with gradient.
+
+    With their gradient, a positive whose CE is above 1.28 is pushed to be localized worse as long
+    as L is small: the derivative with respect to L is 1 + exp(-CE) - CE exp(-L).
 
     Args:
         classification: (P,) classification loss CE of each positive.
         localization: (P,) localization loss L of each positive.
+        stopped: True: the factors weigh only, and no gradient flows through them; not the paper's.
 
     Returns:
         factor of the classification loss and factor of the localization loss, (P,) each.
@@ -27,6 +38,8 @@ def harmonic_factors(classification: Tensor, localization: Tensor) -> tuple[Tens
         TypeError, ValueError: not floating point, or shapes other than the same (P,).
     """
     check_per_positive(classification=classification, localization=localization)
+    if stopped:
+        classification, localization = classification.detach(), localization.detach()
     return 1 + torch.exp(-widened(localization)), 1 + torch.exp(-widened(classification))
 
 
@@ -47,15 +60,16 @@ def harmonic_loss(classification: Tensor, localization: Tensor) -> Tensor:
 @COUPLINGS.register(
     "harmonic",
     needs=("classification", "localization"),
+    options_from=(harmonic_factors,),
     definition="`(1 + exp(-L)) CE + (1 + exp(-CE)) L` of positives in place of `CE + L`",
     reaches="both branches, from both losses",
     use="each task learns from the other",
     source="HarmonicDet, Eq. 2 to 7",
 )
 def _harmonic(
-    matched: MatchedPredictions, *, classification, localization
+    matched: MatchedPredictions, *, classification, localization, stopped
 ) -> tuple[Tensor, Tensor]:
-    factors = harmonic_factors(classification, localization)
+    factors = harmonic_factors(classification, localization, stopped)
     return factors[0] * classification, factors[1] * localization
 
 

@@ -6,8 +6,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from corrdet.data import neon_trees
-from corrdet.data.neon_trees import PHOTOGRAPHS, TILE, prepare_neon_trees, tile_corners
+from corrdet.data.neon_trees import PHOTOGRAPHS, TILE, WHEEL, prepare_neon_trees, tile_corners
 
 
 @pytest.fixture(scope="module")
@@ -77,28 +76,28 @@ def test_tiles_cover_the_photograph(size, stride):
 
 
 def test_wrong_wheel_is_refused(tmp_path):
-    wheel = tmp_path / neon_trees.WHEEL_NAME
+    wheel = tmp_path / WHEEL.file_name
     wheel.write_bytes(b"not a wheel")
     with pytest.raises(ValueError) as caught:
         prepare_neon_trees(tmp_path / "neon_trees", wheel=wheel)
-    assert neon_trees.WHEEL_SHA256 in str(caught.value)
+    assert WHEEL.sha256 in str(caught.value)
     assert str(wheel) in str(caught.value)
     assert not (tmp_path / "neon_trees").exists()
 
 
 def test_missing_wheel_of_the_environment_variable(tmp_path, monkeypatch):
-    monkeypatch.setenv(neon_trees.WHEEL_VARIABLE, str(tmp_path / "absent.whl"))
+    monkeypatch.setenv(WHEEL.variable, str(tmp_path / "absent.whl"))
     with pytest.raises(OSError, match="absent.whl"):
         prepare_neon_trees(tmp_path / "neon_trees")
 
 
 def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.delenv(neon_trees.WHEEL_VARIABLE, raising=False)
+    monkeypatch.delenv(WHEEL.variable, raising=False)
     # pip looks into an empty folder instead of an index.
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(OSError) as caught:
         prepare_neon_trees(tmp_path / "neon_trees")
-    for words in ("pip download --no-deps deepforest==2.1.0", neon_trees.WHEEL_VARIABLE):
+    for words in ("pip download --no-deps deepforest==2.1.0", WHEEL.variable):
         assert words in str(caught.value)
     assert not (tmp_path / "neon_trees").exists()

@@ -98,13 +98,13 @@ class TestNoNameFits:
     @pytest.mark.parametrize(
         "names, advice",
         [
-            (["layer1.0.conv1.weight", "fc.bias"], "torchvision's .*tools/convert_backbone.py"),
+            (["layer1.0.conv1.weight", "fc.bias"], "torchvision's .* but are no whole one"),
             (
                 ["backbone.layer1.0.conv1.weight", "bbox_head.retina_cls.weight"],
-                "mmdetection's names, .*tools/convert_backbone.py takes the backbone",
+                "mmdetection's names, .* taken if it is a whole ResNet",
             ),
-            (["backbone.0.body.conv1.weight"], "tools/convert_detr.py"),
-            (["head.head_series.0.norm1.weight"], "tools/convert_sparse_rcnn.py"),
+            (["backbone.0.body.conv1.weight"], "original DETR, .* it has no query_embed.weight"),
+            (["head.head_series.0.norm1.weight"], "original Sparse R-CNN, .* it has no init_"),
             (["res2.0.conv1.weight"], r"w.pth\?matching_heuristics=True matches them"),
             (["unknown.weight"], "rename them; a prefix of all is left out by itself"),
         ],

@@ -7,6 +7,7 @@ import torch
 
 from corrdet.losses import (
     association_loss,
+    harmonic_factors,
     harmonic_iou_loss,
     harmonic_loss,
     iou_balanced_smooth_l1_loss,
@@ -89,6 +90,20 @@ class TestHarmonic:
         loss = harmonic_loss(-p.log(), localization)
         (gradient,) = torch.autograd.grad(loss.sum(), p)
         torch.testing.assert_close(gradient, localization - (1 + torch.exp(-localization)) / p)
+
+    def test_stopped_factors_weigh_only(self):
+        entropy = torch.tensor([2.0, 0.5], dtype=torch.float64, requires_grad=True)
+        localization = torch.tensor([0.1, 0.7], dtype=torch.float64, requires_grad=True)
+        gradients = {}
+        for stopped in (False, True):
+            factors = harmonic_factors(entropy, localization, stopped)
+            loss = (factors[0] * entropy + factors[1] * localization).sum()
+            gradients[stopped] = torch.autograd.grad(loss, (entropy, localization))
+            assert loss.item() == harmonic_loss(entropy, localization).sum().item()
+        torch.testing.assert_close(gradients[True][0], 1 + torch.exp(-localization))
+        torch.testing.assert_close(gradients[True][1], 1 + torch.exp(-entropy))
+        # Badly classified, well localized: the paper's loss wants the box to be worse.
+        assert gradients[False][1][0] < 0 < gradients[False][1][1]
 
     def test_gradcheck_in_both(self):
         values = (uniform(10, high=4).requires_grad_(), uniform(10, seed=1).requires_grad_())

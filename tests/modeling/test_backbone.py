@@ -296,7 +296,8 @@ def build_frozen(name: str, freeze_at: int, norm: str = "BN"):
     add_corrdet_config(cfg)
     cfg.MODEL.BACKBONE.NAME = name
     cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
-    cfg.MODEL.RESNETS.NORM = norm
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.TORCHVISION.NORM = norm
+    cfg.MODEL.TORCHVISION.NETWORK = "mobilenet_v2"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     if "retinanet" in name or "ssd" in name:

@@ -57,8 +57,6 @@ def record(config: str, entries: list[str], output: Path) -> dict:
         "DATALOADER.NUM_WORKERS", 0,
         "OUTPUT_DIR", str(output),
     ]  # fmt: skip
-    if config == "retinanet_neon_trees":  # on digits as well
-        overrides += ["MODEL.RETINANET.NUM_CLASSES", 10, "INPUT.CROP.ENABLED", False]
     cfg = load_config(
         SimpleNamespace(config_file=str(QUICK / f"{config}.yaml"), opts=list(map(str, overrides)))
     )

@@ -16,13 +16,17 @@ _DETECTRON2S = (
 )
 _CORRDETS = (
     "build_deformable_resnet_fpn_backbone",
+    "build_mobilenet_v2_fpn_backbone",
     "build_res2net_fpn_backbone",
     "build_resnet10_fpn_backbone",
     "build_retinanet_deformable_resnet_fpn_backbone",
+    "build_retinanet_mobilenet_v2_fpn_backbone",
     "build_retinanet_res2net_fpn_backbone",
     "build_retinanet_resnet10_fpn_backbone",
+    "build_retinanet_torchvision_fpn_backbone",
     "build_ssd_resnet_backbone",
     "build_ssd_resnet_fpn_backbone",
+    "build_torchvision_fpn_backbone",
 )
 READ_FREEZE_AT = (*_DETECTRON2S, *_CORRDETS)
 

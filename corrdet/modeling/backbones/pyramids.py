@@ -1,6 +1,7 @@
-"""Feature pyramids on a ResNet."""
+"""Feature pyramids on a network of stages."""
 
-from detectron2.modeling.backbone import FPN, ResNet
+from detectron2.modeling import Backbone
+from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import nn
 
@@ -11,8 +12,10 @@ from corrdet.options import Key, one_of
 # The backbones that read MODEL.FPN.P6_FROM.
 _READ_P6_FROM = (
     "build_retinanet_deformable_resnet_fpn_backbone",
+    "build_retinanet_mobilenet_v2_fpn_backbone",
     "build_retinanet_res2net_fpn_backbone",
     "build_retinanet_resnet10_fpn_backbone",
+    "build_retinanet_torchvision_fpn_backbone",
 )
 declare(
     "MODEL.FPN",
@@ -20,8 +23,8 @@ declare(
         "res5",
         one_of(("res5", "p5")),
         "what the levels beyond P5 are convolutions of: 'res5' (RetinaNet, FoveaBox), 'p5' (FCOS, "
-        f"ATSS, PAA); read by {', '.join(_READ_P6_FROM)}, of which the first one is Detectron2's "
-        "ResNet where no stage is deformable",
+        f"ATSS, PAA); read by {', '.join(_READ_P6_FROM)}, of which the deformable one is "
+        "Detectron2's ResNet where no stage is deformable",
     ),
 )
 
@@ -40,14 +43,14 @@ def check_p6(cfg) -> None:
         )
 
 
-def retinanet_pyramid(cfg, bottom_up: ResNet) -> FPN:
+def retinanet_pyramid(cfg, bottom_up: Backbone) -> FPN:
     """With the levels of dense detectors, p3 to p7, by ``MODEL.FPN``."""
     source, width = cfg.MODEL.FPN.P6_FROM, cfg.MODEL.FPN.OUT_CHANNELS
     channels = width if source == "p5" else bottom_up.output_shape()[source].channels
     return pyramid(cfg, bottom_up, LastLevelP6P7(channels, width, source))
 
 
-def pyramid(cfg, bottom_up: ResNet, top_block: nn.Module) -> FPN:
+def pyramid(cfg, bottom_up: Backbone, top_block: nn.Module) -> FPN:
     """By ``MODEL.FPN``; ``top_block``: as of Detectron2's FPN, what makes levels beyond those."""
     return FPN(
         bottom_up=bottom_up,
