@@ -6,6 +6,8 @@ probability (Lin et al. 2017, Sec. 4.1): nearly all of its samples are negatives
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,12 @@ from torch import Tensor, nn
 from corrdet.options import PROBABILITY, Key, one_of
 
 ACTIVATIONS = ("sigmoid", "softmax")
+# Tables, so that a step is read in few files.
+BACKGROUND_LOGITS = {"sigmoid": 0, "softmax": 1}
+PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softmax": partial(torch.softmax, dim=-1),
+}
 
 
 def activation_keys(default: str) -> dict[str, Key]:
@@ -36,22 +44,17 @@ def activation_keys(default: str) -> dict[str, Key]:
 
 def num_logits(activation: str, num_classes: int) -> int:
     """Of a sample: C, and one more with a softmax."""
-    return num_classes + (activation == "softmax")
+    return num_classes + BACKGROUND_LOGITS[activation]
 
 
 def num_classes(logits: Tensor, activation: str) -> int:
     """C, of logits (..., C) or (..., C + 1)."""
-    return logits.shape[-1] - (activation == "softmax")
-
-
-def probabilities(logits: Tensor, activation: str) -> Tensor:
-    """Of every class, and of a softmax of the background: in [0, 1], shaped as the logits."""
-    return logits.sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)
+    return logits.shape[-1] - BACKGROUND_LOGITS[activation]
 
 
 def class_scores(logits: Tensor, activation: str) -> Tensor:
     """Scores (..., C) in [0, 1] of the classes, from logits (..., C) or (..., C + 1)."""
-    return probabilities(logits, activation)[..., : num_classes(logits, activation)]
+    return PROBABILITIES[activation](logits)[..., : num_classes(logits, activation)]
 
 
 def background_losses(logits: Tensor, activation: str) -> Tensor:

@@ -25,13 +25,14 @@ Losses that are registered before :func:`corrdet.add_corrdet_config` is called g
 themselves.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from corrdet.names import unknown_name
 from corrdet.options import (
@@ -48,7 +49,7 @@ from corrdet.options import (
     shown,
 )
 
-from ._watch import PositivesWatch
+from ._state import KeepsStates
 from .global_batch import mean_over_processes
 from .matched_predictions import MatchedPredictions
 from .registry import (
@@ -61,6 +62,43 @@ from .registry import (
     refusal,
 )
 from .weight import Weight, as_weight
+
+# Batches without a positive, one after the other, after which it is said.
+PATIENCE = 100
+NO_POSITIVES = (
+    f"no sample of the last {PATIENCE} batches is a positive: localization, ranking and coupling "
+    "losses are 0, and nothing is learned of the objects. Look at the annotations (are there any, "
+    "boxes as XYXY in pixels of the resized image, classes from 0 to the number of classes - 1), "
+    "at the sizes of anchors beside those of objects, and at the IoU from which on they match"
+)
+
+
+class PositivesWatch:
+    """Counts the batches of a training that have no positive, and warns once.
+
+    The losses of none are 0, which looks like success.
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._is_over = False
+        self._iteration: int | None = None
+
+    def see(self, num_positives: int, iteration: int | None = None) -> None:
+        """
+        Args:
+            num_positives: of the next batch.
+            iteration: of the training, where it is known: several calls, as of the layers of a
+                decoder, may be of one batch.
+        """
+        if self._is_over or torch.compiler.is_compiling():
+            return
+        is_new = iteration is None or iteration != self._iteration
+        self._iteration = iteration
+        self._in_a_row = 0 if num_positives else self._in_a_row + is_new
+        if self._in_a_row >= PATIENCE:
+            self._is_over = True
+            warnings.warn(NO_POSITIVES, stacklevel=2)
 
 
 @dataclass
@@ -90,7 +128,7 @@ class BoundLoss:
         return self.loss.function(matched, **self.options, **state, **losses)
 
 
-class Criterion(nn.Module):
+class Criterion(KeepsStates):
     """The losses of one training step, each under a name.
 
     Args:
@@ -363,71 +401,6 @@ class Criterion(nn.Module):
                 "iteration"
             )
         return weight.at(iteration)
-
-    # What losses keep from step to step is in checkpoints as parameters are, under
-    # ``state.<loss>.<name>[<shape>]``, lists with their index behind the name. A training that has
-    # just begun has none, and so have other losses' checkpoints: neither is an error. The shape is
-    # in the key since Detectron2's checkpointer drops what has another shape than in the model now.
-
-    def restore(self, states: Mapping[str, Mapping[str, Any]]) -> None:
-        """Go on with the states of losses, by their names, as checkpoints of version 0.1 have them.
-
-        States of other losses than these are left out.
-        """
-        for name, state in states.items():
-            if name in self._losses and self._losses[name].keeps_state:
-                self._losses[name].state.update(state)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for loss, bound in self._losses.items():
-            for name, value in bound.state.items():
-                entries = {name: value}
-                if isinstance(value, list):
-                    entries = {f"{name}.{index}": item for index, item in enumerate(value)}
-                for entry, item in entries.items():
-                    tensor = torch.as_tensor(item).detach()
-                    destination[f"{prefix}state.{loss}.{entry}{list(tensor.shape)}"] = tensor
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for loss, bound in self._losses.items():
-            if not bound.keeps_state:
-                # Nor is what was kept while it was switched on carried on to the next checkpoint.
-                continue
-            start = f"{prefix}state.{loss}."
-            loaded: dict[str, Any] = {}
-            lists: dict[str, dict[int, Tensor]] = {}
-            for key in [key for key in state_dict if key.startswith(start)]:
-                entry = key.removeprefix(start).partition("[")[0]
-                name, _, index = entry.rpartition(".")
-                # A copy: losses may write into what they keep.
-                value = state_dict[key].clone()
-                if name and index.isdigit():
-                    lists.setdefault(name, {})[int(index)] = value
-                else:
-                    loaded[entry] = value
-            for name, items in lists.items():
-                loaded[name] = [items[index] for index in sorted(items)]
-            bound.state.clear()
-            bound.state.update(loaded)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Criterion":
-        """States follow to another device, but keep their precision: they are of float32 losses."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, list):
-                return [moved(item) for item in value]
-            if isinstance(value, Tensor):
-                return value.to(fn(value.flatten()[:0]).device)
-            return value
-
-        super()._apply(fn, recurse)
-        for bound in self._losses.values():
-            for name, value in bound.state.items():
-                bound.state[name] = moved(value)
-        return self
 
 
 # What the config has beside the names of the losses and their own options.

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from corrdet.activation import ACTIVATIONS, num_classes, probabilities
+from corrdet.activation import ACTIVATIONS, BACKGROUND_LOGITS, PROBABILITIES
 from corrdet.ops import elementwise_iou
 
 
@@ -89,7 +89,7 @@ class MatchedPredictions:
     @property
     def num_classes(self) -> int:
         """C, without the background."""
-        return num_classes(self.logits, self.activation)
+        return self.logits.shape[1] - BACKGROUND_LOGITS[self.activation]
 
     @cached_property
     def classes(self) -> Tensor:
@@ -107,7 +107,7 @@ class MatchedPredictions:
     @cached_property
     def probabilities(self) -> Tensor:
         """(P, C) or, of softmax heads, (P, C + 1): of every class, with gradient to the logits."""
-        return probabilities(self.logits[self.positives], self.activation)
+        return PROBABILITIES[self.activation](self.logits[self.positives])
 
     @cached_property
     def scores(self) -> Tensor:

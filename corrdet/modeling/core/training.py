@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from corrdet.activation import num_classes
+from corrdet.activation import BACKGROUND_LOGITS
 from corrdet.losses import Criterion, MatchedPredictions
 from corrdet.losses.correlation import (
     average_ranks,
@@ -159,7 +159,8 @@ def gather_boxes(
 
 
 def _positives(logits: Tensor, labels: Tensor, activation: str) -> Tensor:
-    return torch.nonzero((labels >= 0) & (labels != num_classes(logits, activation)))[:, 0]
+    background = logits.shape[1] - BACKGROUND_LOGITS[activation]
+    return torch.nonzero((labels >= 0) & (labels != background))[:, 0]
 
 
 def centers_and_sides(boxes: Tensor) -> Tensor:
