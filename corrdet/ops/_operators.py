@@ -1,5 +1,6 @@
 """Operators in plain PyTorch, registered as the compiled ones are: ``torch.ops.corrdet_torch``."""
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -41,11 +42,28 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 return overload.redispatch(keys, *arguments)
 
         LIBRARY.define(schema)
-        LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-        LIBRARY.impl(name, refuse_tangents, "ADInplaceOrView", with_keyset=True)
+        LIBRARY.impl(name, _untraced(kernel), "CompositeExplicitAutograd")
+        LIBRARY.impl(name, _untraced(refuse_tangents), "ADInplaceOrView", with_keyset=True)
         return function
 
     return register
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that torch.compile leaves alone.
+
+    Where it runs code as it is, it tries to compile the functions that are called there.
+    """
+    disabled: list[Callable[..., Any]] = []
+
+    def call(*arguments):
+        if "torch._dynamo" not in sys.modules:  # whose import takes seconds
+            return function(*arguments)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*arguments)
+
+    return call
 
 
 def _has_tangent(tensor: Tensor) -> bool:
