@@ -10,6 +10,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # A console that lacks a character shows its number.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    print(table(results, samples))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(table(results, samples, width))
     notes += [f"Not drawn: {problem}." for problem in problems]
     print("\n".join(["", *notes, f"All of it, by class too: {path}", f"With figures: {report}"]))
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -204,9 +203,7 @@ def _parts(result: Results, per_class: dict) -> dict:
                 {"object": names[row], "detected_as": names[column], "count": count}
                 for row, column, count in confused.pairs()[:MAX_PAIRS]
             ],
-            "right": int(np.trace(confused.counts[:-1, :-1])),
-            "background": int(confused.counts[-1].sum()),
-            "missed": int(confused.counts[:, -1].sum()),
+            **{kind: confused.total(kind) for kind in ("right", "background", "missed")},
         },
     }
 
@@ -223,8 +220,15 @@ def _interval(bounds: tuple[float, float]) -> list[float] | None:
     return list(bounds) if math.isfinite(bounds[0]) else None
 
 
-def table(results: Sequence[Results], samples: Bootstrap | None) -> str:
-    """All measures, a column for each file, then one for each difference from the first."""
+def table(results: Sequence[Results], samples: Bootstrap | None, width: int | None = None) -> str:
+    """All measures, a column for each file, then one for each difference from the first.
+
+    Args:
+        results: of each file.
+        samples: of the bootstrap.
+        width: in characters; what is wider is several tables, one below the other. Any width if
+            not given.
+    """
     rows = []
     p_values = samples.corrected_p_values() if samples else {}
     values = [{**result.measures, **costs_of(result)} for result in results]
@@ -241,7 +245,27 @@ def table(results: Sequence[Results], samples: Bootstrap | None) -> str:
         rows.append(row)
     names = [result.name for result in results]
     headers = ["", *names, *(f"{name} - {names[0]}" for name in names[1:])]
-    return tabulate(rows, headers, disable_numparse=True, colalign=("left",) * len(headers))
+    return "\n\n".join(
+        tabulate(
+            [[row[column] for column in columns] for row in rows],
+            [headers[column] for column in columns],
+            disable_numparse=True,
+            colalign=("left",) * len(columns),
+        )
+        for columns in _fitting([headers, *rows], width)
+    )
+
+
+def _fitting(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
+    """Which columns stand beside the first in each of several tables of at most this width."""
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    parts = [[0]]
+    for column in range(1, len(widths)):
+        taken = sum(widths[other] for other in parts[-1])
+        if width is not None and len(parts[-1]) > 1 and taken + widths[column] - 2 > width:
+            parts.append([0])
+        parts[-1].append(column)
+    return parts
 
 
 def _cell(value: float, bounds, sign: str = "", *, is_count: bool = False) -> str:

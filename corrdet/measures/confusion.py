@@ -1,5 +1,6 @@
 """Which classes are taken for which: detections matched with objects whatever their classes."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,20 +18,36 @@ class Confusion:
 
     Attributes:
         threshold: of the score.
-        counts: (C + 1, C + 1) objects of a class (rows) by the class they are detected as
-            (columns); the last row is background that is detected, the last column objects that
-            are missed.
+        counts: (annotated, detected) -> number, of places among C categories; C stands for
+            background that is detected, and for objects that are missed. What is 0 is not there:
+            of 20 000 classes a matrix would have gigabytes.
+        num_categories: C.
     """
 
     threshold: float
-    counts: np.ndarray = field(repr=False)
+    counts: dict[tuple[int, int], int] = field(repr=False)
+    num_categories: int
+
+    def total(self, kind: str) -> int:
+        """How many are "right", "confused", of "background" or "missed"."""
+        none = self.num_categories
+        kinds = {"right": 0, "confused": 0, "background": 0, "missed": 0}
+        for (annotated, detected), count in self.counts.items():
+            if annotated == none:
+                kinds["background"] += count
+            elif detected == none:
+                kinds["missed"] += count
+            else:
+                kinds["right" if annotated == detected else "confused"] += count
+        return kinds[kind]
 
     def pairs(self) -> list[tuple[int, int, int]]:
         """(annotated, detected, count) of two classes, the most frequent first."""
-        classes = self.counts[:-1, :-1].copy()
-        np.fill_diagonal(classes, 0)
-        rows, columns = np.nonzero(classes)
-        found = zip(rows.tolist(), columns.tolist(), classes[rows, columns].tolist(), strict=True)
+        found = [
+            (annotated, detected, count)
+            for (annotated, detected), count in sorted(self.counts.items())
+            if annotated != detected and self.num_categories not in (annotated, detected)
+        ]
         return sorted(found, key=lambda pair: -pair[2])
 
 
@@ -48,7 +65,7 @@ def confusion(results: Results, threshold: float | None = None) -> Confusion:
         threshold = best.threshold if best else 0.0
     matches, gt = results.matches, results.ground_truth
     num = len(gt.category_ids)
-    counts = np.zeros((num + 1, num + 1), np.int64)
+    counts: Counter[tuple[int, int]] = Counter()
     kept = np.flatnonzero((matches.scores >= threshold) & ~matches.ignored[0, 0])
     kept = kept[np.lexsort((-matches.scores[kept], matches.images[kept]))]
     images = matches.images[kept]
@@ -70,7 +87,7 @@ def confusion(results: Results, threshold: float | None = None) -> Confusion:
                 best = free[np.lexsort((is_same[place, free], ious[place, free]))[-1]]
                 taken[columns[best]] = True
                 annotated = int(gt.categories[columns[best]])
-            counts[annotated, matches.categories[row]] += 1
+            counts[annotated, int(matches.categories[row])] += 1
     missed = objects[~taken[objects]]
-    counts[:num, num] = np.bincount(gt.categories[missed], minlength=num)
-    return Confusion(float(threshold), counts)
+    counts.update((category, num) for category in gt.categories[missed].tolist())
+    return Confusion(float(threshold), dict(counts), num)

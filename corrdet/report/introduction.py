@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from corrdet.measures.errors_by_type import TYPES
 from corrdet.options import is_number
 
+from .errors import WHAT
 from .html import breakable, interval, is_significant, number
 
 
@@ -30,17 +32,31 @@ def introduction(entries: Sequence[Mapping]) -> str:
                 "more than the choice of images explains"
                 if is_significant(entry, "AP")
                 else "which the choice of images alone may explain"
+                if bounds[0] <= 0 <= bounds[1]
+                else "which is no more than chance once all measures are tested together"
             )
             line += (
                 f" AP differs from that of the first by {number(entry['differences']['AP'], '+')} "
                 f"{interval(bounds, '+')}, {verdict}."
             )
+        if costs := _costly(entry):
+            line += f" Most AP50 is lost to {costs}."
         lines.append(line)
     items = "\n".join(f"<li>{line}</li>" for line in lines)
     return (
         f'<p class="muted">{len(entries)} results {"files" if len(entries) > 1 else "file"}, '
         f"{first['images']} images, {first['ground_truths']} objects, {kind} compared.</p>\n"
         f"<ul>\n{items}\n</ul>"
+    )
+
+
+def _costly(entry: Mapping) -> str:
+    """The two types of errors that cost most, in words."""
+    costs = [(entry.get("errors", {}).get(name, {}).get("cost") or 0.0, name) for name in TYPES]
+    return " and ".join(
+        f"errors of the type {name} ({WHAT[name][0]}, {number(cost)})"
+        for cost, name in sorted(costs, reverse=True)[:2]
+        if cost > 0
     )
 
 

@@ -224,7 +224,7 @@ style-src 'unsafe-inline'; script-src '$script_hash'; base-uri 'none'; form-acti
 <style>$style</style>
 </head>
 <body>
-<a class="skip" href="#summary">Skip to the summary</a>
+<a class="skip" href="#summary">Skip to the numbers</a>
 <header>
 <h1>$title</h1>
 $introduction

@@ -95,7 +95,19 @@ NOT_MEASURES = {
 }  # fmt: skip
 
 
-def chapter(entries: Sequence[Mapping], notes: Sequence[str]) -> str:
+def notes_on(entries: Sequence[Mapping], notes: Sequence[str]) -> str:
+    """What to know before the numbers are read, as a list."""
+    sentences = [*notes]
+    if "bootstrap" in entries[0]:
+        sentences.append(
+            "The intervals say what another choice of images would have given, not what another "
+            "training would have given."
+        )
+    lines = "".join(f"<li>{escape(line)}</li>\n" for line in sentences)
+    return f'<ul class="note">\n{lines}</ul>\n' if sentences else ""
+
+
+def chapter(entries: Sequence[Mapping]) -> str:
     first = entries[0]
     heads = [f'<th scope="col">{breakable(entry["name"])}</th>' for entry in entries]
     heads += [
@@ -118,15 +130,7 @@ def chapter(entries: Sequence[Mapping], notes: Sequence[str]) -> str:
         f'<table class="summary"><thead><tr><th scope="col">measure</th>{"".join(heads)}</tr>'
         f"</thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>",
     )
-    sentences = [*notes]
-    if "bootstrap" in first:
-        sentences.append(
-            "The intervals say what another choice of images would have given, not what another "
-            "training would have given."
-        )
-    lines = "".join(f"<li>{escape(line)}</li>\n" for line in sentences)
-    said = f'<ul class="note">\n{lines}</ul>\n' if sentences else ""
-    return f"{said}{table}\n{undefined_note()}"
+    return f"{table}\n{undefined_note()}"
 
 
 def _summary_row(key: str, what: str, entries: Sequence[Mapping]) -> str:

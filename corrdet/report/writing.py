@@ -69,7 +69,6 @@ def write_report(
     """
     entries = [metrics, *metrics["others"]]
     sections = [
-        ("summary", "Summary", summary.chapter(entries, notes)),
         ("errors", "Errors by type", ERRORS_HERE),
         ("operating", "Where to cut off", operating.chapter(entries)),
         ("confusion", "Confused classes", confusion.chapter(entries)),
@@ -82,12 +81,13 @@ def write_report(
         ("shares", "How well the boxes fit", fit.chapter(results)),
         ("bounds", "AP and what agreement could make of it", bounds.chapter(results)),
         ("precision", "Precision and recall", precision.chapter(results)),
+        ("summary", "All numbers", summary.chapter(entries)),
         ("classes", "Classes", classes.chapter(entries)),
     ]
     if training:
         sections.append(("training", "Training", training_curves.chapter(training)))
     words = ("words", "What the words mean", glossary.chapter())
-    verdict = introduction(entries)
+    verdict = introduction(entries) + summary.notes_on(entries, notes)
     problems: list[str] = []
     heading = "The most inconsistent detections"
     if images is not None:

@@ -336,6 +336,17 @@ def test_names():
     assert names_of(["x/a\nb.json"]) == ["a?b"]
 
 
+def test_a_table_fits_the_terminal():
+    gt = ground_truth_from_coco(ground_truth([(1, 1, (0, 0, 10, 10))]))
+    found = [measure(gt, detections_from_coco([], gt), name=name * 20) for name in ("a", "b", "c")]
+    whole = table(found, None).splitlines()
+    parts = table(found, None, 80).splitlines()
+    assert max(map(len, whole)) > 120 and max(map(len, parts)) <= 80
+    # Every part names its rows; a column that is too wide has one of its own.
+    assert sum(line.startswith("oLRP_Loc") for line in parts) == 4
+    assert len(table(found, None, 10).splitlines()) == 5 * (len(whole) + 1) - 1
+
+
 def test_infinite_differences_are_not_written():
     gt = ground_truth_from_coco(ground_truth([(1, 1, (0, 0, 10, 10))]))
     found = [

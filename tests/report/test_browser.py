@@ -120,7 +120,7 @@ class TestInBrowser:
         browser.open(whole_report)
         browser.press("Tab")
         focused = "document.activeElement.textContent"
-        assert browser.run(focused) == "Skip to the summary"
+        assert browser.run(focused) == "Skip to the numbers"
         assert browser.run("document.activeElement.getBoundingClientRect().left") >= 0
         browser.press("Enter", "\r")
         assert browser.run("location.hash") == "#summary"

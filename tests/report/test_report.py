@@ -24,7 +24,7 @@ from tests.helpers.report import (
 )
 
 ALWAYS = (
-    "summary errors operating confusion density calibration shares bounds precision classes words"
+    "errors operating confusion density calibration shares bounds precision summary classes words"
 ).split()
 
 
