@@ -71,10 +71,8 @@ def run_all(runs: Sequence[Run], folder: Path, processes: int, threads: int) -> 
 
 
 def _run_if_missing(run: Run, folder: Path, threads: int) -> str | None:
-    if _has_result(run, folder):
-        return None
     with _claimed(folder / f".{run.name}.lock") as is_ours:
-        # Whoever had it may have finished in the meantime.
+        # Others may have finished it in the meantime.
         if not is_ours or _has_result(run, folder):
             return None
         return _train(run, folder, threads)
@@ -107,6 +105,7 @@ def _train(run: Run, folder: Path, threads: int) -> str | None:
     command += ["SEED", str(run.seed), "OUTPUT_DIR", str(output), *run.opts]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
+    origin = provenance(threads)  # before: others may commit while it trains
     start = time.monotonic()
     with open(output / "study.log", "a") as log:
         status = subprocess.run(
@@ -129,7 +128,8 @@ def _train(run: Run, folder: Path, threads: int) -> str | None:
         "seconds": round(seconds, 1),
         "config": run.config,
         "opts": list(run.opts),
-        **provenance(threads),
+        **origin,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     with exclusive_lock(folder / f".{RESULTS}.lock"), open(folder / RESULTS, "a") as file:
         file.write(json.dumps(result) + "\n")
@@ -163,5 +163,4 @@ def provenance(threads: int) -> dict:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": threads,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

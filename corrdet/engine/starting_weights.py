@@ -76,10 +76,7 @@ class StartingWeights:
         if twice:
             raise CheckpointError(f"MODEL.WEIGHTS_CLASSES has {twice[0]!r} twice")
         ours = tuple(classes_of(cfg.DATASETS.TRAIN[0]) or ()) if theirs else ()
-        detector = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-        is_softmax = issubclass(detector, GeneralizedRCNN)  # Detectron2's
-        if issubclass(detector, Detector):
-            is_softmax = detector.activation_of(cfg) == "softmax"
+        is_softmax = bool(theirs) and _has_background(cfg)
         return cls(tuple(cfg.MODEL.get("WEIGHTS_PARTS", ())), theirs, ours, is_softmax)
 
     def chosen(self, weights: Mapping[str, Any], own: Mapping[str, Tensor], path: str) -> dict:
@@ -135,6 +132,15 @@ class StartingWeights:
             "classes of %s: %d tensors keep the rows of %d classes (%s); %d are new (%s)",
             path, layers, len(shared), _listed(shared), len(new), _listed(new),
         )  # fmt: skip
+
+
+def _has_background(cfg: CfgNode) -> bool:
+    detector = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if not isinstance(detector, type):  # a function of one's own
+        return False
+    if issubclass(detector, Detector):
+        return detector.activation_of(cfg) == "softmax"
+    return issubclass(detector, GeneralizedRCNN)  # Detectron2's
 
 
 def _listed(names: Sequence[str]) -> str:
