@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -108,13 +107,11 @@ def start(side: str, train: str, test: str, *, masks: bool, workers: int) -> Ite
 
 
 def _start_corrdet(cfg) -> Iterator[str]:
-    from corrdet.data.records import by_one_process
     from corrdet.engine import CorrdetTrainer
+    from corrdet.engine.test_sets import check_test_sets
 
     loader = CorrdetTrainer.build_train_loader(cfg)
-    by_one_process(
-        partial(CorrdetTrainer._check_test_set, cfg, "benchmark_test"), cfg.DATASETS.TEST
-    )
+    check_test_sets(CorrdetTrainer, cfg, is_own=False)
     yield "loader"
     next(loader)
     yield "batch"
