@@ -55,6 +55,7 @@ def alrp_loss(
     activations=("sigmoid",),
     per_sample=False,
     needs_bounded=True,
+    weights_positives=True,
     definition="`1 - mean precision` for the classification, whose update adds the localization "
     "losses; for the boxes the mean over positives of the localization losses ranked above it, "
     "over its rank",

@@ -100,6 +100,7 @@ def spearman_correlation(
     return pearson_correlation(_soft_ranks(x, strength), ranks).to(x.dtype)
 
 
+@checked
 def concordance_correlation(x: Tensor, y: Tensor, unbiased: Unbiased = False) -> Tensor:
     """Lin's concordance correlation coefficient, Eq. 2.3: 1 only where ``x`` equals ``y``.
 

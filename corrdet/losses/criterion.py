@@ -198,6 +198,12 @@ class Criterion(KeepsStates):
                 f": the localization loss {localization!r} cannot be weighted by "
                 f"{localization_weighted_by}: it is one sum over all positives",
             )
+        if localization_weighted_by != "none" and losses[classification].weights_positives:
+            raise OptionError(
+                "localization_weighted_by",
+                f" must be 'none' with {classification!r}, which weights the localization loss of "
+                f"each positive itself, got {localization_weighted_by!r}",
+            )
         self.classification = self._losses[classification]
         self.localization = self._losses[localization]
         self.couplings = {name: self._losses[name] for name in names}

@@ -41,6 +41,8 @@ class RegisteredLoss:
             "localization".
         bounded: of a localization loss, whether there is a largest value.
         needs_bounded: of a classification loss, whether it needs such a localization loss.
+        weights_positives: of a classification loss, whether it weights the localization losses of
+            positives, which are not to be weighted before then.
         state_with: the option without which (0, None) nothing is kept in ``state``, such as
             "memory"; "": something always is.
         weight: of a coupling, its weight where none is given.
@@ -57,6 +59,7 @@ class RegisteredLoss:
     needs: tuple[str, ...] = ()
     bounded: bool = False
     needs_bounded: bool = False
+    weights_positives: bool = False
     state_with: str = ""
     weight: float = Weight.value
     definition: str = ""
@@ -207,14 +210,14 @@ CLASSIFICATION_LOSSES = LossRegistry(
     "classification loss", ("localization", "state"), lacks=("bounded", *_OF_COUPLINGS)
 )
 LOCALIZATION_LOSSES = LossRegistry(
-    "localization loss", ("state",), lacks=("needs_bounded", *_OF_COUPLINGS)
+    "localization loss", ("state",), lacks=("needs_bounded", "weights_positives", *_OF_COUPLINGS)
 )
 COUPLINGS = LossRegistry(
     "coupling",
     # What it adds is loss_<name>: names of the Criterion's and the region proposals' own.
     reserved_names=("cls", "box_reg", "loc"),
     reserved_options=WEIGHT_OPTIONS,
-    lacks=("per_sample", "bounded", "needs_bounded"),
+    lacks=("per_sample", "bounded", "needs_bounded", "weights_positives"),
 )
 REGISTRIES = (CLASSIFICATION_LOSSES, LOCALIZATION_LOSSES, COUPLINGS)
 

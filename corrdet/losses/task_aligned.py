@@ -90,6 +90,7 @@ def task_aligned_loss(
     options_from=(task_aligned_loss, task_alignment),
     activations=("sigmoid",),
     per_sample=False,
+    weights_positives=True,
     definition="`abs(t - p)^gamma` x cross entropy, `t = p^alpha I^beta` scaled to the best IoU of "
     "the ground truth; this and the localization loss, weighted by `t`, over the sum of `t`",
     use="score and box of the same positives are to be the best; after some epochs of another",

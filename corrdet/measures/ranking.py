@@ -165,8 +165,8 @@ class LocalizationRecallPrecision:
         Raises:
             ValueError: other thresholds.
         """
-        if thresholds not in LRP_THRESHOLDS:
-            raise ValueError(f"thresholds must be one of {LRP_THRESHOLDS}, got {thresholds!r}")
+        if not (isinstance(thresholds, str) and thresholds in LRP_THRESHOLDS):
+            raise ValueError(f"lrp_thresholds must be one of {LRP_THRESHOLDS}, got {thresholds!r}")
         num_categories = matches.num_gt.shape[1]
         is_true = matches.true_positives[0, 0]
         self._true = np.flatnonzero(is_true)

@@ -533,3 +533,11 @@ class TestArgumentsOfAStep:
     def test_no_matched_predictions(self):
         with pytest.raises(TypeError, match="^expected MatchedPredictions, got dict$"):
             Criterion("sigmoid_focal", "giou")({"logits": torch.zeros(3, 3)})
+
+
+@pytest.mark.parametrize("classification", ["alrp", "task_aligned"])
+def test_what_weights_positives_itself_is_given_no_weighted_losses(classification):
+    Criterion(classification, "giou")
+    message = rf"localization_weighted_by must be 'none'.*{classification}"
+    with pytest.raises(OptionError, match=message):
+        Criterion(classification, "giou", localization_weighted_by="iou")

@@ -262,8 +262,9 @@ class TestOptimalLRP:
         # (0 + 2 + 0) / (1 + 2 + 0)
         grid = results_of(content, detections(rows), lrp_thresholds="grid")
         assert grid.measures["oLRP"] == pytest.approx(200 / 3)
-        with pytest.raises(ValueError, match="thresholds must be one of .*, got 'steps'"):
-            results_of(content, detections(rows), lrp_thresholds="steps")
+        for wrong in ("steps", np.arange(3)):
+            with pytest.raises(ValueError, match="^lrp_thresholds must be one of .*, got "):
+                results_of(content, detections(rows), lrp_thresholds=wrong)
 
     def test_without_true_positives(self):
         content = ground_truth([(1, 1, (0, 0, 10, 10))])
