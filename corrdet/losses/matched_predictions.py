@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class MatchedPredictions:
             of each image need num_images, and samples that are image by image, as many of each.
 
     Raises:
-        ValueError: shapes that do not fit together, positives out of order, an unknown activation.
+        ValueError: shapes that do not fit together, positives out of order, images or levels that
+            are not counted from 0, an unknown activation.
     """
 
     logits: Tensor
@@ -76,9 +78,11 @@ class MatchedPredictions:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-        # On a GPU it would have to be waited for.
+        # On a GPU values would have to be waited for.
         if self.positives.device.type == "cpu" and (self.positives.diff() <= 0).any():
             raise ValueError("positives must be ascending")
+        for name, count in (("image_ids", "num_images"), ("levels", "num_levels")):
+            _check_positions(name, getattr(self, name), count, getattr(self, count))
         for name in (
             "logits", "boxes", "gt_boxes", "deltas", "gt_deltas", "mask_ious", "priors"
         ):  # fmt: skip
@@ -191,3 +195,21 @@ def centerness(priors: Tensor, gt_boxes: Tensor) -> Tensor:
     shorter, longer = torch.minimum(to_start, to_end), torch.maximum(to_start, to_end)
     inside = (shorter > 0).all(dim=1)
     return torch.where(inside, (shorter / longer).prod(dim=1), 0.0).sqrt()
+
+
+def _check_positions(name: str, positions: Tensor | None, count_name: str, count: Any) -> None:
+    """Raise a ValueError for positions that are no whole numbers from 0 to count - 1."""
+    is_count = isinstance(count, int | torch.SymInt) and not isinstance(count, bool)
+    if count is not None and not (is_count and count >= 0):
+        raise ValueError(f"{count_name} must be an integer >= 0 or None, got {count!r}")
+    if positions is None:
+        return
+    if positions.dtype != torch.int64:
+        raise ValueError(f"{name} must be int64, got {positions.dtype}")
+    if positions.device.type == "cpu" and len(positions):
+        least, most = positions.aminmax()
+        if least < 0 or (count is not None and most >= count):
+            raise ValueError(
+                f"{name} must be from 0 to {count_name} - 1, got {int(least)} to {int(most)}"
+                + (f" with {count_name} {count}" if count is not None else "")
+            )

@@ -541,3 +541,18 @@ def test_what_weights_positives_itself_is_given_no_weighted_losses(classificatio
     message = rf"localization_weighted_by must be 'none'.*{classification}"
     with pytest.raises(OptionError, match=message):
         Criterion(classification, "giou", localization_weighted_by="iou")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image_ids": torch.zeros(5)}, "image_ids must be int64, got torch.float32"),
+        ({"image_ids": torch.arange(5), "num_images": 4}, "image_ids must be from 0 .* 0 to 4"),
+        ({"levels": torch.full((5,), -1)}, "levels must be from 0 to num_levels - 1, got -1"),
+        ({"levels": torch.full((5,), 7), "num_levels": 3}, "got 7 to 7 with num_levels 3"),
+        ({"num_images": "2"}, "num_images must be an integer >= 0 or None, got '2'"),
+    ],
+)
+def test_images_and_levels_are_counted_from_0(changes, message):
+    with pytest.raises(ValueError, match=message):
+        matched_predictions(**changes)
