@@ -1,12 +1,12 @@
 """Operators in plain PyTorch, registered as the compiled ones are: ``torch.ops.corrdet_torch``."""
 
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable, imported when it is called
 from torch.autograd import forward_ad
 
 from ._backend import warn_of_a_missing_extension
@@ -42,28 +42,12 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 return overload.redispatch(keys, *arguments)
 
         LIBRARY.define(schema)
-        LIBRARY.impl(name, _untraced(kernel), "CompositeExplicitAutograd")
-        LIBRARY.impl(name, _untraced(refuse_tangents), "ADInplaceOrView", with_keyset=True)
+        # Where torch.compile runs code as it is, it tries to compile the functions called there.
+        LIBRARY.impl(name, _disable_dynamo(kernel), "CompositeExplicitAutograd")
+        LIBRARY.impl(name, _disable_dynamo(refuse_tangents), "ADInplaceOrView", with_keyset=True)
         return function
 
     return register
-
-
-def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that torch.compile leaves alone.
-
-    Where it runs code as it is, it tries to compile the functions that are called there.
-    """
-    disabled: list[Callable[..., Any]] = []
-
-    def call(*arguments):
-        if "torch._dynamo" not in sys.modules:  # whose import takes seconds
-            return function(*arguments)
-        if not disabled:
-            disabled.append(torch.compiler.disable(function))
-        return disabled[0](*arguments)
-
-    return call
 
 
 def _has_tangent(tensor: Tensor) -> bool:
