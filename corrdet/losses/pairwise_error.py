@@ -1,7 +1,8 @@
 """Pairwise errors and Adaptive Pairwise Error ("Revisiting AP Loss for Dense Object Detection:
 Adaptive Ranking Pair Selection")."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -89,12 +90,9 @@ def _pairwise_error(
     memory,
 ) -> Tensor:
     def loss(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
-        error = pairwise_error_loss(logits, labels, distance, balance, lam, delta)
-        return error + nan_without_positives(logits, labels, ious)
+        return pairwise_error_loss(logits, labels, distance, balance, lam, delta)
 
-    if over == "image":
-        return mean_over_images(matched, loss)
-    return loss(*ranked_samples(matched, delta, global_batch, memory, state))
+    return _of_ranked(loss, matched, delta, over, global_batch, memory, state)
 
 
 @checked
@@ -160,9 +158,23 @@ def _ape(
     memory,
 ) -> Tensor:
     def loss(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
-        error = ape_loss(logits, labels, ious, lam, weight_by_iou)
-        return error + nan_without_positives(logits, labels, ious)
+        return ape_loss(logits, labels, ious, lam, weight_by_iou)
+
+    return _of_ranked(loss, matched, _margin(lam), over, global_batch, memory, state)
+
+
+def _of_ranked(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    matched: MatchedPredictions,
+    margin: float,
+    over: str,
+    *batches: Any,
+) -> Tensor:
+    """A loss of logits, labels and IoUs over the samples that are ranked together."""
+
+    def with_undefined(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        return loss(logits, labels, ious) + nan_without_positives(logits, labels, ious)
 
     if over == "image":
-        return mean_over_images(matched, loss)
-    return loss(*ranked_samples(matched, _margin(lam), global_batch, memory, state))
+        return mean_over_images(matched, with_undefined)
+    return with_undefined(*ranked_samples(matched, margin, *batches))

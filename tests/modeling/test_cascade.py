@@ -11,7 +11,15 @@ from corrdet.errors import ConfigError
 from corrdet.losses import Criterion
 from tests.helpers.detectors import batch_with_masks as batch
 from tests.helpers.detectors import hostile_batches
-from tests.helpers.rcnn import CASCADE, RANKED, build_rcnn, rcnn_cfg, step, theirs_of
+from tests.helpers.rcnn import (
+    CASCADE,
+    RANKED,
+    build_rcnn,
+    rcnn_cfg,
+    step,
+    theirs_of,
+    train_through,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -99,17 +107,7 @@ def test_coordinates_that_are_not_finite_show_in_the_losses():
 
 @pytest.mark.parametrize("ranked", [[], RANKED], ids=["cross entropy", "ranked"])
 def test_hostile_batches(ranked):
-    model = build_rcnn(*CASCADE, *ranked)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
-    for case, images in hostile_batches().items():
-        losses, gradients = step(model.train(), images)
-        assert all(x.isfinite().all() for x in [*losses.values(), *gradients.values()]), case
-        # DistributedDataParallel stops where a parameter takes no part.
-        assert all(p.grad is not None for p in model.parameters()), case
-        optimizer.step()
-        with torch.no_grad():
-            outputs = model.eval()(images)
-        assert [output.keys() for output in outputs] == [{"instances", "positives"}] * len(images)
+    train_through(build_rcnn(*CASCADE, *ranked), hostile_batches())
 
 
 @pytest.mark.parametrize(
