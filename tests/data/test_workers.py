@@ -44,6 +44,16 @@ def test_a_worker_that_is_killed():
     assert "ended: it was killed; the machine was out of memory" in end_by(signal.SIGKILL)
 
 
+def test_a_closed_loader_has_no_workers_where_its_iterator_is_still_held():
+    """As by the traceback of an error."""
+    with loader() as batches:
+        (image,) = next(batches)
+        held = batches._iterator
+    assert held is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(image["pid"], 0)
+
+
 def test_a_worker_that_is_killed_before_its_batch_is_taken_over():
     """What it has handed on is fetched from it, by a connection of which nobody is at the end."""
 
